@@ -1,0 +1,44 @@
+# Every target makes the virtual environment that it needs: once, and again when pyproject.toml or constraints.txt
+# change.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+BENCH := $(wildcard fire_opd_trl/bench.py fire_opd_trl/bench/__main__.py)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
+	$(BIN)/fire-opd demo --output_dir outputs/demo
+
+test: $(VENV)/.with-test ## run the tests (PYTEST_ARGS="-m 'not slow'" for fewer)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: $(VENV)/.with-dev ## lint, format and type check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(if $(BENCH),$(VENV)/.with-test) ## run the benchmark, once there is one
+	$(if $(BENCH),$(BIN)/python -m fire_opd_trl.bench,@echo "no benchmark yet: see CHANGELOG.md")
+
+clean: ## remove what make, the tools and the demo made
+	rm -rf $(VENV) build dist *.egg-info outputs/demo
+	rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that a CPU build that is at hand is taken.
+$(VENV)/.with-torch: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+# .with-EXTRA: the package, editable, with that extra of pyproject.toml
+$(VENV)/.with-%: $(VENV)/.with-torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
+	@touch $@

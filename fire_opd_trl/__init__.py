@@ -1,0 +1,48 @@
+"""
+On-policy distillation for TRL that filters trajectories and reweights tokens. In the order of the data:
+
+    trainer    FiReOPDTrainer(GRPOTrainer): samples, scores, distils, slices, steps
+    scoring    models + rollouts -> log-probability and entropy of each sampled token
+    pipeline   distil(rollout, scores, method, context) -> Signal: the algorithm on one screen
+    methods    the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
+    stages     rollout, score, filter, reweight, advantage, loss: pure functions of tensors
+    slices     which surviving rows go into which micro-batch
+    teachers   load, compare tokenizers, freeze, place
+    config     FiReOPDConfig(GRPOConfig): every field with help, wrong values refused
+"""
+
+from typing import TYPE_CHECKING
+
+from .methods import METHODS
+from .pipeline import Context, Method, Rollout, Scores, Signal, distil
+
+
+if TYPE_CHECKING:
+    from .config import FiReOPDConfig
+    from .trainer import FiReOPDTrainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "Context",
+    "FiReOPDConfig",
+    "FiReOPDTrainer",
+    "Method",
+    "Rollout",
+    "Scores",
+    "Signal",
+    "distil",
+]
+
+
+def __getattr__(name: str):
+    # Config and trainer pull in trl and transformers (seconds); the mathematics needs torch alone.
+    if name == "FiReOPDConfig":
+        from .config import FiReOPDConfig
+
+        return FiReOPDConfig
+    if name == "FiReOPDTrainer":
+        from .trainer import FiReOPDTrainer
+
+        return FiReOPDTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

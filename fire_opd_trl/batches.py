@@ -1,0 +1,152 @@
+"""A window in TRL's layout: take rows out of it trimmed, cut it into the micro-batches of its optimizer steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+from .slices import shortest, slices, step_N
+from .stages import Rollout, World, global_row_B, row_scale
+
+
+# The tensors of a batch in TRL's layout: prompts end, and completions begin, in one column.
+PROMPT_KEYS = ("prompt_ids", "prompt_mask")
+COMPLETION_KEYS = (
+    "completion_ids",
+    "completion_mask",
+    "train_mask",
+    "advantages",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+)
+WHOLE_KEYS = ("token_type_ids", "mm_token_type_ids")
+VISION_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "image_position_ids",
+)
+ROW_KEYS = ("scale",)
+
+Batch = dict[str, Any]
+
+
+def lengths(batch: Batch) -> tuple[list[int], list[int]]:
+    """Attended prompt and completion tokens of each row."""
+    return batch["prompt_mask"].sum(dim=1).tolist(), batch["completion_mask"].sum(dim=1).tolist()
+
+
+def model_kwargs(batch: Batch) -> dict[str, Any]:
+    """What a forward needs beside ids and mask: images, token types."""
+    return {key: batch[key] for key in (*WHOLE_KEYS, *VISION_KEYS) if key in batch}
+
+
+def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
+    """
+    Some rows of a batch, trimmed to their own longest prompt and completion.
+
+    Args:
+        batch (`dict`): Tensors in TRL's layout; keys that a forward or the loss does not need are left out.
+        rows (`list[int]`): The rows, at least one.
+        multiple (`int`): Round both lengths up to a multiple of this where the batch is long enough.
+
+    Returns:
+        `dict`: The same keys for these rows.
+    """
+    prompt_B, completion_B = lengths(batch)
+    width_P, width_C = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+
+    def rounded(longest: int, width: int) -> int:
+        return min(width, max(1, -(-longest // multiple) * multiple))
+
+    prompt = rounded(max(prompt_B[row] for row in rows), width_P)
+    completion = rounded(max(completion_B[row] for row in rows), width_C)
+    split = split_pixel_values_by_grid(batch)
+    index = torch.tensor(rows, device=batch["prompt_ids"].device)
+    taken: Batch = {}
+    for key, value in split.items():
+        if key in PROMPT_KEYS:
+            taken[key] = value[index, width_P - prompt :]
+        elif key in COMPLETION_KEYS:
+            taken[key] = value[index, :completion]
+        elif key in WHOLE_KEYS:
+            taken[key] = value[index, width_P - prompt : width_P + completion]
+        elif key in VISION_KEYS or key in ROW_KEYS:
+            taken[key] = [value[row] for row in rows] if isinstance(value, list) else value[index]
+    return unsplit_pixel_values_by_grid(taken)
+
+
+def rollout_of(batch: Batch, stop_ids: list[int], teacher_B: list[int], group_size: int, world: World) -> Rollout:
+    """
+    The window as the pipeline sees it. A completion of nothing but EOS or padding says nothing: its row is empty.
+
+    Args:
+        stop_ids (`list[int]`): Ids that end a completion, and padding.
+        teacher_B (`list[int]`): Number of each row's teacher.
+        group_size (`int`): Completions of one prompt.
+    """
+    mask_BT = batch["completion_mask"].bool()
+    if "tool_mask" in batch:
+        mask_BT = mask_BT & batch["tool_mask"].bool()
+    stop_BT = torch.isin(batch["completion_ids"], torch.tensor(stop_ids, device=mask_BT.device))
+    mask_BT = mask_BT & (mask_BT & ~stop_BT).any(dim=1, keepdim=True)
+    last_B = (batch["completion_mask"].sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    return Rollout(
+        mask_BT,
+        teacher_B=torch.tensor(teacher_B, device=mask_BT.device),
+        group_B=global_row_B(len(mask_BT), world, mask_BT.device) // group_size,
+        finished_B=stop_BT.gather(1, last_B).squeeze(1) & mask_BT.any(dim=1),
+    )
+
+
+def micro_batches(
+    batch: Batch, *, steps: int, per_step: int, loss_type: str, processes: int, world: World, seed: int, multiple: int
+) -> list[Batch]:
+    """
+    The survivors of a window as the micro-batches of its optimizer steps: dealt to the steps at random, inside a step
+    sorted by length and cut into equally many slices on every rank.
+
+    Args:
+        batch (`dict`): The window, with `keep` `[B]` and `train_mask` `[B, T]`.
+        steps (`int`): Optimizer steps that share the window.
+        per_step (`int`): Slices of one step (gradient accumulation steps).
+        loss_type (`str`): See [`~fire_opd_trl.stages.row_scale`].
+        processes (`int`): DDP, ZeRO and FSDP average over ranks, and the scale is that of a sum.
+        world, seed, multiple: All ranks, the window's seed, see [`take`].
+
+    Returns:
+        `list[dict]`: `steps * per_step` slices; each carries `scale` `[rows]`, the window-exact normaliser, 0 for the
+        row that a rank runs when it has none left, and `rows_in_step`, survivors of its step on all ranks.
+    """
+    keep_B, length_B = batch["keep"], batch["train_mask"].sum(dim=1)
+    step_B = step_N(world.gather(keep_B), steps, seed)[world.own(len(keep_B))]
+    prompt_B, completion_B = lengths(batch)
+    parts = []
+    for step in range(steps):
+        mine_B = step_B == step
+        rows, tokens = world.sum(torch.stack([mine_B.sum(), length_B[mine_B].sum()]))
+        scaled = {**batch, "scale": row_scale(length_B, rows, tokens, loss_type) * processes}
+        for cut in slices(mine_B.nonzero().flatten().tolist(), prompt_B, completion_B, per_step):
+            part = take(scaled, cut or [shortest(prompt_B, completion_B)], multiple)
+            parts.append({**part, "scale": part["scale"] * bool(cut), "rows_in_step": int(rows)})
+    return parts
+
+
+def filled_holes(output: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
+    """An empty completion as one padding token, which TRL can measure and which never trains."""
+    holes = [row for row, ids in enumerate(output["completion_ids"]) if len(ids) == 0]
+    output = dict(output)
+    for key, token in (("completion_ids", pad_token_id), ("logprobs", 0.0), ("env_mask", 0)):
+        if holes and output.get(key) is not None:
+            output[key] = [[token] if row in holes else list(ids) for row, ids in enumerate(output[key])]
+    return output
+
+
+def without_holes(rollout_func: Callable, pad_token_id: int) -> Callable:
+    """A rollout function whose empty completions are filled."""
+    return lambda prompts, trainer: filled_holes(rollout_func(prompts, trainer), pad_token_id)

@@ -1,0 +1,312 @@
+"""FiReOPDConfig: GRPO's arguments, plus the method, its knobs and its teachers. Wrong values are refused here."""
+
+import inspect
+import math
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from .methods import METHODS
+from .pipeline import Method
+from .stages import LOSS_TYPES, SCOPES
+
+
+# Fields of this config that a recipe may take, and the name under which it takes them.
+KNOBS = {
+    "drop_fraction": "drop_fraction",
+    "confidence": "confidence",
+    "confusion": "confusion",
+    "statistics_scope": "scope",
+}
+
+# GRPO's options that change the objective and that this objective does not have: the value that leaves them off, and
+# what to do instead.
+NEUTRAL_GRPO_OPTIONS = {
+    "importance_sampling_level": ("token", "Distillation has one advantage per token."),
+    "top_entropy_quantile": (1.0, "Tokens are weighted by the method; see `method` and `confusion`."),
+    "entropy_coef": (0.0, "An entropy bonus is not part of the distillation objective."),
+    "use_adaptive_entropy": (False, "An entropy bonus is not part of the distillation objective."),
+    "off_policy_mask_threshold": (None, "Trajectories are selected by the method; see `drop_fraction`."),
+    "delta": (None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
+    "use_bias_correction_kl": (False, "With `beta` the reference penalty is the plain k3 estimate."),
+}
+
+
+class _OnePerPrompt(int):
+    """
+    Shown to GRPOConfig in place of `num_generations=1`, which it refuses because GRPO's advantage needs a group.
+    Distillation does not: this number compares as 2 and divides every window.
+    """
+
+    def __rmod__(self, window: int) -> int:
+        return 0
+
+
+@dataclass
+class FiReOPDConfig(GRPOConfig):
+    """
+    Configuration of [`FiReOPDTrainer`]: every argument of [`~trl.GRPOConfig`] and those below.
+
+    Args:
+        method (`str`, *optional*, defaults to `"fire"`):
+            Recipe, a name in `fire_opd_trl.METHODS`.
+        method_kwargs (`dict`, *optional*):
+            Further arguments of the recipe.
+        drop_fraction (`float`, *optional*, defaults to `0.2`):
+            Share of the window's trajectories, on all ranks, that is dropped.
+        confidence (`float`, *optional*, defaults to `1.0`):
+            Weight of the teacher's confidence, alpha in the paper.
+        confusion (`float`, *optional*, defaults to `1.0`):
+            Weight of the student's confusion, beta in the paper.
+        statistics_scope (`str`, *optional*, defaults to `"batch"`):
+            Where to rank and normalise: `"batch"`, `"teacher"` or `"trajectory"`.
+        teacher_model_name_or_path (`str`, *optional*):
+            Teacher, if the trainer is not given one.
+        teacher_model_revision (`str`, *optional*):
+            Revision of the teacher.
+        teacher_model_init_kwargs (`dict`, *optional*):
+            Arguments of `from_pretrained` for the teacher.
+        teacher_column (`str`, *optional*, defaults to `"teacher_id"`):
+            With several teachers, the dataset column that names each prompt's teacher.
+        teacher_nonfinite_limit (`float`, *optional*, defaults to `0.1`):
+            Stop when a larger share of a window has NaN or infinite teacher values.
+        scoring_token_budget (`int`, *optional*, defaults to `16384`):
+            Padded tokens in one scoring forward.
+        reward_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of GRPO's group advantage in the mixed advantage.
+        max_prompt_length (`int`, *optional*):
+            Longest prompt, in tokens.
+        overlong_prompts (`str`, *optional*, defaults to `"error"`):
+            What happens to longer ones: `"error"` or `"drop"`.
+
+    Example:
+
+    ```python
+    >>> from fire_opd_trl import FiReOPDConfig
+    >>> args = FiReOPDConfig("output", drop_fraction=0.2, gradient_accumulation_steps=64)
+    ```
+    """
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs", "method_kwargs"]
+
+    # The method
+    method: str = field(default="fire", metadata={"help": f"Distillation recipe, one of: {', '.join(METHODS)}."})
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of the recipe that have no field of their own, as a dict (JSON on the CLI)."},
+    )
+    drop_fraction: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of the trajectories of a window (one generation batch on all ranks) that the filter drops, "
+            "in [0, 1): exactly floor(share * N), those with the lowest mean teacher log-probability. 0 keeps all."
+        },
+    )
+    confidence: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the teacher's confidence in the token weight (alpha in the paper). 0: off."},
+    )
+    confusion: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the student's confusion in the token weight (beta in the paper). 0: off."},
+    )
+    statistics_scope: str = field(
+        default="batch",
+        metadata={
+            "help": "Among which trajectories the filter ranks and the entropies are normalised: 'batch' (the window "
+            "on all ranks, as in the paper), 'teacher' (within each teacher), 'trajectory' (within each one)."
+        },
+    )
+
+    # The teacher
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Teacher: a model id on the Hub or a local folder with safetensors weights."}
+    )
+    teacher_model_revision: str | None = field(
+        default=None, metadata={"help": "Revision of the teacher (branch, tag or commit)."}
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of `from_pretrained` for the teacher. `dtype` is 'auto' unless given here."},
+    )
+    teacher_column: str = field(
+        default="teacher_id",
+        metadata={"help": "With several teachers, the dataset column that holds the name of each prompt's teacher."},
+    )
+    teacher_nonfinite_limit: float = field(
+        default=0.1,
+        metadata={
+            "help": "A trajectory with a NaN or infinite teacher value is dropped and counted; when more than this "
+            "share of a window is affected, training stops and names the prompts."
+        },
+    )
+    scoring_token_budget: int = field(
+        default=16384,
+        metadata={
+            "help": "Padded tokens (rows x longest) in one forward of teacher or student scoring. A row longer than "
+            "this is scored alone. Lower it when scoring runs out of memory."
+        },
+    )
+
+    # Rewards and data
+    reward_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of GRPO's group advantage, added to the distillation advantage. Needs reward functions "
+            "and num_generations >= 2. 0: rewards are only logged."
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens. By default what the models' contexts leave beside "
+            "max_completion_length. Prompts are never cut."
+        },
+    )
+    overlong_prompts: str = field(
+        default="error",
+        metadata={
+            "help": "Rows with a longer prompt: 'error' names the first one, 'drop' leaves them out and counts."
+        },
+    )
+
+    # GRPO's own fields whose defaults differ here
+    num_generations: int | None = field(
+        default=1, metadata={"help": "Completions sampled for each prompt. Distillation needs no group: 1 is enough."}
+    )
+    loss_type: str = field(
+        default="grpo",
+        metadata={
+            "help": "Mean over what: 'grpo', over the tokens of a trajectory, then over the surviving trajectories "
+            "(the paper's Eq. 9); 'dapo', over all surviving tokens. Both exact over ranks and accumulation."
+        },
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={
+            "help": "How the ratio between training and sampling engine is applied: 'token_truncate' (default), "
+            "'token_mask', 'sequence_truncate', 'sequence_mask' (drops long completions)."
+        },
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=5.0, metadata={"help": "Upper bound of that ratio."}
+    )
+    use_bias_correction_kl: bool = field(
+        default=False,
+        metadata={"help": "Not part of this objective: with `beta` the penalty is the plain k3 estimate."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Replace NaN losses by the running mean in logs. Off: a NaN must be seen."}
+    )
+
+    def __post_init__(self):
+        _refuse_unless(self.num_generations >= 1, self, "num_generations", "Sample at least 1 completion per prompt.")
+        generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
+        generations_eval, self.num_generations_eval = (
+            self.num_generations_eval,
+            self.num_generations_eval or generations,
+        )
+        super().__post_init__()
+        self.num_generations, self.num_generations_eval = generations, generations_eval
+        self._refuse_wrong_values()
+        self._refuse_wrong_combinations()
+        self.build_method()
+        self._warn_of_small_window()
+
+    def build_method(self) -> Method:
+        """The recipe with its knobs: the fields that it takes, and `method_kwargs`."""
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} is unknown. Use one of: {', '.join(METHODS)}.")
+        recipe = METHODS[self.method]
+        takes = inspect.signature(recipe).parameters
+        defaults = {f.name: f.default for f in fields(self) if f.name in KNOBS}
+        arguments = dict(self.method_kwargs or {})
+        if unknown := [name for name in arguments if name not in takes]:
+            raise ValueError(
+                f"method_kwargs={self.method_kwargs!r}: {self.method!r} does not take {', '.join(unknown)}. It takes: "
+                f"{', '.join(takes) or 'nothing'}."
+            )
+        for knob, name in KNOBS.items():
+            value = getattr(self, knob)
+            if name in takes:
+                if name in arguments and value != defaults[knob]:
+                    raise ValueError(f"{knob}={value!r} is also set in method_kwargs. Set it in one place.")
+                arguments.setdefault(name, value)
+            elif value != defaults[knob]:
+                raise ValueError(
+                    f"{knob}={value!r} has no effect on method={self.method!r}. Remove it, or use a method that takes "
+                    f"it: {', '.join(m for m in METHODS if name in inspect.signature(METHODS[m]).parameters)}."
+                )
+        return recipe(**arguments)
+
+    def _refuse_wrong_values(self):
+        _refuse_unless(0 <= self.drop_fraction < 1, self, "drop_fraction", "Give a share in [0, 1), for example 0.2.")
+        _refuse_unless(self.confidence >= 0, self, "confidence", "Give a number of at least 0; 0 switches it off.")
+        _refuse_unless(self.confusion >= 0, self, "confusion", "Give a number of at least 0; 0 switches it off.")
+        _refuse_unless(self.statistics_scope in SCOPES, self, "statistics_scope", f"Use one of: {', '.join(SCOPES)}.")
+        _refuse_unless(self.loss_type in LOSS_TYPES, self, "loss_type", f"Use one of: {', '.join(LOSS_TYPES)}.")
+        _refuse_unless(self.scoring_token_budget >= 1, self, "scoring_token_budget", "Give at least 1, e.g. 16384.")
+        _refuse_unless(self.reward_coef >= 0, self, "reward_coef", "Give a number of at least 0; 0 only logs rewards.")
+        _refuse_unless(self.temperature > 0, self, "temperature", "Sampling needs a temperature above 0, e.g. 1.0.")
+        _refuse_unless(
+            0 <= self.teacher_nonfinite_limit <= 1, self, "teacher_nonfinite_limit", "Give a share in [0, 1]."
+        )
+        _refuse_unless(self.overlong_prompts in ("error", "drop"), self, "overlong_prompts", "Use 'error' or 'drop'.")
+        _refuse_unless(
+            self.max_prompt_length is None or self.max_prompt_length >= 1,
+            self,
+            "max_prompt_length",
+            "Give at least 1 token, or leave it unset to use the models' context.",
+        )
+        for name, (neutral, reason) in NEUTRAL_GRPO_OPTIONS.items():
+            _refuse_unless(getattr(self, name) == neutral, self, name, f"{reason} Leave it at {neutral!r}.")
+
+    def _refuse_wrong_combinations(self):
+        _refuse_unless(
+            self.reward_coef == 0 or self.num_generations >= 2,
+            self,
+            "reward_coef",
+            f"GRPO's advantage compares completions of one prompt, and num_generations={self.num_generations}. Set "
+            "num_generations to at least 2, or reward_coef=0 to only log rewards.",
+        )
+        _refuse_unless(
+            self.generation_batch_size % self.num_generations == 0,
+            self,
+            "generation_batch_size",
+            f"A window must hold whole prompts, and num_generations={self.num_generations}. Make "
+            "per_device_train_batch_size x processes x steps_per_generation a multiple of it.",
+        )
+        _refuse_unless(
+            self.steps_per_generation % self.gradient_accumulation_steps == 0,
+            self,
+            "steps_per_generation",
+            f"A window must not be split inside an optimizer step, and gradient_accumulation_steps="
+            f"{self.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
+        )
+        _refuse_unless(
+            self.teacher_model_revision is None or self.teacher_model_name_or_path is not None,
+            self,
+            "teacher_model_revision",
+            "It names a revision of teacher_model_name_or_path, which is not set.",
+        )
+
+    def _warn_of_small_window(self):
+        takes = inspect.signature(METHODS[self.method]).parameters
+        ranks_the_window = {"drop_fraction", "scope"} <= set(takes) and self.statistics_scope != "trajectory"
+        if ranks_the_window and self.drop_fraction and self.drop_fraction * self.generation_batch_size < 1:
+            warnings.warn(
+                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} trajectories drops none. "
+                f"Raise gradient_accumulation_steps until the window holds {math.ceil(1 / self.drop_fraction)} or more.",
+                stacklevel=4,
+            )
+
+
+def _shown_to_grpo(generations: int) -> int:
+    return _OnePerPrompt(2) if generations == 1 else generations
+
+
+def _refuse_unless(right: bool, config: FiReOPDConfig, name: str, fix: str) -> None:
+    if not right:
+        raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")

@@ -1,0 +1,51 @@
+"""Models and rollouts -> log-probability and entropy of each sampled token, in short batches of similar length."""
+
+from collections.abc import Callable
+
+import torch
+
+from .batches import Batch, lengths, take
+from .slices import cuts_within, longest_first, shortest, slices
+from .stages import World
+
+
+@torch.no_grad()
+def token_scores(
+    forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
+    batch: Batch,
+    token_budget: int,
+    world: World,
+    rows: list[int] | None = None,
+    multiple: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Score rows of a batch under one model: sorted by length, trimmed, at most `token_budget` padded tokens at a time,
+    and equally many forwards on every rank (sharded models communicate in each).
+
+    Args:
+        forward (`Callable`): Slice -> log-probabilities and, if computed, entropies of its completion tokens.
+        batch (`dict`): The batch.
+        token_budget (`int`): Padded tokens in one forward; a longer row goes alone.
+        world ([`World`]): All ranks.
+        rows (`list[int]`, *optional*): Rows to score, by default all.
+        multiple (`int`): See [`take`].
+
+    Returns:
+        `torch.Tensor`, `torch.Tensor`: `logp_BT` and `entropy_BT` in float32, 0 where nothing was computed.
+    """
+    prompt_B, completion_B = lengths(batch)
+    rows = list(range(len(prompt_B))) if rows is None else rows
+    wanted = len(cuts_within(longest_first(rows, prompt_B, completion_B), prompt_B, completion_B, token_budget))
+    device = batch["completion_ids"].device
+    count = int(world.max(torch.tensor(wanted, device=device)))
+    logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)
+    entropy_BT = torch.zeros_like(logp_BT)
+    for cut in slices(rows, prompt_B, completion_B, count):
+        part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
+        logp, entropy = forward(part)
+        if cut:  # else this rank had no row left, and the forward was for the others
+            index, width = torch.tensor(cut, device=device), logp.shape[1]
+            logp_BT[index, :width] = logp.float()
+            if entropy is not None:
+                entropy_BT[index, :width] = entropy.float()
+    return logp_BT, entropy_BT

@@ -1,0 +1,90 @@
+"""What a window looked like: plain numbers over all ranks, returned by the mathematics and logged by the trainer."""
+
+import torch
+
+from .rollout import Rollout, masked_mean_B, masked_sum_B
+from .score import Scores
+from .world import Context
+
+
+def window_metrics(
+    sampled: Rollout,
+    usable: Rollout,
+    kept: Rollout,
+    scores: Scores,
+    score_B: torch.Tensor,
+    weight_BT: torch.Tensor,
+    advantage_BT: torch.Tensor,
+    context: Context,
+) -> dict[str, float]:
+    """
+    Counts, shares and token means of one window.
+
+    Args:
+        sampled ([`Rollout`]): Every row as sampled.
+        usable ([`Rollout`]): Without the rows whose teacher values are not finite.
+        kept ([`Rollout`]): The survivors of the filter.
+
+    Returns:
+        `dict[str, float]`: `rows`, `empty`, `nonfinite_teacher`, `kept_rows`; the shares `keep_ratio`,
+        `kept_token_ratio`, `keep_ratio_finished`, `keep_ratio_truncated`; over usable rows `reverse_kl` (token mean of
+        `log pi_S - log pi_T`, an estimate of KL(student || teacher)) and `teacher_logp` (row mean of the score); over
+        survivors `weight_max`, `weight_ess` (effective share of tokens, `(sum w)^2 / (n sum w^2)`),
+        `advantage_abs`, and, where entropies exist, their means and those of confidence and confusion.
+    """
+    world, usable_BT, kept_BT = context.world, usable.mask_BT, kept.mask_BT
+    minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
+    entropies = {"teacher_entropy": scores.teacher_entropy_BT, "student_entropy": scores.student_entropy_BT}
+    entropies = {name: value_BT for name, value_BT in entropies.items() if value_BT is not None}
+    sums = {
+        "rows": sampled.alive_B.new_ones(sampled.alive_B.shape),
+        "alive": sampled.alive_B,
+        "usable": usable.alive_B,
+        "kept": kept.alive_B,
+        "usable_tokens": usable_BT,
+        "kept_tokens": kept_BT,
+        "reverse_kl": masked_sum_B(minus_ratio_BT, usable_BT),
+        "teacher_logp": masked_mean_B(scores.teacher_logp_BT, usable_BT),
+        "weight": weight_BT,
+        "weight_squared": weight_BT.square(),
+        "advantage_abs": advantage_BT.abs(),
+        **{name: masked_sum_B(value_BT, kept_BT) for name, value_BT in entropies.items()},
+    }
+    if sampled.finished_B is not None:
+        for name, rows_B in (("finished", sampled.finished_B), ("truncated", ~sampled.finished_B)):
+            sums[f"usable_{name}"], sums[f"kept_{name}"] = usable.alive_B & rows_B, kept.alive_B & rows_B
+    total = world.sum(torch.stack([value.float().sum() for value in sums.values()])).tolist()
+    total = dict(zip(sums, total, strict=True))
+    maxima = {"weight": weight_BT, **{n: torch.where(kept_BT, v, 0.0) for n, v in entropies.items()}}
+    largest = world.max(torch.stack([value.float().max() for value in maxima.values()])).tolist()
+    largest = dict(zip(maxima, largest, strict=True))
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else 0.0
+
+    metrics = {
+        "rows": total["rows"],
+        "empty": total["rows"] - total["alive"],
+        "nonfinite_teacher": total["alive"] - total["usable"],
+        "kept_rows": total["kept"],
+        "keep_ratio": share(total["kept"], total["usable"]),
+        "kept_token_ratio": share(total["kept_tokens"], total["usable_tokens"]),
+        "reverse_kl": share(total["reverse_kl"], total["usable_tokens"]),
+        "teacher_logp": share(total["teacher_logp"], total["usable"]),
+        "weight_max": largest["weight"],
+        "weight_ess": share(total["weight"] ** 2, total["kept_tokens"] * total["weight_squared"]),
+        "advantage_abs": share(total["advantage_abs"], total["kept_tokens"]),
+    }
+    dropped_B = usable.alive_B & ~kept.alive_B
+    if total["kept"] < total["usable"]:
+        metrics["threshold"] = world.max(torch.where(dropped_B, score_B.float(), -torch.inf).max()).item()
+    for name in entropies:
+        metrics[name] = share(total[name], total["kept_tokens"])
+    if "teacher_entropy" in entropies:
+        metrics["confidence"] = 1.0 - share(metrics["teacher_entropy"], largest["teacher_entropy"])
+    if "student_entropy" in entropies:
+        metrics["confusion"] = share(metrics["student_entropy"], largest["student_entropy"])
+    for name in ("finished", "truncated"):
+        if total.get(f"usable_{name}"):
+            metrics[f"keep_ratio_{name}"] = total[f"kept_{name}"] / total[f"usable_{name}"]
+    return metrics

@@ -1,0 +1,50 @@
+"""Stage 1: what the student sampled, and means that see nothing else."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    One window of sampled trajectories, as one rank holds it.
+
+    The mask is the only statement about which tokens exist: a row that is dropped, or unusable, is a row whose mask is
+    empty, so no later stage needs to know why.
+
+    Args:
+        mask_BT (`torch.Tensor`): True on sampled tokens that train; false on padding, tool output, dropped rows.
+        teacher_B (`torch.Tensor`, *optional*): Number of the teacher that scored the row.
+        group_B (`torch.Tensor`, *optional*): Number of the prompt, equal for all rows sampled from it.
+        reward_B (`torch.Tensor`, *optional*): Outcome reward of the row.
+        finished_B (`torch.Tensor`, *optional*): Whether the row ended by itself rather than at the length limit.
+    """
+
+    mask_BT: torch.Tensor
+    teacher_B: torch.Tensor | None = None
+    group_B: torch.Tensor | None = None
+    reward_B: torch.Tensor | None = None
+    finished_B: torch.Tensor | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "mask_BT", self.mask_BT.bool())
+
+    @property
+    def alive_B(self) -> torch.Tensor:
+        """Rows with at least one token that trains, `[B]`."""
+        return self.mask_BT.any(dim=1)
+
+    def only(self, keep_B: torch.Tensor) -> "Rollout":
+        """The same rollout with every row outside `keep_B` emptied."""
+        return replace(self, mask_BT=self.mask_BT & keep_B.unsqueeze(1))
+
+
+def masked_sum_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """`sum_t m_t x_t` in each row, `[B]`. Values outside the mask may be anything, NaN included."""
+    return torch.where(mask_BT, value_BT, 0.0).sum(dim=1)
+
+
+def masked_mean_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """`sum_t m_t x_t / max(1, sum_t m_t)` in each row, `[B]`; 0 for an empty row."""
+    return masked_sum_B(value_BT, mask_BT) / mask_BT.sum(dim=1).clamp(min=1)

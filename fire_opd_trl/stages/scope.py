@@ -1,0 +1,34 @@
+"""Among whom a statistic is taken: the whole window, the rows of one teacher, or one trajectory alone."""
+
+import torch
+
+from .rollout import Rollout
+from .world import World, global_row_B
+
+SCOPES = ("batch", "teacher", "trajectory")
+
+
+def scope_B(rollout: Rollout, scope: str, world: World) -> torch.Tensor:
+    """
+    Number of the group in which a row is ranked and normalised, `[B]`: one group (`"batch"`, the paper's text), one
+    for each teacher, or one for each trajectory, which is what the authors' released code computes at its
+    micro-batch size of one.
+    """
+    rows, device = rollout.mask_BT.shape[0], rollout.mask_BT.device
+    if scope == "batch" or (scope == "teacher" and rollout.teacher_B is None):
+        return torch.zeros(rows, dtype=torch.long, device=device)
+    if scope == "teacher":
+        return rollout.teacher_B
+    if scope == "trajectory":
+        return global_row_B(rows, world, device)
+    raise ValueError(f"scope={scope!r} is unknown. Use one of {', '.join(SCOPES)}.")
+
+
+def scope_max_B(value_BT: torch.Tensor, rollout: Rollout, scope: str, world: World) -> torch.Tensor:
+    """`max_{t' in scope(y)} x_t'` over the masked tokens of all ranks, for each row, `[B]`; 0 for an empty scope."""
+    row_max_B = torch.where(rollout.mask_BT, value_BT, 0.0).amax(dim=1)
+    _, group_N = world.gather(scope_B(rollout, scope, world)).unique(return_inverse=True)
+    group_max_G = row_max_B.new_zeros(int(group_N.max()) + 1).scatter_reduce(
+        0, group_N, world.gather(row_max_B), "amax"
+    )
+    return group_max_G[group_N[world.own(rollout.mask_BT.shape[0])]]

@@ -1,0 +1,56 @@
+"""Stage 2: what the models say about each sampled token, and one number for each trajectory."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .rollout import Rollout, masked_mean_B
+from .world import Context, global_row_B, uniform_hash
+
+
+@dataclass(frozen=True)
+class Scores:
+    """
+    Log-probabilities and entropies in nats at the sampling temperature, one value for each sampled token. None of
+    them carries a gradient, and what stands outside the mask is never read.
+
+    Args:
+        teacher_logp_BT (`torch.Tensor`): `log pi_T(y_t | x, y_<t)`.
+        student_logp_BT (`torch.Tensor`): `log pi_old(y_t | x, y_<t)` of the student that sampled, by the training engine.
+        teacher_entropy_BT (`torch.Tensor`, *optional*): Entropy of the teacher's next-token distribution.
+        student_entropy_BT (`torch.Tensor`, *optional*): Entropy of the student's next-token distribution.
+        reference_logp_BT (`torch.Tensor`, *optional*): The same log-probability under a reference model.
+    """
+
+    teacher_logp_BT: torch.Tensor
+    student_logp_BT: torch.Tensor
+    teacher_entropy_BT: torch.Tensor | None = None
+    student_entropy_BT: torch.Tensor | None = None
+    reference_logp_BT: torch.Tensor | None = None
+
+
+def finite_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Rows without NaN or infinity under the mask, `[B]`."""
+    return (torch.isfinite(value_BT) | ~mask_BT).all(dim=1)
+
+
+def mean_teacher_logp(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+    """
+    How likely the teacher finds a trajectory (FiRe-OPD, trajectory score): `s(y) = 1/|y| sum_t log pi_T(y_t)`.
+
+    Returns:
+        `torch.Tensor`: `score_B`.
+    """
+    return masked_mean_B(scores.teacher_logp_BT, rollout.mask_BT)
+
+
+def random_score(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+    """
+    A uniform random number for each trajectory, from the window's seed and the row's global index: the control for
+    every score that claims to know something.
+
+    Returns:
+        `torch.Tensor`: `score_B`.
+    """
+    row_B = global_row_B(rollout.mask_BT.shape[0], context.world, rollout.mask_BT.device)
+    return uniform_hash(context.seed, row_B)

@@ -1,0 +1,75 @@
+"""Where a statistic is taken: over every rank, not over what one process happens to hold."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+class World:
+    """
+    The rows of one window as seen from one process. This class is the world of a single process; a trainer that runs
+    on several ranks passes a subclass whose methods communicate. Every statistic of every stage goes through it, so
+    the same recipe gives the same numbers on one process and on a thousand.
+    """
+
+    def gather(self, value_B: torch.Tensor) -> torch.Tensor:
+        """Rows of all ranks in global order, `[B, ...] -> [N, ...]`. Ranks may hold different numbers of rows."""
+        return value_B
+
+    def own(self, rows: int) -> slice:
+        """Where the `rows` rows of this rank lie among the `N` gathered ones."""
+        return slice(0, rows)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over ranks."""
+        return value
+
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over ranks."""
+        return value
+
+
+@dataclass(frozen=True)
+class Context:
+    """
+    What a stage may know besides its tensors.
+
+    Args:
+        world ([`World`]): Gathers rows, sums and maxima over all ranks; the default is one process.
+        progress (`float`): Share of the training already done, in `[0, 1]`, for methods with a schedule.
+        seed (`int`): Seed of this window, equal on all ranks, for methods that draw random numbers.
+    """
+
+    world: World = field(default_factory=World)
+    progress: float = 0.0
+    seed: int = 0
+
+
+def global_row_B(rows: int, world: World, device: torch.device) -> torch.Tensor:
+    """Index of each of this rank's rows in the global order, `[B]`: the same however the window is split."""
+    own = world.own(rows)
+    return torch.arange(own.start, own.stop, device=device)
+
+
+def uniform_hash(seed: int, *keys: torch.Tensor) -> torch.Tensor:
+    """
+    Random numbers in `[0, 1)` that depend on nothing but the seed and the keys.
+
+    A generator would tie the draw of a row to the shape of the tensor it is drawn in, hence to padding and to the
+    split over ranks; a counter hash (32-bit xorshift-multiply rounds) does not.
+
+    Args:
+        seed (`int`): Seed of the window.
+        keys (`torch.Tensor`): Broadcastable integer tensors, for example the global row and the token's number.
+
+    Returns:
+        `torch.Tensor`: Float32 numbers of the broadcast shape.
+    """
+    low32 = 0xFFFFFFFF
+    state = torch.zeros((), dtype=torch.int64, device=keys[0].device)
+    for key in (torch.tensor(seed, device=state.device), *keys):
+        state = (state ^ key.long()) & low32
+        for multiplier, shift in ((0x7FEB352D, 16), (0x846CA68B, 15)):
+            state = ((state ^ (state >> shift)) * multiplier) & low32
+        state = ((state ^ (state >> 16)) + 0x9E3779B9) & low32
+    return (state >> 8).float() / 2**24  # 24 bits are what float32 holds

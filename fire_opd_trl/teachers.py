@@ -1,0 +1,163 @@
+"""Teachers: load, compare tokenizers, freeze, place beside the student, route rows to them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
+
+from .config import FiReOPDConfig
+from .prompts import refuse_unrouted
+
+
+Teacher = str | PreTrainedModel
+
+
+def named_teachers(teacher_model: Teacher | dict[str, Teacher] | None, args: FiReOPDConfig) -> dict[str, Teacher]:
+    """The teachers by name; a single one, given here or in the config, is called `"teacher"`."""
+    if teacher_model is None:
+        teacher_model = args.teacher_model_name_or_path
+    elif args.teacher_model_name_or_path is not None:
+        raise ValueError(
+            f"teacher_model_name_or_path={args.teacher_model_name_or_path!r} is set, and a teacher_model is given to "
+            "the trainer. Name the teacher in one place."
+        )
+    if not teacher_model:
+        raise ValueError(
+            "teacher_model is missing: distillation needs a teacher. Pass teacher_model=... to the trainer, or set "
+            "teacher_model_name_or_path."
+        )
+    return teacher_model if isinstance(teacher_model, dict) else {"teacher": teacher_model}
+
+
+def from_pretrained_kwargs(args: FiReOPDConfig) -> dict[str, Any]:
+    """Arguments with which a teacher is loaded: its own dtype, no remote code unless the config allows it."""
+    given = dict(args.teacher_model_init_kwargs or {})
+    defaults = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
+        defaults["device_map"] = None  # "auto" would spread one copy over the cards of other ranks
+    return {key: value for key, value in {**defaults, **given}.items() if value is not None or key == "device_map"}
+
+
+def config_of(model: Teacher, **hub_kwargs) -> PretrainedConfig:
+    """A model's config, without loading its weights."""
+    if not isinstance(model, str):
+        return model.config
+    try:
+        return AutoConfig.from_pretrained(model, **hub_kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"{model!r} could not be loaded: it is neither a local folder with a config.json nor a model that can be "
+            f"reached on the Hub{' (HF_HUB_OFFLINE is set: only local folders and cached models load)' if offline() else ''}."
+        ) from error
+
+
+def offline() -> bool:
+    """Whether the Hub is switched off for this process."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def tokenizer_of(teacher: Teacher, **hub_kwargs) -> PreTrainedTokenizerBase | None:
+    """A teacher's tokenizer, from where its weights came; `None` for a module that was built in memory."""
+    source = teacher if isinstance(teacher, str) else get_config_model_id(teacher.config)
+    if not source or not (isinstance(teacher, str) or Path(source).is_dir()):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, **hub_kwargs)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        if not isinstance(teacher, str):
+            return None
+        raise ValueError(
+            f"teacher {source!r} has no tokenizer that could be loaded. The teacher must read the student's token "
+            "ids, so its tokenizer is compared with the student's; put the tokenizer files beside its weights."
+        ) from error
+
+
+def refuse_other_tokens(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None, teacher_rows: int, name: str
+) -> None:
+    """
+    The teacher scores the student's token ids, so each id the student can produce must mean the same to it. Sizes need
+    not agree: vocabularies are padded to different multiples.
+    """
+    ids = {index: token for token, index in student.get_vocab().items()}
+    if teacher is not None:
+        theirs = {index: token for token, index in teacher.get_vocab().items()}
+        for index in sorted(ids):
+            if ids[index] != theirs.get(index):
+                raise ValueError(
+                    f"{name} has another tokenizer than the student: id {index} is {ids[index]!r} to the student and "
+                    f"{theirs.get(index)!r} to the teacher. Sampled-token distillation needs one tokenizer; for two, "
+                    "see TRL's GOLD trainer."
+                )
+    if max(ids) >= teacher_rows:
+        raise ValueError(
+            f"{name} has {teacher_rows} token rows, too few for the student's id {max(ids)} ({ids[max(ids)]!r}). "
+            "Use a teacher of the same tokenizer."
+        )
+
+
+def checked_configs(
+    teachers: dict[str, Teacher], tokenizer: PreTrainedTokenizerBase, args: FiReOPDConfig
+) -> list[PretrainedConfig]:
+    """The teachers' configs, once each is known to read the student's tokens; no weight is loaded."""
+    hub = {"trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
+    configs = []
+    for name, teacher in teachers.items():
+        configs.append(config_of(teacher, **hub))
+        rows = configs[-1].get_text_config().vocab_size
+        refuse_other_tokens(tokenizer, tokenizer_of(teacher, **hub), rows, f"teacher_model {name!r}")
+    return configs
+
+
+def loaded_teacher(teacher: Teacher, args: FiReOPDConfig) -> PreTrainedModel:
+    """The teacher as a frozen module in evaluation mode, not yet placed."""
+    model = create_model_from_path(teacher, **from_pretrained_kwargs(args)) if isinstance(teacher, str) else teacher
+    return model.requires_grad_(False).eval()
+
+
+def cut_to_rows(teacher: PreTrainedModel, rows: int) -> None:
+    """Cut a padded vocabulary to the student's, so that rows no token stands for take no probability."""
+    if teacher.config.get_text_config().vocab_size > rows:
+        teacher.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def placed_teacher(teacher: PreTrainedModel, trainer, outputs: tuple[str, ...]) -> torch.nn.Module:
+    """
+    The teacher where the student is: partitioned by ZeRO-3 or FSDP when the student is, a replica otherwise; without
+    optimizer. Its LM head is fused first, so that `[B, T, V]` never exists.
+    """
+    add_fused_lm_head(
+        teacher,
+        temperature=trainer.temperature,
+        cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
+        outputs=outputs,
+    )
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(teacher, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(teacher, trainer.accelerator)
+    return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+
+def route_B(inputs: list[dict[str, Any]], names: list[str], column: str) -> list[int]:
+    """Number of each row's teacher; with one teacher no column is needed."""
+    if len(names) == 1:
+        return [0] * len(inputs)
+    for index, row in enumerate(inputs):  # a stream is not checked beforehand
+        refuse_unrouted(row, index, "window", column, names)
+    return [names.index(row[column]) for row in inputs]
+
+
+def broken_teacher(step: int, share: float, limit: float, prompts: list[Any]) -> FloatingPointError:
+    """The error for a teacher whose values are not finite in too large a share of a window."""
+    shown = ", ".join(repr(prompt)[:80] for prompt in prompts[:8])
+    return FloatingPointError(
+        f"step {step}: the teacher's values are NaN or infinite in {share:.0%} of the window (teacher_nonfinite_limit="
+        f"{limit}), for the prompts {shown}. Check the teacher's weights and its precision "
+        "(teacher_model_init_kwargs={'dtype': 'float32'})."
+    )

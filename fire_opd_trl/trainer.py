@@ -1,0 +1,333 @@
+"""FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
+
+import textwrap
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from .batches import Batch, filled_holes, micro_batches, model_kwargs, rollout_of, without_holes
+from .config import FiReOPDConfig
+from .pipeline import Context, Method, Rollout, Scores, Signal, distil, usable_B
+from .preflight import checked_inputs
+from .ranks import Ranks
+from .scoring import token_scores
+from .stages import aggregate, clipped_surrogate, masked_mean_B, reference_kl
+from .teachers import Teacher, broken_teacher, cut_to_rows, loaded_teacher, named_teachers, placed_teacher, route_B
+
+
+EMPTY_WINDOWS = 5  # in a row, after which there is nothing left to hope for
+
+
+def no_reward(prompts: list, **kwargs) -> list[float]:
+    """GRPO demands a reward; distillation has none."""
+    return [0.0] * len(prompts)
+
+
+class FiReOPDTrainer(GRPOTrainer):
+    """
+    On-policy distillation with trajectory filtering and token reweighting (FiRe-OPD, arXiv 2606.02684), on TRL's GRPO
+    trainer, whose generation, vLLM, tools, PEFT, logging and checkpoints it inherits.
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`): The student.
+        teacher_model (`str`, `PreTrainedModel` or `dict` of them, *optional*):
+            The teacher, or teachers by name; by default `args.teacher_model_name_or_path`. It is frozen.
+        args ([`FiReOPDConfig`], *optional*): The configuration.
+        train_dataset (`Dataset` or `IterableDataset`): Rows with a `prompt`; with several teachers also
+            `args.teacher_column`.
+        reward_funcs (*optional*): Rewards as in GRPO. Logged; mixed in with `args.reward_coef`.
+        kwargs: Everything else that [`~trl.GRPOTrainer`] takes: `eval_dataset`, `processing_class`, `peft_config`,
+            `callbacks`, `optimizers`, `tools`, `rollout_func`, ...
+
+    Example:
+
+    ```python
+    >>> from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+    >>> trainer = FiReOPDTrainer(
+    ...     model="Qwen/Qwen3-0.6B",
+    ...     teacher_model="Qwen/Qwen3-4B",
+    ...     args=FiReOPDConfig("output"),
+    ...     train_dataset=dataset,
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "fire-opd"]
+    _name = "FiRe-OPD"
+    _paper = {
+        "title": "FiRe-OPD",
+        "id": "2606.02684",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{fireopd2026,
+                title  = {{FiRe-OPD: Filter, then Reweight}},
+                year   = 2026,
+                eprint = {arXiv:2606.02684},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        teacher_model: Teacher | dict[str, Teacher] | None = None,
+        args: FiReOPDConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        reward_funcs=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
+        args = args if args is not None else FiReOPDConfig("fire-opd-output")
+        if not isinstance(args, FiReOPDConfig):
+            raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
+        if args.reward_coef and not (reward_funcs or kwargs.get("environment_factory")):
+            raise ValueError(
+                f"reward_coef={args.reward_coef} has no reward to weigh. Pass reward_funcs, or set it to 0."
+            )
+        teachers = named_teachers(teacher_model, args)
+        if any(teacher is model for teacher in teachers.values() if not isinstance(teacher, str)):
+            raise ValueError("teacher_model is the very module that is trained. Pass a copy of it (copy.deepcopy).")
+        self.method: Method = args.build_method()
+        self._teachers_score_entropy = "teacher_entropy_BT" in self.method.signals
+
+        processing_class, train_dataset, eval_dataset, student_rows = checked_inputs(
+            model,
+            teachers,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            prompts_are_text=kwargs.get("rollout_func") is None,
+            prompts_exist=kwargs.get("environment_factory") is None,
+        )
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs or (None if kwargs.get("environment_factory") else [no_reward]),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if self.rollout_func is not None:
+            self.rollout_func = without_holes(self.rollout_func, self._tokenizer.pad_token_id)
+        self.world = Ranks(self.accelerator)
+        self._scored: list[tuple[torch.Tensor, torch.Tensor]] = []  # what GRPO asked for during this window
+        self._empty_windows = 0
+        self._held_rates: list[float] = []
+        outputs = ("log_probs", "entropy") if self._teachers_score_entropy else ("log_probs",)
+        self.teachers: dict[str, torch.nn.Module] = {}
+        for name, teacher in teachers.items():
+            module = loaded_teacher(teacher, args)
+            cut_to_rows(module, student_rows)
+            self.teachers[name] = placed_teacher(module, self, outputs)
+
+    def _send_telemetry(self):
+        """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""
+
+    # Rollout and signal: once for each window
+
+    def _generate_single_turn(self, *args, **kwargs):
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        output = {"completion_ids": completion_ids, "logprobs": logprobs}
+        return tuple(filled_holes(output, self._tokenizer.pad_token_id).values())
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        mode = "train" if self.model.training else "eval"
+        self._scored = []
+        batch = super()._generate_and_score_completions(inputs)
+        reward_advantage_B = batch.pop("advantages")
+        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        stops = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        rollout = rollout_of(batch, stops, teacher_B, group_size, self.world)
+        scores = self._scores(batch, rollout)
+        context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
+        method = self.method if mode == "train" else self.method.unfiltered()
+        try:
+            signal = distil(rollout, scores, method, context)
+        except FloatingPointError as error:
+            where = f"step {self.state.global_step}, rank {self.accelerator.process_index}"
+            raise FloatingPointError(f"{where}: {error}") from error
+        share = signal.metrics["nonfinite_teacher"] / signal.metrics["rows"]
+        if share > self.args.teacher_nonfinite_limit:
+            broken_B = rollout.alive_B & ~usable_B(rollout, scores, self.method)
+            prompts = gather_object([inputs[row]["prompt"] for row in broken_B.nonzero().flatten().tolist()])
+            raise broken_teacher(self.state.global_step, share, self.args.teacher_nonfinite_limit, prompts)
+
+        advantage_BT = signal.advantage_BT
+        if self.args.reward_coef:
+            trained_BT = rollout.only(signal.keep_B).mask_BT
+            advantage_BT = advantage_BT + self.args.reward_coef * reward_advantage_B.unsqueeze(1) * trained_BT
+        if self.method.rollout_correction and "importance_sampling_ratio" in batch:
+            advantage_BT = advantage_BT * batch["importance_sampling_ratio"]
+        self._record(mode, rollout, scores, signal, advantage_BT)
+
+        batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
+        batch["old_per_token_logps"] = scores.student_logp_BT
+        batch["reverse_kl"] = torch.tensor(signal.metrics["reverse_kl"], device=self.accelerator.device)
+        return batch
+
+    def _scores(self, batch: Batch, rollout: Rollout) -> Scores:
+        teacher_B = rollout.teacher_B.tolist()
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            asked = [pair for pair in self._scored if pair[0] is batch.get("old_per_token_logps")]
+            student = asked[0] if asked else self._token_scores("student", self.model, batch)
+            teacher = [
+                self._token_scores(name, module, batch, [row for row, t in enumerate(teacher_B) if t == number])
+                for number, (name, module) in enumerate(self.teachers.items())
+            ]
+        wanted = {
+            "teacher_logp_BT": sum(logp for logp, _ in teacher),
+            "teacher_entropy_BT": sum(entropy for _, entropy in teacher),
+            "student_logp_BT": student[0],
+            "student_entropy_BT": student[1],
+        }
+        return Scores(**{name: value for name, value in wanted.items() if name in self.method.signals})
+
+    def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
+        started, entropies = time.perf_counter(), name not in self.teachers or self._teachers_score_entropy
+        scores = token_scores(
+            lambda part: self._forward(model, part, compute_entropy=entropies)[:2],
+            batch,
+            self.args.scoring_token_budget,
+            self.world,
+            rows,
+            self.pad_to_multiple_of or 1,
+        )
+        self._metrics["train" if self.model.training else "eval"][f"time/score_{name}"].append(
+            time.perf_counter() - started
+        )
+        return scores
+
+    def _forward(self, model: torch.nn.Module, part: Batch, **kwargs):
+        ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+        mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+        width = part["completion_ids"].shape[1]
+        return super()._get_per_token_logps_and_entropies(model, ids, mask, width, **model_kwargs(part), **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        # GRPO calls this with a `batch_size` when it scores a whole window (old and reference log-probabilities).
+        batch = {
+            "prompt_ids": input_ids[:, :-logits_to_keep],
+            "prompt_mask": attention_mask[:, :-logits_to_keep],
+            "completion_ids": input_ids[:, -logits_to_keep:],
+            "completion_mask": attention_mask[:, -logits_to_keep:],
+            **{key: value for key, value in kwargs.items() if value is not None},
+        }
+        self._scored.append(self._token_scores("asked_by_grpo", model, batch))
+        return *self._scored[-1], None
+
+    def _record(self, mode: str, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor):
+        for name, value in signal.metrics.items():
+            self._metrics[mode][f"fire/{name}"].append(value)
+        if no_reward in self.reward_funcs:  # GRPO's account of a reward that nobody gave
+            for name in [name for name in self._metrics[mode] if "reward" in name]:
+                del self._metrics[mode][name]
+            self._logs["rewards"].clear()
+        columns = [
+            masked_mean_B(advantage_BT, rollout.mask_BT),
+            masked_mean_B(scores.teacher_logp_BT, rollout.mask_BT),
+        ]
+        advantage_N, teacher_logp_N, keep_N = self.world.gather(torch.stack([*columns, signal.keep_B.float()], 1)).T
+        for _ in range(min(len(advantage_N), len(self._logs["advantages"]))):  # GRPO's, from before there were any
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(advantage_N.tolist())
+        self._logs["extra"]["teacher_logp"].extend(teacher_logp_N.tolist())
+        self._logs["extra"]["kept"].extend(keep_N.bool().tolist())
+
+    # Slices and loss: once for each micro-batch
+
+    def _prepare_inputs(self, generation_batch):
+        if not self.model.training:
+            return self._generate_and_score_completions(generation_batch)
+        if self._buffered_inputs is None:  # first call, or resumed: take up the place inside the window
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        every = self.args.steps_per_generation * self.num_iterations
+        if self._step % every == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
+        part = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        self._hold_still_if_empty(part)
+        return part
+
+    def _slices(self, batch: Batch) -> list[Batch]:
+        args = self.args
+        steps = args.steps_per_generation // args.gradient_accumulation_steps
+        if steps * self.num_iterations == 1:  # on policy: the ratio is 1, exactly, against the forward of the loss
+            del batch["old_per_token_logps"]
+        self._empty_windows = 0 if self.world.gather(batch["keep"]).any() else self._empty_windows + 1
+        if self._empty_windows == EMPTY_WINDOWS:
+            raise RuntimeError(
+                f"step {self.state.global_step}: no trajectory was left to train on in {EMPTY_WINDOWS} windows in a row "
+                "(see fire/empty, fire/nonfinite_teacher). Look at the completions with log_completions=True."
+            )
+        return micro_batches(
+            batch,
+            steps=steps,
+            per_step=args.gradient_accumulation_steps,
+            loss_type=args.loss_type,
+            processes=self.accelerator.num_processes,
+            world=self.world,
+            seed=self._window_seed,
+            multiple=self.pad_to_multiple_of or 1,
+        )
+
+    @property
+    def _window_seed(self) -> int:
+        return self.args.seed + self.state.global_step  # equal on all ranks, and again after a resume
+
+    def _hold_still_if_empty(self, part: Batch):
+        """An optimizer step without any trajectory on any rank has gradient zero; momentum must not move it either."""
+        groups = self.optimizer.param_groups
+        for group, rate in zip(groups, self._held_rates, strict=False):
+            group["lr"] = group["lr"] or rate
+        self._held_rates = []
+        if part["rows_in_step"] == 0:
+            self._held_rates = [group["lr"] for group in groups]
+            for group in groups:
+                group["lr"] = 0.0
+            self._metrics["train"]["fire/empty_steps"].append(1.0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("FiReOPDTrainer does not return outputs with the loss; call compute_loss without them.")
+        if not self.model.training:  # already known from scoring: an estimate of KL(student || teacher)
+            return inputs["reverse_kl"]
+        logp_BT, entropy_BT, router_loss = self._forward(
+            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        )
+        mask_BT, scale_B = inputs["train_mask"], inputs["scale"]
+        old_logp_BT = inputs.get("old_per_token_logps", logp_BT.detach())
+        loss_BT, clipped_BT = clipped_surrogate(
+            logp_BT, old_logp_BT, inputs["advantages"], mask_BT, self.epsilon_low, self.epsilon_high
+        )
+        if self.beta:
+            kl_BT = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
+            loss_BT = loss_BT + self.beta * kl_BT
+        loss = aggregate(loss_BT, mask_BT, scale_B)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * router_loss / self.current_gradient_accumulation_steps
+
+        trained_BT = mask_BT & (scale_B > 0).unsqueeze(1)
+        sums = {"entropy": entropy_BT, "fire/clip_ratio": clipped_BT, **({"kl": kl_BT} if self.beta else {})}
+        counts = [~torch.isfinite(loss.detach()), trained_BT.sum()]
+        counts += [torch.where(trained_BT, value, 0.0).detach().sum() for value in sums.values()]
+        broken, tokens, *totals = self.world.sum(torch.stack([count.float() for count in counts])).tolist()
+        if broken:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: the loss is NaN or infinite on {int(broken)} of "
+                f"{self.accelerator.num_processes} ranks; no weight was changed in this step. Resume from the last "
+                "checkpoint with a lower learning_rate, or check the precision."
+            )
+        for name, total in zip(sums, totals, strict=True):
+            if tokens:
+                self._metrics["train"][name].append(total / tokens)
+        return loss
