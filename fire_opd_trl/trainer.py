@@ -121,6 +121,7 @@ class FiReOPDTrainer(GRPOTrainer):
         self._scored: list[tuple[torch.Tensor, torch.Tensor]] = []  # what GRPO asked for during this window
         self._empty_windows = 0
         self._held_rates: list[float] = []
+        self._step_sums: torch.Tensor | float = 0.0
         outputs = ("log_probs", "entropy") if self._teachers_score_entropy else ("log_probs",)
         self.teachers: dict[str, torch.nn.Module] = {}
         for name, teacher in teachers.items():
@@ -318,16 +319,22 @@ class FiReOPDTrainer(GRPOTrainer):
 
         trained_BT = mask_BT & (scale_B > 0).unsqueeze(1)
         sums = {"entropy": entropy_BT, "fire/clip_ratio": clipped_BT, **({"kl": kl_BT} if self.beta else {})}
-        counts = [~torch.isfinite(loss.detach()), trained_BT.sum()]
-        counts += [torch.where(trained_BT, value, 0.0).detach().sum() for value in sums.values()]
-        broken, tokens, *totals = self.world.sum(torch.stack([count.float() for count in counts])).tolist()
-        if broken:
-            raise FloatingPointError(
-                f"step {self.state.global_step}: the loss is NaN or infinite on {int(broken)} of "
-                f"{self.accelerator.num_processes} ranks; no weight was changed in this step. Resume from the last "
-                "checkpoint with a lower learning_rate, or check the precision."
-            )
-        for name, total in zip(sums, totals, strict=True):
-            if tokens:
-                self._metrics["train"][name].append(total / tokens)
+        sums = {name: torch.where(trained_BT, value_BT, 0.0).detach().sum() for name, value_BT in sums.items()}
+        self._account({"broken": ~torch.isfinite(loss.detach()), "tokens": trained_BT.sum(), **sums})
         return loss
+
+    def _account(self, sums: dict[str, torch.Tensor]):
+        """Add up a micro-batch; at the last one of the step, before the step is taken, look at the sums of all ranks."""
+        self._step_sums = self._step_sums + torch.stack([value.float() for value in sums.values()])
+        if not self.accelerator.sync_gradients:
+            return
+        total = dict(zip(sums, self.world.sum(self._step_sums).tolist(), strict=True))
+        self._step_sums = 0.0
+        if total.pop("broken"):
+            raise FloatingPointError(
+                f"step {self.state.global_step}: the loss is NaN or infinite; no weight was changed in this step. Resume "
+                "from the last checkpoint with a lower learning_rate, or check the precision."
+            )
+        if tokens := total.pop("tokens"):
+            for name, value in total.items():
+                self._metrics["train"][name].append(value / tokens)

@@ -22,8 +22,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from fire_opd_trl.demo import task
 
 BATCH_SIZE = 128
-WARMUP_STEPS = 50
-LOSS_SMOOTHING = 0.8
+WARMUP_STEPS, LOSS_SMOOTHING = 50, 0.8
 TEST_PROBLEMS, TEST_SEED = 4000, 0
 
 CARD = """# Demo models
@@ -127,7 +126,6 @@ def trained_steps(model: Qwen3ForCausalLM, tokenizer: Tokenizer, recipe: Recipe,
         # The curve is steep: a fixed number of steps made a student of 40 % with one seed, of 90 % with another.
         if smoothed_loss < recipe.stop_loss:
             break
-    progress.close()
     return step + 1
 
 
@@ -171,15 +169,9 @@ def main() -> None:
         print(f"{name}: {columns[name]['accuracy at temperature 1']} at temperature 1")
 
     rows = [f"| {label} | {columns['teacher'][label]} | {columns['student'][label]} |" for label in columns["teacher"]]
-    card = CARD.format(
-        rows="\n".join(rows),
-        problems=TEST_PROBLEMS,
-        vocabulary=len(tokenizer),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        batch_size=BATCH_SIZE,
-    )
-    (output / "MODELS.md").write_text(card, encoding="utf-8")
+    facts = {"problems": TEST_PROBLEMS, "vocabulary": len(tokenizer), "batch_size": BATCH_SIZE}
+    facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": "\n".join(rows)}
+    (output / "MODELS.md").write_text(CARD.format(**facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""
+On-policy distillation with FiRe-OPD from the command line. `fire-opd train` starts this very file.
+
+A smoke run on the CPU with the embedded models, after which everything is known to be wired:
+
+    python -c "from fire_opd_trl.demo.task import dataset; dataset('train', 256).to_json('addition.jsonl')"
+    accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py \
+        --config configs/recipes/smoke.yaml \
+        --model_name_or_path fire_opd_trl/demo/models/student \
+        --teacher_model_name_or_path fire_opd_trl/demo/models/teacher \
+        --dataset_name addition.jsonl
+
+A full run on 8 GPUs, student and teacher partitioned by ZeRO-3:
+
+    accelerate launch --config_file configs/accelerate/zero3.yaml examples/train_fire.py \
+        --model_name_or_path Qwen/Qwen3-4B \
+        --teacher_model_name_or_path Qwen/Qwen3-30B-A3B-Instruct-2507 \
+        --dtype bfloat16 \
+        --dataset_name prompts/ \
+        --gradient_accumulation_steps 128 --per_device_train_batch_size 1 \
+        --max_completion_length 16384 \
+        --learning_rate 1e-6 \
+        --use_vllm \
+        --output_dir outputs/qwen3-4b-fire
+
+LoRA on one GPU:
+
+    accelerate launch --config_file configs/accelerate/single_gpu.yaml examples/train_fire.py \
+        --model_name_or_path Qwen/Qwen3-0.6B \
+        --teacher_model_name_or_path Qwen/Qwen3-4B \
+        --dtype bfloat16 \
+        --dataset_name prompts/ \
+        --use_peft --lora_r 32 --lora_target_modules all-linear \
+        --gradient_accumulation_steps 64 --per_device_train_batch_size 1 \
+        --learning_rate 1e-5 \
+        --output_dir outputs/qwen3-0.6b-fire-lora
+
+Every argument can stand in a YAML file instead (`--config`); the command line wins. `--help` lists them all.
+"""
+
+import os
+import pkgutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import ScriptArguments
+
+
+@dataclass
+class FiReOPDScriptArguments(ScriptArguments):
+    """
+    Arguments of this script that belong neither to the training nor to the model.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            Dataset id on the Hub, local folder, or file (JSONL, Parquet, CSV).
+        reward_funcs (`list[str]`, *optional*):
+            Dotted paths of reward functions, for example `trl.rewards.accuracy_reward`.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset with a column `prompt`: an id on the Hub, a local folder, or a file (JSONL, Parquet, CSV). "
+            "For a mixture list `datasets` in the YAML file instead."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
+            "for my_rewards.py in the working directory. They are logged; `reward_coef` mixes them in."
+        },
+    )
+
+
+def make_parser(prog: str | None = None):
+    """The parser of this script, under the name `prog` in its help."""
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+
+    from fire_opd_trl import FiReOPDConfig
+
+    return TrlParser(
+        (FiReOPDScriptArguments, FiReOPDConfig, ModelConfig, DatasetMixtureConfig),
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",
+        description="On-policy distillation with FiRe-OPD. A YAML file given as --config sets any of these arguments.",
+        allow_abbrev=False,
+    )
+
+
+def imported_reward(path: str):
+    """The function at a dotted path, in an installed module or in one of the working directory."""
+    try:
+        reward = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reward_funcs: {path!r} does not import ({error}). Give module.function, for example "
+            f"trl.rewards.accuracy_reward; a module of your own must be installed or lie in {os.getcwd()}."
+        ) from error
+    if not callable(reward):
+        raise ValueError(f"reward_funcs: {path!r} is a {type(reward).__name__}. Name a function inside it.")
+    return reward
+
+
+def main(script_args, training_args, model_args, dataset_args):
+    import transformers
+    from datasets import load_dataset
+    from packaging.version import Version
+    from trl import get_dataset, get_peft_config, get_quantization_config
+
+    from fire_opd_trl import FiReOPDTrainer
+
+    if not model_args.model_name_or_path:
+        raise ValueError("There is no student. Set --model_name_or_path to a model id or a local folder.")
+    if not training_args.teacher_model_name_or_path:
+        raise ValueError("There is no teacher. Set --teacher_model_name_or_path to a model id or a local folder.")
+    if not script_args.dataset_name and not dataset_args.datasets:
+        raise ValueError(
+            "There is no dataset. Set --dataset_name to a dataset id, a local folder or a file (JSONL, Parquet, CSV), "
+            "or list `datasets:` in the YAML file of --config."
+        )
+    if script_args.dataset_name and dataset_args.datasets:
+        raise ValueError(
+            f"Two datasets: dataset_name={script_args.dataset_name!r} and the list `datasets`. Remove one of them."
+        )
+
+    # Dataset: its rows hold a `prompt`, a text or a list of messages
+    if dataset_args.datasets:
+        dataset = get_dataset(dataset_args)
+    elif os.path.isfile(script_args.dataset_name):
+        file = Path(script_args.dataset_name)
+        dataset = load_dataset(str(file.parent), data_files=file.name, streaming=script_args.dataset_streaming)
+    else:
+        dataset = load_dataset(
+            script_args.dataset_name, script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    splits = {"dataset_train_split": script_args.dataset_train_split}
+    if training_args.eval_strategy != "no":
+        splits["dataset_test_split"] = script_args.dataset_test_split
+    for name, split in splits.items():
+        if split not in dataset:
+            raise ValueError(f"{name}={split!r} is no split of the dataset. It has: {', '.join(dataset)}.")
+
+    sys.path.append(os.getcwd())
+    reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
+
+    # Models: what the config says of loading them wins over the general options
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    training_args.teacher_model_init_kwargs = {  # not quantized, and in its own dtype
+        "attn_implementation": model_args.attn_implementation,
+        **(training_args.teacher_model_init_kwargs or {}),
+    }
+
+    trainer = FiReOPDTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset[script_args.dataset_train_split],
+        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        reward_funcs=reward_funcs,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+    on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)
+    dataset_name = script_args.dataset_name if on_the_hub else None  # a local path has no place in a model card
+    trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=dataset_name)
+    trainer.accelerator.print(f"Model and model card are in {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+        trainer.accelerator.print(f"They are also at https://huggingface.co/{trainer.hub_model_id}.")
+
+    if Version(transformers.__version__) >= Version("5.18.0"):
+        trainer.end()  # finishes the trackers and the process group
+
+
+if __name__ == "__main__":
+    parser = make_parser()
+    try:
+        *arguments, unknown = parser.parse_args_and_config(return_remaining_strings=True)
+    except (OSError, ValueError) as error:  # a wrong value, said in one sentence
+        parser.error(str(error))
+    if unknown:
+        parser.error(
+            f"no such arguments: {' '.join(unknown)}. Options of `accelerate launch` go before the name of this script, "
+            "or on the command line of `fire-opd train`, but not into the YAML file."
+        )
+    main(*arguments)

@@ -1,0 +1,191 @@
+"""
+`fire-opd demo`: distil the embedded teacher into the embedded student on the CPU, and show that it worked.
+
+It is the ordinary trainer with an ordinary config; what is special stands in `SETTINGS`.
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+from importlib import resources
+from pathlib import Path
+
+
+SETTINGS = {
+    "learning_rate": 5e-4,
+    "warmup_steps": 5,
+    "lr_scheduler_type": "cosine",
+    "per_device_train_batch_size": 256,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 33,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+}
+STEPS = 40
+HELD_OUT = 1000
+
+
+def model_path(name: str) -> str:
+    """Folder of the embedded `"teacher"` or `"student"`."""
+    return str(resources.files("fire_opd_trl.demo") / "models" / name)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from fire_opd_trl.methods import METHODS
+
+    parser = argparse.ArgumentParser("fire-opd demo", description=__doc__.split("\n")[1])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="where the results go")
+    parser.add_argument("--method", choices=list(METHODS), default="fire", help="distillation recipe")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
+    parser.add_argument("--learning_rate", type=float, default=SETTINGS["learning_rate"], help="peak learning rate")
+    parser.add_argument("--problems", type=int, default=HELD_OUT, help="held-out problems, before and after")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the problems")
+    return parser
+
+
+def progress_callback(steps: int):
+    """A progress bar that says whether learning goes well: accuracy of the samples, kept share, KL to the teacher."""
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=steps, desc="distilling", unit="step", dynamic_ncols=True)
+            self.history = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "fire/reverse_kl" not in logs:
+                return
+            entry = {
+                "step": state.global_step,
+                "accuracy": logs["rewards/exact_match/mean"],
+                "keep_ratio": logs["fire/keep_ratio"],
+                "reverse_kl": logs["fire/reverse_kl"],
+                "loss": logs["loss"],
+                "seconds": logs["step_time"],
+            }
+            self.history.append(entry)
+            self.bar.set_postfix_str(
+                f"accuracy {entry['accuracy']:.0%}, kept {entry['keep_ratio']:.0%}, KL {entry['reverse_kl']:.4f}"
+            )
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Progress()
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    import logging
+    import warnings
+
+    import torch
+    import transformers
+    import trl
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.trainer_callback import PrinterCallback
+
+    from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, __version__
+    from fire_opd_trl.demo import task
+    from fire_opd_trl.report.curves import learning_curve
+
+    warnings.simplefilter("ignore")  # deprecations of the libraries below; nothing a first look should begin with
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    def loaded(name: str):
+        return AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
+
+    student, teacher = loaded("student"), loaded("teacher")
+    tokenizer = AutoTokenizer.from_pretrained(model_path("student"))
+    held_out = task.problems("test", options.problems, seed=options.seed)
+
+    def measured(model) -> tuple[float, float]:
+        share = task.accuracy(model, tokenizer, held_out, seed=options.seed)
+        return share, 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / len(held_out))
+
+    sizes = " and ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" for m in (teacher, student))
+    print(f"fire_opd_trl {__version__}: {options.method}, teacher and student of {sizes} parameters, on the CPU")
+    (before, interval), (ceiling, _) = measured(student), measured(teacher)
+    print(f"before: student {before:.1%} +- {interval:.1%}, teacher {ceiling:.1%} of {len(held_out)} held-out problems")
+
+    settings = {**SETTINGS, "learning_rate": options.learning_rate}
+    progress = progress_callback(options.steps)
+    trainer = FiReOPDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=FiReOPDConfig(
+            str(options.output_dir),
+            method=options.method,
+            max_steps=options.steps,
+            seed=options.seed,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=task.dataset("train", options.steps * 256, seed=options.seed),
+        processing_class=tokenizer,
+        reward_funcs=[task.exact_match],  # only logged
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    after, interval_after = measured(student)
+
+    folder = options.output_dir
+    checkpoint = folder / "student"
+    trainer.save_model(str(checkpoint))
+    metrics = {
+        "method": options.method,
+        "before": before,
+        "after": after,
+        "teacher": ceiling,
+        "interval_95": [interval, interval_after],
+        "held_out_problems": len(held_out),
+        "steps": options.steps,
+        "seconds": round(seconds, 1),
+        "seed": options.seed,
+        "settings": settings,
+        "versions": {
+            "fire_opd_trl": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "trl": trl.__version__,
+            "python": platform.python_version(),
+        },
+        "history": progress.history,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    print(f"after:  student {after:.1%} +- {interval_after:.1%} ({100 * (after - before):+.1f} points), {seconds:.0f} s")
+    written = [("figures", folder / "metrics.json"), ("student", checkpoint)]
+    try:
+        learning_curve(
+            progress.history,
+            folder / "learning_curve.png",
+            title=f"{options.method}: addition with carries, {sizes} parameters",
+            before=before,
+            after=after,
+            interval=max(interval, interval_after),
+            teacher=ceiling,
+        )
+        written.insert(1, ("picture", folder / "learning_curve.png"))
+    except ImportError:
+        print("no picture: pip install fire-opd-trl[report]")
+    for name, path in written:
+        print(f"{name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

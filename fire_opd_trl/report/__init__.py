@@ -1,0 +1,1 @@
+"""Pictures of a run; they need matplotlib (`pip install fire-opd-trl[report]`)."""

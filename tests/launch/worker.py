@@ -1,0 +1,176 @@
+"""
+Trains the demo student for a few steps on frozen completions, in whatever world it is launched, and writes what came out.
+
+    python worker.py '{"batch": 8, "accumulation": 4, "method": "fire"}' OUT.pt
+
+A test compares what two layouts of the same work wrote. Not a test itself.
+"""
+
+import importlib.resources
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import torch
+
+
+PAD, EOS = 0, 1
+
+
+def frozen_rows(rows: int, holes: bool = True) -> dict[str, dict]:
+    """
+    One completion for each prompt, ragged (3 to 33 tokens). The second half of the rows, which on two ranks is the
+    second rank, is mostly bad: five are empty, six are noise that the teacher finds unlikely.
+    """
+    from fire_opd_trl.demo.task import build_tokenizer, problems, prompt, working
+
+    tokenizer, draw = build_tokenizer(), random.Random(7)
+    frozen = {}
+    for row, (a, b) in enumerate(problems("train", rows, seed=3)):
+        ids = tokenizer(working(a, b))["input_ids"]
+        ids = [i for i in ids if i not in tokenizer.all_special_ids][: draw.randint(3, 32)]
+        for position in range(len(ids)):  # slips, so that teacher and student have something to disagree about
+            if draw.random() < 0.15:
+                ids[position] = tokenizer(draw.choice("0123456789"))["input_ids"][0]
+        late = row - rows // 2
+        if holes and 0 <= late < rows // 6:
+            ids = []
+        elif rows // 6 <= late < rows // 6 + rows // 5:
+            ids = [tokenizer(draw.choice("0123456789"))["input_ids"][0] for _ in range(draw.randint(4, 30))]
+        elif draw.random() < 0.5:
+            ids.append(tokenizer.eos_token_id)
+        prompt_ids = tokenizer(prompt(a, b))["input_ids"]
+        frozen[prompt(a, b)] = {"prompt_ids": prompt_ids, "completion_ids": ids}
+    return frozen
+
+
+def fsdp2_on_cpu() -> None:
+    """accelerate turns FSDP off where there is no GPU; FSDP2 itself runs on gloo. Switch it on again, for tests only."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+
+
+def trained(case: dict, output_dir: str):
+    """The trainer of a case, after training."""
+    from datasets import Dataset
+
+    from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+
+    models = importlib.resources.files("fire_opd_trl.demo") / "models"
+    frozen = frozen_rows(case.get("rows", 32), case.get("holes", True))
+
+    def rollout(prompts, trainer):
+        rows = [frozen[text] for text in prompts]
+        return {
+            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "completion_ids": [row["completion_ids"] for row in rows],
+            "logprobs": None,
+        }
+
+    peft_config = None
+    if case.get("lora"):
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.0)
+    args = FiReOPDConfig(
+        output_dir,
+        method=case.get("method", "fire"),
+        use_cpu=True,
+        bf16=False,
+        optim=case.get("optim", "sgd"),
+        learning_rate=case.get("learning_rate", 0.003),
+        lr_scheduler_type="constant",
+        max_grad_norm=1e6,  # the norm is logged, the gradient is not clipped
+        max_steps=case.get("max_steps", 4),
+        logging_steps=1,
+        per_device_train_batch_size=case["batch"],
+        gradient_accumulation_steps=case["accumulation"],
+        steps_per_generation=case.get("steps_per_generation"),
+        num_iterations=case.get("num_iterations", 1),
+        loss_type=case.get("loss_type", "grpo"),
+        max_completion_length=33,
+        scoring_token_budget=case.get("scoring_token_budget", 600),
+        shuffle_dataset=False,
+        gradient_checkpointing=case.get("gradient_checkpointing", False),
+        save_strategy=case.get("save_strategy", "no"),
+        save_steps=case.get("save_steps", 500),
+        seed=11,
+        ddp_timeout=20,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"},
+        teacher_model_init_kwargs={"dtype": "float32"},
+        teacher_nonfinite_limit=case.get("teacher_nonfinite_limit", 0.1),
+        **case.get("config", {}),
+    )
+    trainer = FiReOPDTrainer(
+        model=str(models / case.get("student", "student")),
+        teacher_model=case.get("teacher") or str(models / "teacher"),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": text} for text in frozen]),
+        peft_config=peft_config,
+        rollout_func=rollout,
+    )
+    trainer.train(resume_from_checkpoint=case.get("resume"))
+    return trainer
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether every parameter is partitioned over ranks, by FSDP2 or by ZeRO-3."""
+    from torch.distributed.tensor import DTensor
+
+    return all(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
+
+
+def result(trainer) -> dict:
+    """Full parameters, losses, gradient norms and the shape of the world, gathered on every rank."""
+    parameters = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+    rows_of_slices = [int((part["scale"] > 0).sum()) for part in trainer._buffered_inputs]
+    survivors = trainer.world.gather(torch.tensor([sum(rows_of_slices)])).tolist()
+    if trainer.accelerator.is_main_process:
+        parameters = {name.removeprefix("module."): value.detach().cpu().clone() for name, value in parameters.items()}
+    return {
+        "parameters": parameters,
+        "loss": [log["loss"] for log in logs],
+        "grad_norm": [float(log["grad_norm"]) for log in logs],
+        "metrics": logs,
+        "survivors_of_ranks": survivors,
+        "world_size": trainer.accelerator.num_processes,
+        "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
+        "zero_stage": trainer._dist.zero_stage,
+        "student_is_sharded": is_sharded(trainer.model),
+        "teachers_are_sharded": all(is_sharded(teacher) for teacher in trainer.teachers.values()),
+        "teachers_train": any(p.requires_grad for t in trainer.teachers.values() for p in t.parameters()),
+    }
+
+
+def main() -> None:
+    case, output = json.loads(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    if case.get("fsdp2"):
+        fsdp2_on_cpu()
+    trainer = trained(case, str(output.with_suffix("")))
+    outcome = result(trainer)
+    if trainer.accelerator.is_main_process:
+        torch.save(outcome, output)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    if "WORLD_SIZE" in os.environ and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
