@@ -62,8 +62,8 @@ class FiReOPDScriptArguments(ScriptArguments):
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset with a column `prompt`: an id on the Hub, a local folder, or a file (JSONL, Parquet, CSV). "
-            "For a mixture list `datasets` in the YAML file instead."
+            "help": "Dataset with a column `prompt`: an id on the Hub, a local folder, or a file (JSONL, Parquet, "
+            "CSV). For a mixture, list `datasets` in the YAML file instead."
         },
     )
     reward_funcs: list[str] | None = field(
@@ -130,7 +130,7 @@ def main(script_args, training_args, model_args, dataset_args):
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     elif os.path.isfile(script_args.dataset_name):
-        file = Path(script_args.dataset_name)
+        file = Path(script_args.dataset_name).resolve()  # a parent that is "." has no name for `datasets`
         dataset = load_dataset(str(file.parent), data_files=file.name, streaming=script_args.dataset_streaming)
     else:
         dataset = load_dataset(
@@ -191,7 +191,7 @@ if __name__ == "__main__":
         parser.error(str(error))
     if unknown:
         parser.error(
-            f"no such arguments: {' '.join(unknown)}. Options of `accelerate launch` go before the name of this script, "
-            "or on the command line of `fire-opd train`, but not into the YAML file."
+            f"no such arguments: {' '.join(unknown)}. Options of `accelerate launch` go before the name of this "
+            "script, or on the command line of `fire-opd train`, but not into the YAML file."
         )
     main(*arguments)

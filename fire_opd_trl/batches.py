@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+from .pipeline import Signal
 from .slices import shortest, slices, step_N
 from .stages import Rollout, World, global_row_B, row_scale
 
@@ -104,6 +105,21 @@ def rollout_of(batch: Batch, stop_ids: list[int], teacher_B: list[int], group_si
     )
 
 
+def mixed_advantage_BT(
+    signal: Signal,
+    rollout: Rollout,
+    reward_advantage_B: torch.Tensor,
+    reward_coef: float,
+    ratio_BT: torch.Tensor | None,
+) -> torch.Tensor:
+    """`(A_distil + c A_grpo) r`: distillation, GRPO's group advantage on survivors, rollout-engine correction."""
+    advantage_BT = signal.advantage_BT
+    if reward_coef:
+        trained_BT = rollout.only(signal.keep_B).mask_BT
+        advantage_BT = advantage_BT + reward_coef * reward_advantage_B.unsqueeze(1) * trained_BT
+    return advantage_BT if ratio_BT is None else advantage_BT * ratio_BT
+
+
 def micro_batches(
     batch: Batch, *, steps: int, per_step: int, loss_type: str, processes: int, world: World, seed: int, multiple: int
 ) -> list[Batch]:
@@ -135,6 +151,24 @@ def micro_batches(
             part = take(scaled, cut or [shortest(prompt_B, completion_B)], multiple)
             parts.append({**part, "scale": part["scale"] * bool(cut), "rows_in_step": int(rows)})
     return parts
+
+
+def held_rates(groups: list[dict[str, Any]], held: list[float], empty: bool) -> list[float]:
+    """
+    An optimizer step without any trajectory on any rank has gradient zero; momentum and weight decay must not move the
+    weights either. Sets the learning rates to zero for such a step, and back to `held` after it.
+
+    Returns:
+        `list[float]`: The rates to give back later; empty if the step is an ordinary one.
+    """
+    for group, rate in zip(groups, held, strict=False):
+        group["lr"] = group["lr"] or rate
+    if not empty:
+        return []
+    held = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+    return held
 
 
 def filled_holes(output: dict[str, Any], pad_token_id: int) -> dict[str, Any]:

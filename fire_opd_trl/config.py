@@ -297,8 +297,8 @@ class FiReOPDConfig(GRPOConfig):
         ranks_the_window = {"drop_fraction", "scope"} <= set(takes) and self.statistics_scope != "trajectory"
         if ranks_the_window and self.drop_fraction and self.drop_fraction * self.generation_batch_size < 1:
             warnings.warn(
-                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} trajectories drops none. "
-                f"Raise gradient_accumulation_steps until the window holds {math.ceil(1 / self.drop_fraction)} or more.",
+                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} rows drops none. Raise "
+                f"gradient_accumulation_steps until it holds {math.ceil(1 / self.drop_fraction)} or more.",
                 stacklevel=4,
             )
 

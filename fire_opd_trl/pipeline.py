@@ -15,7 +15,7 @@ class Method:
 
     Args:
         name (`str`): Its name in logs and model cards.
-        signals (`tuple[str, ...]`): The fields of [`Scores`] it reads; only those are computed, and none may be absent.
+        signals (`tuple[str, ...]`): Fields of [`Scores`] it reads; only those are computed, none may be absent.
         score (`Callable`): `(rollout, scores, context) -> score_B`, one number for each trajectory.
         filter (`Callable`): `(score_B, rollout, context) -> keep_B`, which trajectories train.
         reweight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much each of their tokens counts.
@@ -103,6 +103,7 @@ def refuse_broken_student(rollout: Rollout, scores: Scores, method: Method, cont
     broken = torch.stack([~finite_B(value_BT, rollout.mask_BT) for value_BT in read]).any(dim=0).sum()
     if broken := int(context.world.sum(broken)):
         raise FloatingPointError(
-            f"The student's own log-probabilities or entropies are NaN or infinite in {broken} trajectories. Its weights "
-            "have probably diverged: resume from the last checkpoint with a lower learning_rate, or check the precision."
+            f"The student's own log-probabilities or entropies are NaN or infinite in {broken} trajectories. Its "
+            "weights have probably diverged: resume from the last checkpoint with a lower learning_rate, or check the "
+            "precision."
         )

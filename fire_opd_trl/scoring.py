@@ -11,7 +11,7 @@ from .stages import World
 
 @torch.no_grad()
 def token_scores(
-    forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
+    forward: Callable[[Batch], tuple],
     batch: Batch,
     token_budget: int,
     world: World,
@@ -23,7 +23,8 @@ def token_scores(
     and equally many forwards on every rank (sharded models communicate in each).
 
     Args:
-        forward (`Callable`): Slice -> log-probabilities and, if computed, entropies of its completion tokens.
+        forward (`Callable`): Slice -> log-probabilities and, if computed, entropies of its completion
+            tokens, and anything more.
         batch (`dict`): The batch.
         token_budget (`int`): Padded tokens in one forward; a longer row goes alone.
         world ([`World`]): All ranks.
@@ -42,7 +43,7 @@ def token_scores(
     entropy_BT = torch.zeros_like(logp_BT)
     for cut in slices(rows, prompt_B, completion_B, count):
         part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
-        logp, entropy = forward(part)
+        logp, entropy, *_ = forward(part)
         if cut:  # else this rank had no row left, and the forward was for the others
             index, width = torch.tensor(cut, device=device), logp.shape[1]
             logp_BT[index, :width] = logp.float()

@@ -17,7 +17,9 @@ from .prompts import refuse_unrouted
 Teacher = str | PreTrainedModel
 
 
-def named_teachers(teacher_model: Teacher | dict[str, Teacher] | None, args: FiReOPDConfig) -> dict[str, Teacher]:
+def named_teachers(
+    teacher_model: Teacher | dict[str, Teacher] | None, student: Teacher, args: FiReOPDConfig
+) -> dict[str, Teacher]:
     """The teachers by name; a single one, given here or in the config, is called `"teacher"`."""
     if teacher_model is None:
         teacher_model = args.teacher_model_name_or_path
@@ -31,7 +33,10 @@ def named_teachers(teacher_model: Teacher | dict[str, Teacher] | None, args: FiR
             "teacher_model is missing: distillation needs a teacher. Pass teacher_model=... to the trainer, or set "
             "teacher_model_name_or_path."
         )
-    return teacher_model if isinstance(teacher_model, dict) else {"teacher": teacher_model}
+    teachers = teacher_model if isinstance(teacher_model, dict) else {"teacher": teacher_model}
+    if any(teacher is student for teacher in teachers.values() if not isinstance(teacher, str)):
+        raise ValueError("teacher_model is the very module that is trained. Pass a copy of it (copy.deepcopy).")
+    return teachers
 
 
 def from_pretrained_kwargs(args: FiReOPDConfig) -> dict[str, Any]:
@@ -50,9 +55,10 @@ def config_of(model: Teacher, **hub_kwargs) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(model, **hub_kwargs)
     except OSError as error:
+        why = " HF_HUB_OFFLINE is set: only local folders and models in the cache can be loaded." if offline() else ""
         raise ValueError(
             f"{model!r} could not be loaded: it is neither a local folder with a config.json nor a model that can be "
-            f"reached on the Hub{' (HF_HUB_OFFLINE is set: only local folders and cached models load)' if offline() else ''}."
+            f"reached on the Hub.{why}"
         ) from error
 
 
@@ -114,34 +120,39 @@ def checked_configs(
     return configs
 
 
-def loaded_teacher(teacher: Teacher, args: FiReOPDConfig) -> PreTrainedModel:
-    """The teacher as a frozen module in evaluation mode, not yet placed."""
-    model = create_model_from_path(teacher, **from_pretrained_kwargs(args)) if isinstance(teacher, str) else teacher
-    return model.requires_grad_(False).eval()
-
-
-def cut_to_rows(teacher: PreTrainedModel, rows: int) -> None:
-    """Cut a padded vocabulary to the student's, so that rows no token stands for take no probability."""
-    if teacher.config.get_text_config().vocab_size > rows:
-        teacher.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def placed_teacher(teacher: PreTrainedModel, trainer, outputs: tuple[str, ...]) -> torch.nn.Module:
+def placed_teachers(
+    teachers: dict[str, Teacher], student_rows: int, trainer, entropy: bool
+) -> dict[str, torch.nn.Module]:
     """
-    The teacher where the student is: partitioned by ZeRO-3 or FSDP when the student is, a replica otherwise; without
-    optimizer. Its LM head is fused first, so that `[B, T, V]` never exists.
+    The teachers as frozen modules in evaluation mode where the student is: partitioned by ZeRO-3 or FSDP when the
+    student is, a replica otherwise; without optimizer.
+
+    Args:
+        student_rows (`int`): Token rows of the student; a teacher padded to more loses them, so that rows no token
+            stands for take no probability.
+        trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments.
+        entropy (`bool`): Whether the method reads the teacher's entropy.
     """
-    add_fused_lm_head(
-        teacher,
-        temperature=trainer.temperature,
-        cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
-        outputs=outputs,
-    )
-    if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(teacher, trainer.accelerator)
-    if trainer.is_fsdp_enabled:
-        return prepare_fsdp(teacher, trainer.accelerator)
-    return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+    placed = {}
+    for name, teacher in teachers.items():
+        if isinstance(teacher, str):
+            teacher = create_model_from_path(teacher, **from_pretrained_kwargs(trainer.args))
+        teacher = teacher.requires_grad_(False).eval()
+        if teacher.config.get_text_config().vocab_size > student_rows:
+            teacher.resize_token_embeddings(student_rows, mean_resizing=False)
+        add_fused_lm_head(  # before wrapping, so that [B, T, V] never exists
+            teacher,
+            temperature=trainer.temperature,
+            cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
+            outputs=("log_probs", "entropy") if entropy else ("log_probs",),
+        )
+        if trainer.is_deepspeed_enabled:
+            placed[name] = prepare_deepspeed(teacher, trainer.accelerator)
+        elif trainer.is_fsdp_enabled:
+            placed[name] = prepare_fsdp(teacher, trainer.accelerator)
+        else:
+            placed[name] = trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+    return placed
 
 
 def route_B(inputs: list[dict[str, Any]], names: list[str], column: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import textwrap
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,22 +11,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from .batches import Batch, filled_holes, micro_batches, model_kwargs, rollout_of, without_holes
+from .batches import (
+    Batch,
+    filled_holes,
+    held_rates,
+    micro_batches,
+    mixed_advantage_BT,
+    model_kwargs,
+    rollout_of,
+    without_holes,
+)
 from .config import FiReOPDConfig
-from .pipeline import Context, Method, Rollout, Scores, Signal, distil, usable_B
+from .logs import fill_completions_table, forget_rewards, no_reward
+from .pipeline import Context, Method, Rollout, Scores, distil, usable_B
 from .preflight import checked_inputs
 from .ranks import Ranks
 from .scoring import token_scores
-from .stages import aggregate, clipped_surrogate, masked_mean_B, reference_kl
-from .teachers import Teacher, broken_teacher, cut_to_rows, loaded_teacher, named_teachers, placed_teacher, route_B
+from .stages import aggregate, clipped_surrogate, reference_kl
+from .teachers import Teacher, broken_teacher, named_teachers, placed_teachers, route_B
 
 
 EMPTY_WINDOWS = 5  # in a row, after which there is nothing left to hope for
-
-
-def no_reward(prompts: list, **kwargs) -> list[float]:
-    """GRPO demands a reward; distillation has none."""
-    return [0.0] * len(prompts)
 
 
 class FiReOPDTrainer(GRPOTrainer):
@@ -48,13 +54,8 @@ class FiReOPDTrainer(GRPOTrainer):
 
     ```python
     >>> from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
-    >>> trainer = FiReOPDTrainer(
-    ...     model="Qwen/Qwen3-0.6B",
-    ...     teacher_model="Qwen/Qwen3-4B",
-    ...     args=FiReOPDConfig("output"),
-    ...     train_dataset=dataset,
-    ... )
-    >>> trainer.train()
+    >>> args = FiReOPDConfig("output", gradient_accumulation_steps=64)
+    >>> FiReOPDTrainer("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", args, train_dataset=dataset).train()
     ```
     """
 
@@ -90,9 +91,7 @@ class FiReOPDTrainer(GRPOTrainer):
             raise ValueError(
                 f"reward_coef={args.reward_coef} has no reward to weigh. Pass reward_funcs, or set it to 0."
             )
-        teachers = named_teachers(teacher_model, args)
-        if any(teacher is model for teacher in teachers.values() if not isinstance(teacher, str)):
-            raise ValueError("teacher_model is the very module that is trained. Pass a copy of it (copy.deepcopy).")
+        teachers = named_teachers(teacher_model, model, args)
         self.method: Method = args.build_method()
         self._teachers_score_entropy = "teacher_entropy_BT" in self.method.signals
 
@@ -122,12 +121,7 @@ class FiReOPDTrainer(GRPOTrainer):
         self._empty_windows = 0
         self._held_rates: list[float] = []
         self._step_sums: torch.Tensor | float = 0.0
-        outputs = ("log_probs", "entropy") if self._teachers_score_entropy else ("log_probs",)
-        self.teachers: dict[str, torch.nn.Module] = {}
-        for name, teacher in teachers.items():
-            module = loaded_teacher(teacher, args)
-            cut_to_rows(module, student_rows)
-            self.teachers[name] = placed_teacher(module, self, outputs)
+        self.teachers = placed_teachers(teachers, student_rows, self, entropy=self._teachers_score_entropy)
 
     def _send_telemetry(self):
         """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""
@@ -135,8 +129,7 @@ class FiReOPDTrainer(GRPOTrainer):
     # Rollout and signal: once for each window
 
     def _generate_single_turn(self, *args, **kwargs):
-        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
-        output = {"completion_ids": completion_ids, "logprobs": logprobs}
+        output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
         return tuple(filled_holes(output, self._tokenizer.pad_token_id).values())
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
@@ -145,30 +138,29 @@ class FiReOPDTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         reward_advantage_B = batch.pop("advantages")
         teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
-        group_size = self.num_generations if mode == "train" else self.num_generations_eval
-        stops = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-        rollout = rollout_of(batch, stops, teacher_B, group_size, self.world)
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        rollout = rollout_of(batch, stop_ids, teacher_B, group, self.world)
         scores = self._scores(batch, rollout)
         context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
         method = self.method if mode == "train" else self.method.unfiltered()
         try:
             signal = distil(rollout, scores, method, context)
         except FloatingPointError as error:
-            where = f"step {self.state.global_step}, rank {self.accelerator.process_index}"
-            raise FloatingPointError(f"{where}: {error}") from error
+            raise FloatingPointError(f"step {self.state.global_step}: {error}") from error
         share = signal.metrics["nonfinite_teacher"] / signal.metrics["rows"]
         if share > self.args.teacher_nonfinite_limit:
             broken_B = rollout.alive_B & ~usable_B(rollout, scores, self.method)
             prompts = gather_object([inputs[row]["prompt"] for row in broken_B.nonzero().flatten().tolist()])
             raise broken_teacher(self.state.global_step, share, self.args.teacher_nonfinite_limit, prompts)
 
-        advantage_BT = signal.advantage_BT
-        if self.args.reward_coef:
-            trained_BT = rollout.only(signal.keep_B).mask_BT
-            advantage_BT = advantage_BT + self.args.reward_coef * reward_advantage_B.unsqueeze(1) * trained_BT
-        if self.method.rollout_correction and "importance_sampling_ratio" in batch:
-            advantage_BT = advantage_BT * batch["importance_sampling_ratio"]
-        self._record(mode, rollout, scores, signal, advantage_BT)
+        ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
+        advantage_BT = mixed_advantage_BT(signal, rollout, reward_advantage_B, self.args.reward_coef, ratio_BT)
+        for name, value in signal.metrics.items():
+            self._metrics[mode][f"fire/{name}"].append(value)
+        if no_reward in self.reward_funcs:
+            forget_rewards(self._metrics[mode], self._logs)
+        fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
         batch["old_per_token_logps"] = scores.student_logp_BT
@@ -193,18 +185,13 @@ class FiReOPDTrainer(GRPOTrainer):
         return Scores(**{name: value for name, value in wanted.items() if name in self.method.signals})
 
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
-        started, entropies = time.perf_counter(), name not in self.teachers or self._teachers_score_entropy
-        scores = token_scores(
-            lambda part: self._forward(model, part, compute_entropy=entropies)[:2],
-            batch,
-            self.args.scoring_token_budget,
-            self.world,
-            rows,
-            self.pad_to_multiple_of or 1,
-        )
-        self._metrics["train" if self.model.training else "eval"][f"time/score_{name}"].append(
-            time.perf_counter() - started
-        )
+        started = time.perf_counter()
+        entropies = self._teachers_score_entropy if name in self.teachers else model is self.model
+        budget, multiple = self.args.scoring_token_budget, self.pad_to_multiple_of or 1
+        forward = partial(self._forward, model, compute_entropy=entropies)
+        scores = token_scores(forward, batch, budget, self.world, rows, multiple)
+        seconds = self._metrics["train" if self.model.training else "eval"][f"time/score_{name}"]
+        seconds.append(time.perf_counter() - started)
         return scores
 
     def _forward(self, model: torch.nn.Module, part: Batch, **kwargs):
@@ -224,26 +211,8 @@ class FiReOPDTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, -logits_to_keep:],
             **{key: value for key, value in kwargs.items() if value is not None},
         }
-        self._scored.append(self._token_scores("asked_by_grpo", model, batch))
+        self._scored.append(self._token_scores("student" if model is self.model else "reference", model, batch))
         return *self._scored[-1], None
-
-    def _record(self, mode: str, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor):
-        for name, value in signal.metrics.items():
-            self._metrics[mode][f"fire/{name}"].append(value)
-        if no_reward in self.reward_funcs:  # GRPO's account of a reward that nobody gave
-            for name in [name for name in self._metrics[mode] if "reward" in name]:
-                del self._metrics[mode][name]
-            self._logs["rewards"].clear()
-        columns = [
-            masked_mean_B(advantage_BT, rollout.mask_BT),
-            masked_mean_B(scores.teacher_logp_BT, rollout.mask_BT),
-        ]
-        advantage_N, teacher_logp_N, keep_N = self.world.gather(torch.stack([*columns, signal.keep_B.float()], 1)).T
-        for _ in range(min(len(advantage_N), len(self._logs["advantages"]))):  # GRPO's, from before there were any
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(advantage_N.tolist())
-        self._logs["extra"]["teacher_logp"].extend(teacher_logp_N.tolist())
-        self._logs["extra"]["kept"].extend(keep_N.bool().tolist())
 
     # Slices and loss: once for each micro-batch
 
@@ -256,7 +225,9 @@ class FiReOPDTrainer(GRPOTrainer):
         if self._step % every == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        self._hold_still_if_empty(part)
+        self._held_rates = held_rates(self.optimizer.param_groups, self._held_rates, part["rows_in_step"] == 0)
+        if self._held_rates:
+            self._metrics["train"]["fire/empty_steps"].append(1.0)
         return part
 
     def _slices(self, batch: Batch) -> list[Batch]:
@@ -267,8 +238,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self._empty_windows = 0 if self.world.gather(batch["keep"]).any() else self._empty_windows + 1
         if self._empty_windows == EMPTY_WINDOWS:
             raise RuntimeError(
-                f"step {self.state.global_step}: no trajectory was left to train on in {EMPTY_WINDOWS} windows in a row "
-                "(see fire/empty, fire/nonfinite_teacher). Look at the completions with log_completions=True."
+                f"step {self.state.global_step}: nothing was left to train on in {EMPTY_WINDOWS} windows in a row, see "
+                "fire/empty and fire/nonfinite_teacher. Look at the completions with log_completions=True."
             )
         return micro_batches(
             batch,
@@ -283,19 +254,7 @@ class FiReOPDTrainer(GRPOTrainer):
 
     @property
     def _window_seed(self) -> int:
-        return self.args.seed + self.state.global_step  # equal on all ranks, and again after a resume
-
-    def _hold_still_if_empty(self, part: Batch):
-        """An optimizer step without any trajectory on any rank has gradient zero; momentum must not move it either."""
-        groups = self.optimizer.param_groups
-        for group, rate in zip(groups, self._held_rates, strict=False):
-            group["lr"] = group["lr"] or rate
-        self._held_rates = []
-        if part["rows_in_step"] == 0:
-            self._held_rates = [group["lr"] for group in groups]
-            for group in groups:
-                group["lr"] = 0.0
-            self._metrics["train"]["fire/empty_steps"].append(1.0)
+        return self.args.seed * 1_000_003 + self.state.global_step  # equal on all ranks, and again after a resume
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
@@ -324,7 +283,7 @@ class FiReOPDTrainer(GRPOTrainer):
         return loss
 
     def _account(self, sums: dict[str, torch.Tensor]):
-        """Add up a micro-batch; at the last one of the step, before the step is taken, look at the sums of all ranks."""
+        """Add up a micro-batch; at the last one, before the step is taken, look at the sums of all ranks."""
         self._step_sums = self._step_sums + torch.stack([value.float() for value in sums.values()])
         if not self.accelerator.sync_gradients:
             return
@@ -332,8 +291,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self._step_sums = 0.0
         if total.pop("broken"):
             raise FloatingPointError(
-                f"step {self.state.global_step}: the loss is NaN or infinite; no weight was changed in this step. Resume "
-                "from the last checkpoint with a lower learning_rate, or check the precision."
+                f"step {self.state.global_step}: the loss is NaN or infinite; no weight was changed in this step. "
+                "Resume from the last checkpoint with a lower learning_rate, or check the precision."
             )
         if tokens := total.pop("tokens"):
             for name, value in total.items():

@@ -5,7 +5,7 @@ two gloo ranks. The completions are frozen and ragged, and on two ranks the seco
 
 import pytest
 import torch
-from launch.worker import result, trained
+from launch.worker import built, result, trained
 
 
 METHODS = {
@@ -34,7 +34,7 @@ def assert_same(one: dict, other: dict):
     apart = max((one["parameters"][n] - other["parameters"][n]).abs().max().item() for n in one["parameters"])
     assert apart < TOLERANCE
     assert len(one["loss"]) == len(other["loss"]) == 4
-    # float32: losses of about 1 to the seventh digit; norms of about 20 also carry the parameters' 1e-7 times curvature.
+    # float32: losses of about 1 to the seventh digit; norms of about 20 also carry the parameters' 1e-7 x curvature.
     # Off policy the ratio exp(logp - old logp) enters, and a log-probability of -16 is known to 1e-6 only.
     off_policy = any(log["fire/clip_ratio"] > 0 for log in one["metrics"])
     assert other["loss"] == pytest.approx(one["loss"], abs=1e-5 if off_policy else 2e-6)
@@ -52,7 +52,7 @@ def references(tmp_path_factory):
 
 
 def test_the_reference_moves_and_the_methods_differ(references):
-    start = trained({"batch": 32, "accumulation": 1, "max_steps": 1, "learning_rate": 0.0}, "unused").model.state_dict()
+    start = built({"batch": 32, "accumulation": 1}, "unused").model.state_dict()
     ends = [reference["parameters"] for reference in references.values()]
     for end in ends:
         assert max((end[n] - start[n]).abs().max().item() for n in end) > 1e3 * TOLERANCE
@@ -79,6 +79,17 @@ def test_two_ranks_never_change_the_result(references, on_two_ranks, name, launc
     sharded = launcher in ("zero3", "fsdp2")
     assert two["student_is_sharded"] == two["teachers_are_sharded"] == sharded
     assert not two["teachers_train"]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("holes", [True, "second half"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_a_rank_with_few_or_no_survivors_joins_every_collective(on_two_ranks, holes, loss_type, tmp_path):
+    case = {"method": "fire", "loss_type": loss_type, "holes": holes}
+    one = in_this_process(layout(32, 1, case), tmp_path / "one")
+    two = on_two_ranks("ddp", layout(4, 4, case))
+    assert_same(one, two)
+    assert two["survivors_of_ranks"] == ([16, 6] if holes is True else [13, 0])
 
 
 @pytest.mark.parametrize("name", ["dapo", "two iterations", "a small scoring budget", "checkpointed"])

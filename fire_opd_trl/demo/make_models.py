@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from fire_opd_trl.demo import task
 
+
 BATCH_SIZE = 128
 WARMUP_STEPS, LOSS_SMOOTHING = 50, 0.8
 TEST_PROBLEMS, TEST_SEED = 4000, 0

@@ -14,16 +14,16 @@ from pathlib import Path
 
 
 SETTINGS = {
-    "learning_rate": 5e-4,
+    "learning_rate": 4e-4,
     "warmup_steps": 5,
     "lr_scheduler_type": "cosine",
-    "per_device_train_batch_size": 256,
+    "per_device_train_batch_size": 512,
     "gradient_accumulation_steps": 1,
     "max_completion_length": 33,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
 }
-STEPS = 40
+STEPS = 100
 HELD_OUT = 1000
 
 
@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     sizes = " and ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" for m in (teacher, student))
     print(f"fire_opd_trl {__version__}: {options.method}, teacher and student of {sizes} parameters, on the CPU")
     (before, interval), (ceiling, _) = measured(student), measured(teacher)
-    print(f"before: student {before:.1%} +- {interval:.1%}, teacher {ceiling:.1%} of {len(held_out)} held-out problems")
+    print(
+        f"before: student {before:.1%} +- {interval:.1%}, teacher {ceiling:.1%} of {len(held_out)} held-out problems"
+    )
 
     settings = {**SETTINGS, "learning_rate": options.learning_rate}
     progress = progress_callback(options.steps)
@@ -132,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
             disable_tqdm=True,
             **settings,
         ),
-        train_dataset=task.dataset("train", options.steps * 256, seed=options.seed),
+        train_dataset=task.dataset("train", options.steps * 512, seed=options.seed),
         processing_class=tokenizer,
         reward_funcs=[task.exact_match],  # only logged
         callbacks=[progress],
@@ -167,7 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         "history": progress.history,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    print(f"after:  student {after:.1%} +- {interval_after:.1%} ({100 * (after - before):+.1f} points), {seconds:.0f} s")
+    print(
+        f"after:  student {after:.1%} +- {interval_after:.1%} ({100 * (after - before):+.1f} points), {seconds:.0f} s"
+    )
     written = [("figures", folder / "metrics.json"), ("student", checkpoint)]
     try:
         learning_curve(

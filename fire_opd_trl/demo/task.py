@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+
 if TYPE_CHECKING:
     from datasets import Dataset
 

@@ -39,7 +39,12 @@ def learning_curve(
     top.axhline(teacher, color="#b5651d", ls="--", lw=1, label="teacher, held out")
     for x, value, shift in ((0, before, (10, -4)), (steps[-1], after, (-10, -22))):
         top.annotate(
-            f"{value:.1%}", (x, value), shift, textcoords="offset points", ha="left" if x == 0 else "right", fontsize=10
+            f"{value:.1%}",
+            (x, value),
+            shift,
+            textcoords="offset points",
+            ha="left" if x == 0 else "right",
+            fontsize=10,
         )
     top.set_ylabel("exact match")
     top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

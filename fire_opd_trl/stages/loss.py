@@ -2,6 +2,7 @@
 
 import torch
 
+
 LOSS_TYPES = ("grpo", "dapo")
 
 

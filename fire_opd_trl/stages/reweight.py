@@ -7,6 +7,7 @@ from .scope import scope_max_B
 from .score import Scores
 from .world import Context, World, global_row_B, uniform_hash
 
+
 SMALLEST_MAX = 1e-6  # nats; a window of one-hot distributions has no entropy to normalise by
 
 

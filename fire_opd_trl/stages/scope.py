@@ -5,6 +5,7 @@ import torch
 from .rollout import Rollout
 from .world import World, global_row_B
 
+
 SCOPES = ("batch", "teacher", "trajectory")
 
 

@@ -16,7 +16,7 @@ class Scores:
 
     Args:
         teacher_logp_BT (`torch.Tensor`): `log pi_T(y_t | x, y_<t)`.
-        student_logp_BT (`torch.Tensor`): `log pi_old(y_t | x, y_<t)` of the student that sampled, by the training engine.
+        student_logp_BT (`torch.Tensor`): The same by the student that sampled, in the training engine.
         teacher_entropy_BT (`torch.Tensor`, *optional*): Entropy of the teacher's next-token distribution.
         student_entropy_BT (`torch.Tensor`, *optional*): Entropy of the student's next-token distribution.
         reference_logp_BT (`torch.Tensor`, *optional*): The same log-probability under a reference model.

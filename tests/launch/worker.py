@@ -1,5 +1,5 @@
 """
-Trains the demo student for a few steps on frozen completions, in whatever world it is launched, and writes what came out.
+Trains the demo student on frozen completions, in whatever world it is launched, and writes what came out.
 
     python worker.py '{"batch": 8, "accumulation": 4, "method": "fire"}' OUT.pt
 
@@ -19,7 +19,7 @@ import torch
 PAD, EOS = 0, 1
 
 
-def frozen_rows(rows: int, holes: bool = True) -> dict[str, dict]:
+def frozen_rows(rows: int, holes: bool | str = True) -> dict[str, dict]:
     """
     One completion for each prompt, ragged (3 to 33 tokens). The second half of the rows, which on two ranks is the
     second rank, is mostly bad: five are empty, six are noise that the teacher finds unlikely.
@@ -35,7 +35,9 @@ def frozen_rows(rows: int, holes: bool = True) -> dict[str, dict]:
             if draw.random() < 0.15:
                 ids[position] = tokenizer(draw.choice("0123456789"))["input_ids"][0]
         late = row - rows // 2
-        if holes and 0 <= late < rows // 6:
+        if holes == "second half" and late >= 0 or holes == "all":
+            ids = []
+        elif holes and 0 <= late < rows // 6:
             ids = []
         elif rows // 6 <= late < rows // 6 + rows // 5:
             ids = [tokenizer(draw.choice("0123456789"))["input_ids"][0] for _ in range(draw.randint(4, 30))]
@@ -47,7 +49,7 @@ def frozen_rows(rows: int, holes: bool = True) -> dict[str, dict]:
 
 
 def fsdp2_on_cpu() -> None:
-    """accelerate turns FSDP off where there is no GPU; FSDP2 itself runs on gloo. Switch it on again, for tests only."""
+    """accelerate turns FSDP off where there is no GPU, but FSDP2 runs on gloo. Switch it on again, for tests."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -62,8 +64,8 @@ def fsdp2_on_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
-def trained(case: dict, output_dir: str):
-    """The trainer of a case, after training."""
+def built(case: dict, output_dir: str, **kwargs):
+    """The trainer of a case. Everything in `case` is plain JSON; `kwargs` go to the trainer."""
     from datasets import Dataset
 
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
@@ -112,17 +114,23 @@ def trained(case: dict, output_dir: str):
         disable_tqdm=True,
         model_init_kwargs={"dtype": "float32"},
         teacher_model_init_kwargs={"dtype": "float32"},
-        teacher_nonfinite_limit=case.get("teacher_nonfinite_limit", 0.1),
         **case.get("config", {}),
     )
     trainer = FiReOPDTrainer(
         model=str(models / case.get("student", "student")),
-        teacher_model=case.get("teacher") or str(models / "teacher"),
+        teacher_model=case.get("teacher") or str(models / case.get("demo_teacher", "teacher")),
         args=args,
         train_dataset=Dataset.from_list([{"prompt": text} for text in frozen]),
         peft_config=peft_config,
-        rollout_func=rollout,
+        rollout_func=None if case.get("sample") else rollout,
+        **kwargs,
     )
+    return trainer
+
+
+def trained(case: dict, output_dir: str, **kwargs):
+    """The trainer of a case, after training."""
+    trainer = built(case, output_dir, **kwargs)
     trainer.train(resume_from_checkpoint=case.get("resume"))
     return trainer
 

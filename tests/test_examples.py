@@ -1,0 +1,255 @@
+"""The examples run as they are shipped: the script under accelerate, the notebook in a kernel of its own."""
+
+import re
+import runpy
+import shlex
+import sys
+
+import nbformat
+import pytest
+import yaml
+from conftest import run_killably
+
+import fire_opd_trl
+from fire_opd_trl import cli
+from fire_opd_trl.demo import task
+
+
+EXAMPLES = cli.packaged_folder("examples")
+CONFIGS = cli.packaged_folder("configs")
+MODELS = cli.packaged_folder("demo") / "models"
+SCRIPT = EXAMPLES / "train_fire.py"
+NOTEBOOK = EXAMPLES / "fire_opd_quickstart.ipynb"
+ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--gradient_accumulation_steps", "8"]
+STUDENT = ["--model_name_or_path", str(MODELS / "student")]
+TEACHER = ["--teacher_model_name_or_path", str(MODELS / "teacher")]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with the demo's problems as JSONL, Parquet, and a folder of two splits."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("sys.path", list(sys.path))  # the script adds the working directory
+    monkeypatch.chdir(tmp_path)
+    task.dataset("train", 32).to_json(tmp_path / "addition.jsonl")
+    task.dataset("train", 16).to_parquet(tmp_path / "addition.parquet")
+    (tmp_path / "splits").mkdir()
+    task.dataset("train", 8).to_json(tmp_path / "splits" / "train.jsonl")
+    task.dataset("test", 4).to_json(tmp_path / "splits" / "test.jsonl")
+    return tmp_path
+
+
+class Built(Exception):
+    """Carries what the trainer would have been built with."""
+
+
+def run(*argv: str):
+    """`main` of the script with the arguments of a command line."""
+    module = cli.loaded_module(SCRIPT)
+    module.main(*module.make_parser().parse_args_and_config([*ON_CPU, *argv]))
+
+
+@pytest.fixture
+def built(data, monkeypatch):
+    """What the trainer is built with, by `train_fire.py *argv`."""
+
+    def trainer(**kwargs):
+        raise Built(kwargs)
+
+    monkeypatch.setattr(fire_opd_trl, "FiReOPDTrainer", trainer, raising=False)
+
+    def build(*argv: str) -> dict:
+        with pytest.raises(Built) as caught:
+            run(*STUDENT, *TEACHER, *argv)
+        return caught.value.args[0]
+
+    return build
+
+
+def test_the_script_trains_under_accelerate_launch(data):
+    code, output = run_killably(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT)),
+            *("--config", str(CONFIGS / "recipes" / "smoke.yaml"), *STUDENT, *TEACHER),
+            *("--dataset_name", str(data / "addition.jsonl"), "--output_dir", str(data / "student")),
+            *("--reward_funcs", "fire_opd_trl.demo.task.exact_match"),
+        ],
+        HF_HOME=str(data / "hf"),
+    )
+    assert code == 0, output
+    assert output.count("'fire/reverse_kl'") == 2  # two steps, each logged
+    assert "'rewards/exact_match/mean'" in output
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    student = AutoModelForCausalLM.from_pretrained(data / "student", dtype="float32")
+    before = AutoModelForCausalLM.from_pretrained(MODELS / "student", dtype="float32").state_dict()
+    assert any((value != before[name]).any() for name, value in student.state_dict().items())
+    assert AutoTokenizer.from_pretrained(data / "student").get_vocab()
+    card = (data / "student" / "README.md").read_text()
+    assert "Model Card for student" in card and "FiRe-OPD" in card and "2606.02684" in card
+    assert str(data) not in card
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([*TEACHER, "--dataset_name", "x"], "There is no student. Set --model_name_or_path"),
+        ([*STUDENT, "--dataset_name", "x"], "There is no teacher. Set --teacher_model_name_or_path"),
+        ([*STUDENT, *TEACHER], "There is no dataset. Set --dataset_name"),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--eval_strategy", "steps", "--eval_steps", "1"],
+            "dataset_test_split='test' is no split of the dataset. It has: train.",
+        ),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "splits", "--dataset_train_split", "training"],
+            "dataset_train_split='training' is no split of the dataset. It has: train, test.",
+        ),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--reward_funcs", "accuracy_reward"],
+            "reward_funcs: 'accuracy_reward' does not import (No module named 'accuracy_reward'). Give module",
+        ),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--reward_funcs", "trl.rewards.accurate"],
+            "reward_funcs: 'trl.rewards.accurate' does not import",
+        ),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--reward_funcs", "fire_opd_trl.demo.task"],
+            "reward_funcs: 'fire_opd_trl.demo.task' is a module. Name a function inside it.",
+        ),
+        (
+            [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--reward_coef", "0.5", "--num_generations", "4"],
+            "reward_coef=0.5 has no reward to weigh. Pass reward_funcs, or set it to 0.",
+        ),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_in_a_sentence(data, argv, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run(*argv)
+
+
+def test_two_datasets_are_refused(data):
+    (data / "recipe.yaml").write_text(yaml.safe_dump({"datasets": [{"path": "splits"}]}))
+    with pytest.raises(ValueError, match="Two datasets: dataset_name='addition.jsonl' and the list `datasets`"):
+        run("--config", "recipe.yaml", *STUDENT, *TEACHER, "--dataset_name", "addition.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--drop_fraction", "1.5"], "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2."),
+        (["--config", "typo.yaml"], "no such arguments: --drop_fractoin 0.3."),
+        (["--config", "absent.yaml"], "No such file or directory: 'absent.yaml'"),
+        (["--num_processes", "2"], "no such arguments: --num_processes 2."),
+    ],
+)
+def test_a_wrong_command_line_ends_without_a_traceback(tmp_path, monkeypatch, capsys, argv, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("drop_fractoin: 0.3\n")
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), *ON_CPU, *argv])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert exit.value.code == 2
+    usage, *message = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: train_fire.py") and sentence in " ".join(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("addition.jsonl", 32), ("addition.parquet", 16), ("splits", 8), ("splits/train.jsonl", 8)]
+)
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_local_files_and_folders_are_datasets(built, name, rows, streaming):
+    dataset = built("--dataset_name", name, "--dataset_streaming", streaming)["train_dataset"]
+    assert len(list(dataset)) == rows and next(iter(dataset)).keys() == {"prompt", "answer"}
+
+
+def test_a_mixture_in_the_yaml_file_is_a_dataset(built, data):
+    mixture = [{"path": "json", "data_files": "addition.jsonl"}, {"path": "splits", "split": "train"}]
+    (data / "recipe.yaml").write_text(yaml.safe_dump({"datasets": mixture}))
+    assert len(built("--config", "recipe.yaml")["train_dataset"]) == 32 + 8
+
+
+def test_the_evaluation_split_is_read_only_for_evaluation(built):
+    assert built("--dataset_name", "splits")["eval_dataset"] is None
+    evaluated = built("--dataset_name", "splits", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert len(evaluated["eval_dataset"]) == 4
+
+
+def test_the_model_arguments_reach_the_models(built):
+    kwargs = built(
+        *("--dataset_name", "splits", "--dtype", "bfloat16", "--attn_implementation", "eager"),
+        *("--model_revision", "v2", "--trust_remote_code", "true"),
+        *("--model_init_kwargs", '{"dtype": "float16"}', "--teacher_model_init_kwargs", '{"device_map": "cpu"}'),
+    )
+    assert kwargs["model"] == str(MODELS / "student")
+    assert kwargs["args"].teacher_model_name_or_path == str(MODELS / "teacher")
+    assert kwargs["args"].model_init_kwargs == {
+        "revision": "v2",
+        "trust_remote_code": True,
+        "attn_implementation": "eager",
+        "dtype": "float16",  # the more particular setting wins
+    }
+    assert kwargs["args"].teacher_model_init_kwargs == {"attn_implementation": "eager", "device_map": "cpu"}
+    assert kwargs["peft_config"] is None and kwargs["quantization_config"] is None
+
+
+def test_lora_is_an_argument_away(built):
+    kwargs = built("--dataset_name", "splits", "--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear")
+    assert (kwargs["peft_config"].r, kwargs["peft_config"].target_modules) == (4, "all-linear")
+
+
+def test_a_reward_may_lie_in_the_working_directory(built, data):
+    (data / "rewards_of_this_test.py").write_text("def half(completions, **kwargs): return [0.5] * len(completions)\n")
+    rewards = built(
+        "--dataset_name", "splits", "--reward_funcs", "rewards_of_this_test.half", "trl.rewards.accuracy_reward"
+    )
+    assert [reward.__name__ for reward in rewards["reward_funcs"]] == ["half", "accuracy_reward"]
+
+
+def test_the_launch_lines_of_the_docstring_exist():
+    module = cli.loaded_module(SCRIPT)
+    lines = re.findall(r"accelerate launch .*(?:\\\n.*)*", module.__doc__)
+    assert len(lines) == 3
+    for line in lines:
+        launch, arguments = shlex.split(line.replace("\\\n", " "))[2:4], shlex.split(line.replace("\\\n", " "))[5:]
+        assert launch[0] == "--config_file" and (CONFIGS / launch[1].removeprefix("configs/")).is_file()
+        if "--config" in arguments:
+            at = arguments.index("--config")
+            assert (CONFIGS / arguments[at + 1].removeprefix("configs/")).is_file()
+            del arguments[at : at + 2]
+        assert module.make_parser().parse_known_args(arguments)[1] == []
+
+
+def test_the_notebook_runs_and_the_student_learns(tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = {
+        cell.id: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    before, after = map(float, re.findall(r"\d\.\d+", outputs["accuracy"]))
+    assert after > before + 0.03
+    assert "tensor([ True,  True,  True, False,  True])" in outputs["distil"]
+    table = next(cell for cell in notebook.cells if cell.id == "history").outputs[0]["data"]["text/plain"]
+    assert "fire/reverse_kl" in table and "fire/keep_ratio" in table and "NaN" not in table
+
+
+def test_the_notebook_is_stored_clean():
+    notebook = nbformat.read(NOTEBOOK, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.metadata.kernelspec.name) == (4, "python3")
+    for cell in notebook.cells:
+        assert cell.id and not cell.metadata
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_the_readme_has_every_file_in_its_table():
+    table = (EXAMPLES / "README.md").read_text()
+    files = {file.name for file in EXAMPLES.iterdir() if file.is_file()} - {"README.md", "__init__.py"}
+    assert set(re.findall(r"\]\((\w+\.\w+)\)", table)) == files

@@ -1,0 +1,265 @@
+"""What the trainer promises beside layouts: identities, the teacher's part, resume, evaluation, rewards, files."""
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from launch.worker import built, trained
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
+
+
+CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
+
+
+def parameters(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def loaded(name: str):
+    return AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("method", ["fire", "random", "fire_released"])
+def test_neutral_settings_are_opd_to_the_bit(method, tmp_path):
+    neutral = {"drop_fraction": 0.0, "confidence": 0.0, "confusion": 0.0}
+    opd = trained({**CASE, "method": "opd"}, str(tmp_path / "opd"))
+    other = trained({**CASE, "method": method, "config": neutral}, str(tmp_path / "other"))
+    assert furthest(parameters(opd), parameters(other)) == 0.0
+
+
+def test_another_teacher_gives_another_gradient_and_the_student_as_teacher_gives_none(tmp_path):
+    start = parameters(built(CASE, str(tmp_path / "start")))
+    teacher = trained(CASE, str(tmp_path / "teacher"))
+    myself = trained({**CASE, "demo_teacher": "student"}, str(tmp_path / "student"))
+    assert furthest(start, parameters(teacher)) > 1e-3
+    assert furthest(start, parameters(myself)) == 0.0
+    assert [log["loss"] for log in myself.state.log_history if "grad_norm" in log] == [0.0, 0.0]
+
+
+def test_the_teacher_is_frozen_unchanged_and_has_no_optimizer_state(tmp_path):
+    trainer = trained({**CASE, "optim": "adamw_torch"}, str(tmp_path))
+    (teacher,) = trainer.teachers.values()
+    fresh = loaded("teacher").state_dict()
+    assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert furthest(fresh, teacher.state_dict()) == 0.0
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in trainer.model.parameters()}
+
+
+def test_four_steps_are_two_and_resume_and_two_bit_for_bit(tmp_path):
+    case = {**CASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}
+    whole = trained(case, str(tmp_path / "whole"))
+    trained({**case, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}, str(tmp_path / "half"))
+    checkpoint = tmp_path / "half" / "checkpoint-2"
+    assert (checkpoint / "model.safetensors").exists() and not (checkpoint / "teacher").exists()
+    again = trained({**case, "resume": str(checkpoint)}, str(tmp_path / "rest"))
+    assert furthest(parameters(whole), parameters(again)) == 0.0
+    logs = [[log["loss"] for log in t.state.log_history if "grad_norm" in log] for t in (whole, again)]
+    assert logs[0] == logs[1]
+
+
+def test_a_resume_inside_a_window_continues_inside_it(tmp_path):
+    case = {**CASE, "steps_per_generation": 4, "rows": 64, "batch": 16, "accumulation": 2, "max_steps": 3}
+    trained({**case, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}, str(tmp_path))
+    trainer = trained({**case, "resume": str(tmp_path / "checkpoint-1")}, str(tmp_path / "rest"))
+    assert trainer._step == 6  # two micro-batches of the first window's second half, then a whole new window
+
+
+@pytest.fixture
+def teacher_folder(tmp_path):
+    """A copy of the demo teacher that a test may change."""
+    folder = tmp_path / "a_teacher"
+    shutil.copytree(model_path("teacher"), folder)
+    return folder
+
+
+def test_a_padded_teacher_gives_the_same_result(teacher_folder, tmp_path):
+    padded = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
+    padded.resize_token_embeddings(64, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[16:] = 10.0  # rows that would take probability if they could
+    padded.save_pretrained(teacher_folder)
+    plain = trained(CASE, str(tmp_path / "plain"))
+    other = trained({**CASE, "teacher": str(teacher_folder)}, str(tmp_path / "other"))
+    assert furthest(parameters(plain), parameters(other)) == 0.0
+
+
+def test_another_tokenizer_of_the_same_size_is_refused_with_its_first_differing_token(teacher_folder, tmp_path):
+    path = teacher_folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["3"], vocabulary["7"] = vocabulary["7"], vocabulary["3"]
+    path.write_text(json.dumps(tokenizer))
+    three = AutoTokenizer.from_pretrained(model_path("student")).convert_tokens_to_ids("3")
+    with pytest.raises(ValueError, match=f"id {three} is '3' to the student and '7' to the teacher"):
+        built({**CASE, "teacher": str(teacher_folder)}, str(tmp_path))
+
+
+def test_a_teacher_with_too_few_rows_is_refused(teacher_folder, tmp_path):
+    small = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
+    small.resize_token_embeddings(12)
+    small.save_pretrained(teacher_folder)
+    with pytest.raises(ValueError, match="12 token rows, too few"):
+        built({**CASE, "teacher": str(teacher_folder)}, str(tmp_path))
+
+
+def sampling_trainer(tmp_path, rows=8, reward_funcs=None, teacher=None, dataset=None, evaluates=False, **config):
+    """A trainer that really samples."""
+    config = {"per_device_train_batch_size": rows, "max_steps": 1, "learning_rate": 1e-3, **config}
+    dataset = dataset if dataset is not None else task.dataset("train", 64, seed=0)
+    return FiReOPDTrainer(
+        model=loaded("student"),
+        teacher_model=teacher or loaded("teacher"),
+        args=FiReOPDConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            max_completion_length=33,
+            logging_steps=1,
+            disable_tqdm=True,
+            **config,
+        ),
+        train_dataset=dataset,
+        eval_dataset=task.dataset("test", 16, seed=0) if evaluates else None,
+        reward_funcs=reward_funcs,
+    )
+
+
+def test_evaluation_sees_all_rows_and_reports_the_reverse_kl_and_avg_at_k(tmp_path):
+    trainer = sampling_trainer(
+        tmp_path, evaluates=True, reward_funcs=[task.exact_match], num_generations_eval=4, per_device_eval_batch_size=8
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_fire/keep_ratio"] == 1.0 and metrics["eval_fire/rows"] == 8.0
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_fire/reverse_kl"], abs=1e-6)
+    assert 0.0 <= metrics["eval_reward"] <= 1.0  # exact match is 0 or 1: its mean over 4 samples of a prompt is Avg@4
+    assert metrics["eval_rewards/exact_match/mean"] == metrics["eval_reward"]
+    assert round(metrics["eval_reward"] * 64) == pytest.approx(metrics["eval_reward"] * 64)  # 16 prompts x 4
+
+
+def test_without_rewards_the_logs_say_nothing_of_rewards(tmp_path):
+    trainer = sampling_trainer(tmp_path)
+    trainer.train()
+    assert not [name for log in trainer.state.log_history for name in log if "reward" in name]
+    assert trainer._logs["rewards"] == {}
+    assert len(trainer._logs["advantages"]) == len(trainer._logs["extra"]["kept"]) == 8
+
+
+def test_rewards_are_logged_and_do_not_train_unless_mixed_in(tmp_path):
+    ends = {}
+    for name, rewards, coefficient in (("none", None, 0.0), ("logged", 1, 0.0), ("mixed", 1, 0.5)):
+        torch.manual_seed(0)
+        reward_funcs = [task.exact_match] if rewards else None
+        trainer = sampling_trainer(
+            tmp_path / name, reward_funcs=reward_funcs, num_generations=4, reward_coef=coefficient, rows=16
+        )
+        trainer.train()
+        ends[name] = parameters(trainer)
+        assert ("reward" in trainer.state.log_history[0]) == bool(rewards)
+    assert furthest(ends["none"], ends["logged"]) == 0.0
+    assert furthest(ends["logged"], ends["mixed"]) > 1e-5
+
+
+def test_mixing_rewards_without_a_reward_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="reward_coef=0.5 has no reward to weigh"):
+        sampling_trainer(tmp_path, num_generations=2, reward_coef=0.5)
+
+
+def test_two_teachers_that_are_equal_are_one_teacher(tmp_path):
+    dataset = task.dataset("train", 64, seed=0)
+    routed = dataset.add_column("teacher_id", ["left" if row % 3 else "right" for row in range(len(dataset))])
+    plain = {"optim": "sgd", "learning_rate": 0.01}
+    one = sampling_trainer(tmp_path / "one", dataset=dataset, **plain)
+    one.train()  # before the next is built: building seeds the sampling
+    both = {"left": loaded("teacher"), "right": loaded("teacher")}
+    two = sampling_trainer(tmp_path / "two", dataset=routed, teacher=both, **plain)
+    two.train()
+    assert furthest(parameters(one), parameters(two)) < 1e-6
+    other = {"left": loaded("teacher"), "right": loaded("student")}
+    three = sampling_trainer(tmp_path / "three", dataset=routed, teacher=other, **plain)
+    three.train()
+    assert furthest(parameters(one), parameters(three)) > 1e-4
+
+
+def test_what_is_saved_loads_and_the_card_names_the_method(tmp_path):
+    trainer = sampling_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert furthest(parameters(trainer), again.state_dict()) == 0.0
+    card = (tmp_path / "README.md").read_text()
+    assert "FiRe-OPD" in card and "2606.02684" in card and "fire-opd" in card
+
+
+def test_the_loss_watches_no_tensor_of_the_size_of_the_logits(tmp_path, monkeypatch):
+    """Every score and every loss goes through TRL's fused head, never through `lm_head`."""
+    trainer = sampling_trainer(tmp_path)
+    (teacher,) = trainer.teachers.values()
+    calls = []
+    teacher.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert calls == []
+
+
+def test_a_new_trl_fails_here():
+    """The names and keys of GRPOTrainer that this trainer stands on."""
+    from trl import GRPOTrainer
+
+    def takes(name: str) -> list[str]:
+        return list(inspect.signature(inspect.unwrap(getattr(GRPOTrainer, name))).parameters)
+
+    assert takes("_generate_and_score_completions") == ["self", "inputs"]
+    assert takes("_prepare_inputs") == ["self", "generation_batch"]
+    assert takes("compute_loss") == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+    assert takes("_get_per_token_logps_and_entropies")[:7] == [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+    ]  # fmt: skip
+    assert takes("_generate_single_turn")[1:5] == ["prompt_ids", "images", "multimodal_fields", "num_generations"]
+    source = inspect.getsource(inspect.unwrap(GRPOTrainer._generate_and_score_completions))
+    for key in (
+        "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "old_per_token_logps",
+        "importance_sampling_ratio", "ref_per_token_logps", "tool_mask",
+    ):  # fmt: skip
+        assert f'"{key}"' in source
+    assert GRPOTrainer.loss_is_scaled_for_ga is True
+
+
+def test_a_reference_penalty_pulls_back(tmp_path):
+    free = trained({**CASE, "max_steps": 4, "learning_rate": 1e-3}, str(tmp_path / "free"))
+    held = trained({**CASE, "max_steps": 4, "learning_rate": 1e-3, "config": {"beta": 0.5}}, str(tmp_path / "held"))
+    start = parameters(built(CASE, str(tmp_path / "start")))
+    moved = [sum((parameters(t)[n] - start[n]).square().sum() for n in start) for t in (free, held)]
+    assert moved[1] < 0.9 * moved[0]
+    assert any(log.get("kl", 0) > 0 for log in held.state.log_history)
+
+
+def test_trl_is_asked_for_nothing_over_the_network(tmp_path, monkeypatch):
+    import trl.trainer.base_trainer as base
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(base, "send_telemetry", lambda *_, **__: pytest.fail("telemetry was sent"))
+    sampling_trainer(tmp_path)
+
+
+def test_wrong_kinds_of_arguments_are_refused(tmp_path):
+    from trl import GRPOConfig
+
+    model, dataset = loaded("student"), Dataset.from_list([{"prompt": "1+1="}])
+    with pytest.raises(TypeError, match="Pass a FiReOPDConfig"):
+        FiReOPDTrainer(model, loaded("teacher"), GRPOConfig(str(tmp_path), bf16=False, use_cpu=True), dataset)
+    args = FiReOPDConfig(str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match="very module that is trained"):
+        FiReOPDTrainer(model, model, args, dataset)
+    with pytest.raises(ValueError, match="teacher_model is missing"):
+        FiReOPDTrainer(model, None, args, dataset)
