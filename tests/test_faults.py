@@ -1,0 +1,369 @@
+"""What goes wrong, caused for real wherever it can be, and what must happen then."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import LAUNCH, LAUNCHERS, free_port, run_killably
+from datasets import Dataset
+from launch.worker import built, trained
+from transformers import AutoModelForCausalLM
+
+import fire_opd_trl.trainer as trainer_module
+from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.batches import filled_holes, held_rates
+from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
+
+
+CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
+
+
+def parameters(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def furthest(one, other) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def logs_of(trainer) -> list[dict]:
+    return [log for log in trainer.state.log_history if "grad_norm" in log]
+
+
+def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = float("nan")):
+    """Let the scores that one model gives to some rows of each window be `value` at one token."""
+    original = trainer_module.token_scores
+
+    def poisoned(forward, batch, *args, **kwargs):
+        logp_BT, entropy_BT = original(forward, batch, *args, **kwargs)
+        if forward.args[0] is model:
+            logp_BT[rows, 0] = value
+        return logp_BT, entropy_BT
+
+    monkeypatch.setattr(trainer_module, "token_scores", poisoned)
+
+
+# F1, F2, F3, F4: values that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_f1_one_broken_teacher_value_costs_one_trajectory(monkeypatch, tmp_path, value):
+    row = 3
+    trainer = built({**CASE, "method": "opd", "max_steps": 1}, str(tmp_path / "broken"))
+    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"], [row], value)
+    trainer.train()
+    (log,) = logs_of(trainer)
+    assert (log["fire/nonfinite_teacher"], log["fire/kept_rows"]) == (1, 26)  # 32 rows, 5 empty
+    monkeypatch.undo()
+    # The same window with that row emptied instead: exactly the same model.
+    without = built({**CASE, "method": "opd", "max_steps": 1}, str(tmp_path / "without"))
+    rollout = without.rollout_func
+
+    def holed(prompts, trainer):
+        output = rollout(prompts, trainer)
+        ids = output["completion_ids"]
+        ids = [[0] if place == row else row_ids for place, row_ids in enumerate(ids)]
+        return {**output, "completion_ids": ids}
+
+    without.rollout_func = holed
+    without.train()
+    assert furthest(parameters(trainer), parameters(without)) < 1e-7
+
+
+def test_f1_too_many_broken_teacher_values_stop_the_run_and_name_the_prompts(tmp_path):
+    broken = AutoModelForCausalLM.from_pretrained(model_path("teacher"), dtype=torch.float32)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    folder = tmp_path / "broken_teacher"
+    shutil.copytree(model_path("teacher"), folder)
+    broken.save_pretrained(folder)
+    trainer = built({**CASE, "teacher": str(folder)}, str(tmp_path))
+    first_prompt = trainer.train_dataset[0]["prompt"]
+    with pytest.raises(FloatingPointError, match="84% of the window") as error:  # 27 of 32; the other 5 are empty
+        trainer.train()
+    assert "step 0" in str(error.value) and first_prompt in str(error.value)
+
+
+def test_f3_a_broken_student_stops_before_anything_changes_and_nothing_is_saved(tmp_path):
+    trainer = built({**CASE, "save_strategy": "steps", "save_steps": 1}, str(tmp_path))
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = float("nan")
+    before = parameters(trainer)
+    with pytest.raises(FloatingPointError, match="step 0: The student's own log-probabilities .* 27 trajectories"):
+        trainer.train()
+    assert all(torch.equal(before[n].nan_to_num(9.0), v.nan_to_num(9.0)) for n, v in parameters(trainer).items())
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_f4_a_nan_loss_is_an_error_before_the_step(monkeypatch, tmp_path):
+    trainer = built({**CASE, "save_strategy": "steps", "save_steps": 1}, str(tmp_path))
+    before = parameters(trainer)
+    original = trainer_module.aggregate
+    monkeypatch.setattr(trainer_module, "aggregate", lambda *args: original(*args) * float("nan"))
+    with pytest.raises(FloatingPointError, match="step 0: the loss is NaN or infinite"):
+        trainer.train()
+    assert furthest(before, parameters(trainer)) == 0.0
+    assert trainer.args.logging_nan_inf_filter is False
+
+
+# F5, F6: nothing to learn from
+
+
+def test_f5_empty_completions_are_filled_with_a_token_that_never_trains():
+    output = {
+        "completion_ids": [[5], [], [6, 7]],
+        "logprobs": [[-1.0], [], [-2.0, -3.0]],
+        "env_mask": [[1], [], [1, 1]],
+    }
+    filled = filled_holes(output, pad_token_id=0)
+    assert filled["completion_ids"] == [[5], [0], [6, 7]]
+    assert filled["logprobs"] == [[-1.0], [0.0], [-2.0, -3.0]] and filled["env_mask"] == [[1], [0], [1, 1]]
+    assert output["completion_ids"][1] == []  # the caller's own lists stay
+
+
+def test_f5_empty_and_eos_only_rows_are_counted_and_never_kept(tmp_path):
+    trainer = built({**CASE, "max_steps": 1}, str(tmp_path))
+    rollout = trainer.rollout_func
+
+    def some_eos(prompts, trainer):
+        output = rollout(prompts, trainer)
+        ids = [[1] if place < 4 else row for place, row in enumerate(output["completion_ids"])]  # <eos>
+        return {**output, "completion_ids": ids}
+
+    trainer.rollout_func = some_eos
+    trainer.train()
+    (log,) = logs_of(trainer)
+    assert log["fire/empty"] == 9  # four of nothing but EOS, five of nothing at all
+    assert log["fire/kept_rows"] == 23 - 4  # floor(0.2 * 23) = 4 dropped
+
+
+def test_f6_an_empty_window_moves_nothing_and_five_in_a_row_stop(tmp_path):
+    case = {**CASE, "holes": "all", "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 8}
+    trainer = built(case, str(tmp_path))
+    before = parameters(trainer)
+    with pytest.raises(RuntimeError, match="step 4: nothing was left to train on in 5 windows in a row"):
+        trainer.train()
+    assert furthest(before, parameters(trainer)) == 0.0
+    assert [log["loss"] for log in logs_of(trainer)] == [0.0] * 4
+    assert all(log["fire/empty_steps"] == 1.0 and log["fire/empty"] == 32 for log in logs_of(trainer))
+
+
+def test_f6_momentum_does_not_move_the_weights_in_an_empty_step_and_training_goes_on(tmp_path):
+    case = {**CASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 3, "config": {"weight_decay": 0.1}}
+    trainer = built(case, str(tmp_path))
+    rollout, ends = trainer.rollout_func, []
+
+    def empty_in_the_second_window(prompts, trainer):
+        ends.append(parameters(trainer))
+        output = rollout(prompts, trainer)
+        empty = len(ends) == 2
+        return {**output, "completion_ids": [[0]] * len(prompts) if empty else output["completion_ids"]}
+
+    trainer.rollout_func = empty_in_the_second_window
+    trainer.train()
+    ends.append(parameters(trainer))
+    assert [furthest(a, b) > 0 for a, b in zip(ends, ends[1:], strict=False)] == [True, False, True]
+    assert [log["learning_rate"] for log in logs_of(trainer)][-1] == 1e-3
+
+
+def test_f6_a_rate_that_the_schedule_does_not_give_back_is_given_back():
+    groups = [{"lr": 0.1}, {"lr": 0.2}]
+    held = held_rates(groups, [], empty=True)
+    assert held == [0.1, 0.2] and [group["lr"] for group in groups] == [0.0, 0.0]
+    held = held_rates(groups, held, empty=True)
+    assert held == [0.1, 0.2]
+    assert held_rates(groups, held, empty=False) == [] and [group["lr"] for group in groups] == [0.1, 0.2]
+
+
+# F7, F11, F45: small windows, truncation, EOS
+
+
+def test_f7_a_window_too_small_to_drop_anything_warns(tmp_path):
+    with pytest.warns(UserWarning, match="drop_fraction=0.2 of a window of 4 rows drops none.* 5 or more"):
+        FiReOPDConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_f11_truncated_completions_train_or_are_empty_as_asked(masked, tmp_path):
+    trainer = built({**CASE, "max_steps": 1, "config": {"mask_truncated_completions": masked}}, str(tmp_path))
+    ids = trainer.rollout_func([row["prompt"] for row in trainer.train_dataset], trainer)["completion_ids"]
+    truncated = sum(row[-1] != 1 and row != [0] for row in ids)
+    assert 0 < truncated < 27
+    trainer.train()
+    (log,) = logs_of(trainer)
+    assert log["completions/clipped_ratio"] == pytest.approx(truncated / 32)
+    assert log["fire/empty"] == 5 + masked * truncated
+    trains = 27 - masked * truncated
+    assert log["fire/kept_rows"] == trains - int(0.2 * trains)
+    assert ("fire/keep_ratio_truncated" in log) == (not masked)
+    per_row = torch.cat([part["train_mask"].sum(1) * part["scale"] for part in trainer._buffered_inputs])
+    assert per_row.tolist() == pytest.approx([1 / log["fire/kept_rows"]] * len(per_row))  # one mask above and below
+
+
+def test_f45_pad_equal_to_eos_is_masked_from_the_first_eos(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path("student"))
+    tokenizer.pad_token = tokenizer.eos_token
+    trainer = FiReOPDTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32),
+        teacher_model=AutoModelForCausalLM.from_pretrained(model_path("teacher"), dtype=torch.float32),
+        args=FiReOPDConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            max_completion_length=40,
+            per_device_train_batch_size=8,
+            max_steps=1,
+            logging_steps=1,
+            disable_tqdm=True,
+        ),  # fmt: skip
+        train_dataset=task.dataset("train", 16, seed=0),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    for part in trainer._buffered_inputs:
+        eos_BT = (part["completion_ids"] == tokenizer.eos_token_id) & part["train_mask"]
+        finished_B = eos_BT.any(dim=1)
+        assert finished_B.any() and (eos_BT.sum(dim=1) <= 1).all()  # the EOS itself trains, the padding after it not
+        last_B = part["train_mask"].sum(dim=1) - 1
+        assert eos_BT.gather(1, last_B.unsqueeze(1)).squeeze(1)[finished_B].all()
+
+
+# F12, F16, F47: the dataset
+
+
+def sample_trainer(tmp_path, rows, teacher_model=None, **config):
+    return FiReOPDTrainer(
+        model=model_path("student"),
+        teacher_model=teacher_model or model_path("teacher"),
+        args=FiReOPDConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            per_device_train_batch_size=1,
+            **{"max_completion_length": 33, **config},
+        ),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+GOOD = {"prompt": "12+34="}
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
+        ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
+        ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
+        ({"prompt": "   "}, "train_dataset row 1: `prompt` has no token"),
+    ],
+)
+def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: pytest.fail("model loaded")
+    )
+    with pytest.raises(ValueError, match=sentence):
+        sample_trainer(tmp_path, [GOOD, row])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ([{"role": "robot", "content": "hi"}], "row 1: the role 'robot' is unknown"),
+        ([{"role": "user", "content": None}], "row 1: the message .* has no `content`"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1: the last message is the"),
+        ([], "row 1: `prompt` is \\[\\]"),
+    ],
+)
+def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
+    from fire_opd_trl.prompts import refuse_malformed
+
+    with pytest.raises(ValueError, match=sentence):
+        refuse_malformed({"prompt": prompt}, 1, "train_dataset")
+    refuse_malformed({"prompt": [{"role": "user", "content": "a"}]}, 1, "train_dataset")
+
+
+def test_f47_a_dataset_without_prompts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train_dataset row 0: `prompt` is missing"):
+        sample_trainer(tmp_path, [{"question": "1+1="}])
+
+
+def test_f12_long_rows_are_left_out_and_counted_when_asked(tmp_path):
+    rows = [GOOD, {"prompt": "1" * 30}, GOOD, {"prompt": "1" * 31}]
+    with pytest.warns(
+        UserWarning, match="train_dataset: 1 of 4 rows left out, their prompts are longer than 30 tokens"
+    ):
+        trainer = sample_trainer(tmp_path, rows, max_prompt_length=30, overlong_prompts="drop")
+    assert len(trainer.train_dataset) == 3
+
+
+@pytest.mark.parametrize("name", [None, "Left", "centre"])
+def test_f16_a_row_without_a_known_teacher_is_refused(tmp_path, name):
+    teachers = {"left": model_path("teacher"), "right": model_path("teacher")}
+    rows = [{**GOOD, "teacher_id": "left"}, {**GOOD, "teacher_id": name}]
+    with pytest.raises(ValueError, match=f"row 1: `teacher_id` is {name!r}.* names one of: left, right"):
+        sample_trainer(tmp_path, rows, teacher_model=teachers)
+
+
+def test_f20_a_dataset_smaller_than_a_window_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train_dataset has 2 rows, and one window takes 4 prompts"):
+        sample_trainer(tmp_path, [GOOD, GOOD], gradient_accumulation_steps=4)
+
+
+# F13: see test_trainer.py. F18, F19, F20, F21: two ranks
+
+
+@pytest.mark.launch
+def test_f20_a_last_partial_window_does_not_hang(on_two_ranks):
+    result = on_two_ranks(
+        "ddp", {"batch": 2, "accumulation": 1, "rows": 5, "max_steps": -1, "config": {"num_train_epochs": 2}}
+    )
+    assert len(result["loss"]) == 2  # one window of four in each epoch; the fifth row is left
+
+
+@pytest.mark.launch
+def test_f21_ragged_rows_are_gathered_exactly():
+    command = [*LAUNCHERS["ddp"], str(free_port()), str(LAUNCH / "gather_worker.py")]
+    code, log = run_killably(command, timeout=60)
+    assert code == 0, log[-3000:]
+
+
+@pytest.mark.launch
+def test_f21_collectives_agree_in_debug_mode(on_two_ranks, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "1")
+    result = on_two_ranks("ddp", {**CASE, "batch": 4, "accumulation": 4})
+    assert result["survivors_of_ranks"] == [16, 6]
+
+
+# F46: no network
+
+
+def test_f46_a_model_that_is_not_here_gives_a_clear_sentence(tmp_path):
+    with pytest.raises(ValueError, match="'nobody/nothing' could not be loaded.*HF_HUB_OFFLINE is set"):
+        sample_trainer(tmp_path, [GOOD], teacher_model="nobody/nothing")
+
+
+def test_f46_local_folders_train_with_every_socket_closed(tmp_path):
+    """Only sockets to other machines are closed."""
+    program = f"""
+import socket
+def refuse(self, address, *rest):
+    raise AssertionError(f"a connection to {{address}}")
+socket.socket.connect = socket.socket.connect_ex = refuse
+import sys; sys.path.insert(0, {str(LAUNCH.parent)!r})
+from launch.worker import trained
+trained({json.dumps({**CASE, "max_steps": 1})}, {str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_worker_is_deterministic(tmp_path):
+    one, other = trained(CASE, str(tmp_path / "one")), trained(CASE, str(tmp_path / "other"))
+    assert furthest(parameters(one), parameters(other)) == 0.0
