@@ -21,6 +21,17 @@ KNOBS = {
     "statistics_scope": "scope",
 }
 
+NUMBERS = (
+    "num_generations",
+    "drop_fraction",
+    "confidence",
+    "confusion",
+    "teacher_nonfinite_limit",
+    "scoring_token_budget",
+    "reward_coef",
+    "temperature",
+)
+
 # GRPO's options that change the objective and that this objective does not have: the value that leaves them off, and
 # what to do instead.
 NEUTRAL_GRPO_OPTIONS = {
@@ -202,6 +213,8 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        for name in NUMBERS:
+            _refuse_unless(isinstance(getattr(self, name), int | float), self, name, "Give a number.")
         _refuse_unless(self.num_generations >= 1, self, "num_generations", "Sample at least 1 completion per prompt.")
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
         generations_eval, self.num_generations_eval = (
@@ -221,6 +234,12 @@ class FiReOPDConfig(GRPOConfig):
             raise ValueError(f"method={self.method!r} is unknown. Use one of: {', '.join(METHODS)}.")
         recipe = METHODS[self.method]
         takes = inspect.signature(recipe).parameters
+        _refuse_unless(
+            isinstance(self.method_kwargs, dict | None),
+            self,
+            "method_kwargs",
+            "Give a dict of the recipe's arguments.",
+        )
         defaults = {f.name: f.default for f in fields(self) if f.name in KNOBS}
         arguments = dict(self.method_kwargs or {})
         if unknown := [name for name in arguments if name not in takes]:
@@ -297,8 +316,8 @@ class FiReOPDConfig(GRPOConfig):
         ranks_the_window = {"drop_fraction", "scope"} <= set(takes) and self.statistics_scope != "trajectory"
         if ranks_the_window and self.drop_fraction and self.drop_fraction * self.generation_batch_size < 1:
             warnings.warn(
-                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} rows drops none. Raise "
-                f"gradient_accumulation_steps until it holds {math.ceil(1 / self.drop_fraction)} or more.",
+                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} rows drops none. "
+                f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / self.drop_fraction)} or more.",
                 stacklevel=4,
             )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from .pipeline import Method
-from .stages import confidence_and_confusion, drop_lowest, random_score, shuffled_inside_rows
+from .stages import SCOPES, confidence_and_confusion, drop_lowest, random_score, shuffled_inside_rows
 
 
 def opd() -> Method:
@@ -42,6 +42,8 @@ def fire(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float =
     for name, value in (("confidence", confidence), ("confusion", confusion)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}={value}: give a finite number of at least 0; 0 switches this factor off.")
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown. Use one of: {', '.join(SCOPES)}.")
     entropies = [
         name for name, used in (("teacher_entropy_BT", confidence), ("student_entropy_BT", confusion)) if used
     ]

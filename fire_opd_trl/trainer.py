@@ -238,8 +238,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self._empty_windows = 0 if self.world.gather(batch["keep"]).any() else self._empty_windows + 1
         if self._empty_windows == EMPTY_WINDOWS:
             raise RuntimeError(
-                f"step {self.state.global_step}: nothing was left to train on in {EMPTY_WINDOWS} windows in a row, see "
-                "fire/empty and fire/nonfinite_teacher. Look at the completions with log_completions=True."
+                f"step {self.state.global_step}: nothing was left to train on in {EMPTY_WINDOWS} windows in a row: "
+                "see fire/empty, fire/nonfinite_teacher. Look at the completions with log_completions=True."
             )
         return micro_batches(
             batch,

@@ -51,8 +51,8 @@ def references(tmp_path_factory):
     return {name: in_this_process(layout(32, 1, case), folder / name) for name, case in METHODS.items()}
 
 
-def test_the_reference_moves_and_the_methods_differ(references):
-    start = built({"batch": 32, "accumulation": 1}, "unused").model.state_dict()
+def test_the_reference_moves_and_the_methods_differ(references, tmp_path):
+    start = built({"batch": 32, "accumulation": 1}, str(tmp_path)).model.state_dict()
     ends = [reference["parameters"] for reference in references.values()]
     for end in ends:
         assert max((end[n] - start[n]).abs().max().item() for n in end) > 1e3 * TOLERANCE
