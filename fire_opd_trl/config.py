@@ -184,7 +184,7 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     # GRPO's own fields whose defaults differ here
-    num_generations: int | None = field(
+    num_generations: int = field(
         default=1, metadata={"help": "Completions sampled for each prompt. Distillation needs no group: 1 is enough."}
     )
     loss_type: str = field(
@@ -234,12 +234,10 @@ class FiReOPDConfig(GRPOConfig):
             raise ValueError(f"method={self.method!r} is unknown. Use one of: {', '.join(METHODS)}.")
         recipe = METHODS[self.method]
         takes = inspect.signature(recipe).parameters
-        _refuse_unless(
-            isinstance(self.method_kwargs, dict | None),
-            self,
-            "method_kwargs",
-            "Give a dict of the recipe's arguments.",
-        )
+        if not isinstance(self.method_kwargs, dict | None):
+            raise ValueError(
+                f"method_kwargs={self.method_kwargs!r} is refused. Give a dict of the recipe's arguments."
+            )
         defaults = {f.name: f.default for f in fields(self) if f.name in KNOBS}
         arguments = dict(self.method_kwargs or {})
         if unknown := [name for name in arguments if name not in takes]:

@@ -101,9 +101,9 @@ def refuse_broken_student(rollout: Rollout, scores: Scores, method: Method, cont
     """A student that answers NaN is lost; all ranks stop alike, before anything is updated."""
     read = [vars(scores)[name] for name in method.signals if name.startswith("student")]
     broken = torch.stack([~finite_B(value_BT, rollout.mask_BT) for value_BT in read]).any(dim=0).sum()
-    if broken := int(context.world.sum(broken)):
+    if count := int(context.world.sum(broken)):
         raise FloatingPointError(
-            f"The student's own log-probabilities or entropies are NaN or infinite in {broken} trajectories. Its "
+            f"The student's own log-probabilities or entropies are NaN or infinite in {count} trajectories. Its "
             "weights have probably diverged: resume from the last checkpoint with a lower learning_rate, or check the "
             "precision."
         )

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from .config import FiReOPDConfig
 from .prompts import refuse_unrouted
 
 
-Teacher = str | PreTrainedModel
+Teacher: TypeAlias = "str | PreTrainedModel"
 
 
 def named_teachers(
@@ -41,7 +41,8 @@ def named_teachers(
 
 def from_pretrained_kwargs(args: FiReOPDConfig) -> dict[str, Any]:
     """Arguments with which a teacher is loaded: its own dtype, no remote code unless the config allows it."""
-    given = dict(args.teacher_model_init_kwargs or {})
+    given = args.teacher_model_init_kwargs or {}
+    assert isinstance(given, dict)  # TrainingArguments has parsed the CLI's JSON
     defaults = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
         defaults["device_map"] = None  # "auto" would spread one copy over the cards of other ranks

@@ -23,7 +23,7 @@ from .batches import (
 )
 from .config import FiReOPDConfig
 from .logs import fill_completions_table, forget_rewards, no_reward
-from .pipeline import Context, Method, Rollout, Scores, distil, usable_B
+from .pipeline import Context, Method, Scores, distil, usable_B
 from .preflight import checked_inputs
 from .ranks import Ranks
 from .scoring import token_scores
@@ -141,7 +141,7 @@ class FiReOPDTrainer(GRPOTrainer):
         group = self.num_generations if mode == "train" else self.num_generations_eval
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         rollout = rollout_of(batch, stop_ids, teacher_B, group, self.world)
-        scores = self._scores(batch, rollout)
+        scores = self._scores(batch, teacher_B)
         context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
         method = self.method if mode == "train" else self.method.unfiltered()
         try:
@@ -167,8 +167,7 @@ class FiReOPDTrainer(GRPOTrainer):
         batch["reverse_kl"] = torch.tensor(signal.metrics["reverse_kl"], device=self.accelerator.device)
         return batch
 
-    def _scores(self, batch: Batch, rollout: Rollout) -> Scores:
-        teacher_B = rollout.teacher_B.tolist()
+    def _scores(self, batch: Batch, teacher_B: list[int]) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             asked = [pair for pair in self._scored if pair[0] is batch.get("old_per_token_logps")]
             student = asked[0] if asked else self._token_scores("student", self.model, batch)

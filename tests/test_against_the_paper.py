@@ -51,8 +51,8 @@ def kept_by_the_paper(window, drop: str) -> list[int]:
 
 def weights_of_the_paper(batch, alpha: float, beta: float) -> list[list[float]]:
     """
-    c^T_t = 1 - H_T(t) / max_{t' in B} H_T, c^S_t = H_S(t) / max_{t' in B} H_S, w_t = (1 + alpha c^T_t)(1 + beta c^S_t),
-    and Eq. 8: w_t / mean_{t in y}(w).
+    c^T_t = 1 - H_T(t) / max_{t' in B} H_T, c^S_t = H_S(t) / max_{t' in B} H_S,
+    w_t = (1 + alpha c^T_t)(1 + beta c^S_t), and Eq. 8: w_t / mean_{t in y}(w).
     """
     max_teacher = max(max(h for y in batch for h in y["teacher_entropy"]), SMALLEST_MAX)
     max_student = max(max(h for y in batch for h in y["student_entropy"]), SMALLEST_MAX)
@@ -206,6 +206,10 @@ def test_opd_is_the_paper_without_filter_and_weights():
     assert loss.item() == pytest.approx(loss_of_the_paper(window, advantages), abs=1e-10)
 
 
+def signals(scores: Scores) -> dict[str, torch.Tensor]:
+    return {name: value_BT for name, value_BT in vars(scores).items() if value_BT is not None}
+
+
 # The released code
 
 
@@ -216,7 +220,7 @@ def released_micro_batch(micro, percentile: float, alpha: float, beta: float):
 
     The threshold is the linearly interpolated quantile of the scores, in float32; entropy maxima and the mean of the
     weights run over all valid tokens of the micro-batch, those of filtered trajectories included; the log-ratio is
-    bounded by 20; one weight is missing nowhere, for filtered trajectories are only multiplied by 0.
+    bounded by 20.
     """
     score = torch.tensor([np.mean(y["teacher"]) for y in micro], dtype=torch.float32)
     passes = (score >= torch.quantile(score, percentile / 100.0)).tolist()
@@ -275,7 +279,7 @@ def test_fire_released_is_fire_on_windows_of_one_trajectory():
     rollout, scores, _, _ = as_tensors(window, 1)
     released = distil(rollout, scores, METHODS["fire_released"]())
     for row in range(len(window)):
-        alone = Scores(*(value_BT[row : row + 1] for value_BT in vars(scores).values() if value_BT is not None))
+        alone = Scores(**{name: value_BT[row : row + 1] for name, value_BT in signals(scores).items()})
         signal = distil(Rollout(rollout.mask_BT[row : row + 1]), alone, METHODS["fire"]())
         assert signal.keep_B.item()
         torch.testing.assert_close(signal.weight_BT[0], released.weight_BT[row], rtol=0, atol=1e-14)
@@ -283,7 +287,7 @@ def test_fire_released_is_fire_on_windows_of_one_trajectory():
 
 
 # How many of n trajectories a linearly interpolated 20 % quantile drops, against floor(n / 5).
-QUANTILE = {1: 0, 2: 1, 3: 1, 4: 1, 6: 2, 8: 2, 16: 3, 32: 7, 64: 13, 128: 26, 1024: 205}
+QUANTILE = {1: 0, 2: 1, 3: 1, 4: 1, 6: 1, 8: 2, 16: 3, 32: 7, 64: 13, 128: 26, 1024: 205}
 
 
 @pytest.mark.parametrize(("rows", "by_quantile"), QUANTILE.items())

@@ -170,7 +170,7 @@ def main() -> None:
         print(f"{name}: {columns[name]['accuracy at temperature 1']} at temperature 1")
 
     rows = [f"| {label} | {columns['teacher'][label]} | {columns['student'][label]} |" for label in columns["teacher"]]
-    facts = {"problems": TEST_PROBLEMS, "vocabulary": len(tokenizer), "batch_size": BATCH_SIZE}
+    facts: dict[str, object] = {"problems": TEST_PROBLEMS, "vocabulary": len(tokenizer), "batch_size": BATCH_SIZE}
     facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": "\n".join(rows)}
     (output / "MODELS.md").write_text(CARD.format(**facts), encoding="utf-8")
 

@@ -34,8 +34,8 @@ def window_metrics(
     """
     world, usable_BT, kept_BT = context.world, usable.mask_BT, kept.mask_BT
     minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
-    entropies = {"teacher_entropy": scores.teacher_entropy_BT, "student_entropy": scores.student_entropy_BT}
-    entropies = {name: value_BT for name, value_BT in entropies.items() if value_BT is not None}
+    both = {"teacher_entropy": scores.teacher_entropy_BT, "student_entropy": scores.student_entropy_BT}
+    entropies = {name: value_BT for name, value_BT in both.items() if value_BT is not None}
     sums = {
         "rows": sampled.alive_B.new_ones(sampled.alive_B.shape),
         "alive": sampled.alive_B,
@@ -53,11 +53,11 @@ def window_metrics(
     if sampled.finished_B is not None:
         for name, rows_B in (("finished", sampled.finished_B), ("truncated", ~sampled.finished_B)):
             sums[f"usable_{name}"], sums[f"kept_{name}"] = usable.alive_B & rows_B, kept.alive_B & rows_B
-    total = world.sum(torch.stack([value.float().sum() for value in sums.values()])).tolist()
-    total = dict(zip(sums, total, strict=True))
+    totals = world.sum(torch.stack([value.float().sum() for value in sums.values()])).tolist()
+    total: dict[str, float] = dict(zip(sums, totals, strict=True))
     maxima = {"weight": weight_BT, **{n: torch.where(kept_BT, v, 0.0) for n, v in entropies.items()}}
-    largest = world.max(torch.stack([value.float().max() for value in maxima.values()])).tolist()
-    largest = dict(zip(maxima, largest, strict=True))
+    peaks = world.max(torch.stack([value.float().max() for value in maxima.values()])).tolist()
+    largest: dict[str, float] = dict(zip(maxima, peaks, strict=True))
 
     def share(part: float, whole: float) -> float:
         return part / whole if whole else 0.0

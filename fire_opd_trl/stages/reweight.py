@@ -49,9 +49,11 @@ def confidence_and_confusion(
     """
     weight_BT = even(rollout, scores, context)
     if confidence:
+        assert scores.teacher_entropy_BT is not None
         sureness_BT = 1.0 - share_of_max_BT(scores.teacher_entropy_BT, rollout, scope, context.world)
         weight_BT = weight_BT * (1.0 + confidence * sureness_BT)
     if confusion:
+        assert scores.student_entropy_BT is not None
         doubt_BT = share_of_max_BT(scores.student_entropy_BT, rollout, scope, context.world)
         weight_BT = weight_BT * (1.0 + confusion * doubt_BT)
     return mean_one_BT(weight_BT, rollout.mask_BT)

@@ -16,13 +16,13 @@ def scope_B(rollout: Rollout, scope: str, world: World) -> torch.Tensor:
     micro-batch size of one.
     """
     rows, device = rollout.mask_BT.shape[0], rollout.mask_BT.device
-    if scope == "batch" or (scope == "teacher" and rollout.teacher_B is None):
-        return torch.zeros(rows, dtype=torch.long, device=device)
-    if scope == "teacher":
-        return rollout.teacher_B
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown. Use one of: {', '.join(SCOPES)}.")
     if scope == "trajectory":
         return global_row_B(rows, world, device)
-    raise ValueError(f"scope={scope!r} is unknown. Use one of {', '.join(SCOPES)}.")
+    if scope == "teacher" and rollout.teacher_B is not None:
+        return rollout.teacher_B
+    return torch.zeros(rows, dtype=torch.long, device=device)
 
 
 def scope_max_B(value_BT: torch.Tensor, rollout: Rollout, scope: str, world: World) -> torch.Tensor:
