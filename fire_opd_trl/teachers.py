@@ -14,7 +14,7 @@ from .config import FiReOPDConfig
 from .prompts import refuse_unrouted
 
 
-Teacher: TypeAlias = "str | PreTrainedModel"
+Teacher: TypeAlias = str | PreTrainedModel
 
 
 def named_teachers(
