@@ -31,5 +31,5 @@ def fill_completions_table(
     for _ in range(min(len(table_N3), len(logs["advantages"]))):  # written before there were any
         logs["advantages"].pop()
     logs["advantages"].extend(advantage_N.tolist())
-    logs["extra"]["teacher_logp"].extend(teacher_logp_N.tolist())
+    logs["extra"]["teacher_logp"].extend(round(value, 4) for value in teacher_logp_N.tolist())
     logs["extra"]["kept"].extend(keep_N.bool().tolist())

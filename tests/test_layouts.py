@@ -3,9 +3,12 @@ The same work in every layout gives the same model: micro-batch x accumulation o
 two gloo ranks. The completions are frozen and ragged, and on two ranks the second has far fewer survivors.
 """
 
+import shutil
+
 import pytest
 import torch
 from launch.worker import built, result, trained
+from transformers import AutoModelForCausalLM
 
 
 METHODS = {
@@ -115,6 +118,20 @@ def test_a_lora_student_agrees_on_two_ranks(on_two_ranks, launcher, tmp_path):
     lora = [name for name in one["parameters"] if "lora_B" in name]
     assert lora and max(one["parameters"][name].abs().max().item() for name in lora) > 1e-3  # B starts at zero
     assert_same(one, two)
+
+
+@pytest.mark.launch
+def test_a_padded_teacher_is_cut_under_zero3_too(references, on_two_ranks, tmp_path):
+    from fire_opd_trl.demo.run import model_path
+
+    folder = tmp_path / "padded"
+    shutil.copytree(model_path("teacher"), folder)
+    padded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    padded.resize_token_embeddings(64, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[16:] = 10.0
+    padded.save_pretrained(folder)
+    assert_same(references["fire"], on_two_ranks("zero3", layout(4, 4, {"method": "fire", "teacher": str(folder)})))
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 40), (40, 1), (8, 5), (5, 8)])

@@ -116,7 +116,7 @@ def test_a_teacher_with_too_few_rows_is_refused(teacher_folder, tmp_path):
 
 def sampling_trainer(tmp_path, rows=8, reward_funcs=None, teacher=None, dataset=None, evaluates=False, **config):
     """A trainer that really samples."""
-    config = {"per_device_train_batch_size": rows, "max_steps": 1, "learning_rate": 1e-3, **config}
+    config = {"bf16": False, "per_device_train_batch_size": rows, "max_steps": 1, "learning_rate": 1e-3, **config}
     dataset = dataset if dataset is not None else task.dataset("train", 64, seed=0)
     return FiReOPDTrainer(
         model=loaded("student"),
@@ -124,7 +124,6 @@ def sampling_trainer(tmp_path, rows=8, reward_funcs=None, teacher=None, dataset=
         args=FiReOPDConfig(
             str(tmp_path),
             use_cpu=True,
-            bf16=False,
             max_completion_length=33,
             logging_steps=1,
             disable_tqdm=True,
@@ -146,6 +145,35 @@ def test_evaluation_sees_all_rows_and_reports_the_reverse_kl_and_avg_at_k(tmp_pa
     assert 0.0 <= metrics["eval_reward"] <= 1.0  # exact match is 0 or 1: its mean over 4 samples of a prompt is Avg@4
     assert metrics["eval_rewards/exact_match/mean"] == metrics["eval_reward"]
     assert round(metrics["eval_reward"] * 64) == pytest.approx(metrics["eval_reward"] * 64)  # 16 prompts x 4
+
+
+def test_an_evaluation_in_the_middle_of_a_window_changes_nothing(tmp_path):
+    case = {**CASE, "steps_per_generation": 4, "rows": 64, "max_steps": 4, "optim": "adamw_torch"}
+    plain = trained(case, str(tmp_path / "plain"))
+    evaluates = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
+    rows = plain.train_dataset.select(range(16))
+    other = built({**case, "config": evaluates}, str(tmp_path / "other"), eval_dataset=rows)
+    other.train()
+    assert len([log for log in other.state.log_history if "eval_loss" in log]) == 4
+    assert furthest(parameters(plain), parameters(other)) == 0.0
+
+
+def test_the_completions_table_says_what_was_kept(tmp_path):
+    trainer = sampling_trainer(tmp_path, log_completions=True, num_completions_to_print=1)
+    trainer.train()
+    import pandas as pd
+
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert len(table) == 8 and table["kept"].sum() == 7  # floor(0.2 * 8) = 1 is dropped
+    assert table.loc[~table["kept"], "teacher_logp"].item() == table["teacher_logp"].min()
+    assert "no_reward" not in table
+
+
+def test_bf16_trains(tmp_path):
+    trainer = sampling_trainer(tmp_path, bf16=True)
+    start = parameters(trainer)
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16" and furthest(start, parameters(trainer)) > 0
 
 
 def test_without_rewards_the_logs_say_nothing_of_rewards(tmp_path):
