@@ -70,6 +70,7 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
     """
     context = context or Context()
     refuse_missing_signals(scores, method)
+    scores = scores.only(method.signals)
     refuse_broken_student(rollout, scores, method, context)
 
     usable = rollout.only(usable_B(rollout, scores, method))  # a broken teacher value costs its own row, no other

@@ -175,13 +175,13 @@ class FiReOPDTrainer(GRPOTrainer):
                 self._token_scores(name, module, batch, [row for row, t in enumerate(teacher_B) if t == number])
                 for number, (name, module) in enumerate(self.teachers.items())
             ]
-        wanted = {
-            "teacher_logp_BT": sum(logp for logp, _ in teacher),
-            "teacher_entropy_BT": sum(entropy for _, entropy in teacher),
-            "student_logp_BT": student[0],
-            "student_entropy_BT": student[1],
-        }
-        return Scores(**{name: value for name, value in wanted.items() if name in self.method.signals})
+        scores = Scores(
+            teacher_logp_BT=sum(logp for logp, _ in teacher),
+            teacher_entropy_BT=sum(entropy for _, entropy in teacher),
+            student_logp_BT=student[0],
+            student_entropy_BT=student[1],
+        )
+        return scores.only(self.method.signals)  # OPD needs no entropy
 
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
         started = time.perf_counter()

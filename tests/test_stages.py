@@ -473,6 +473,14 @@ def test_the_gradient_of_the_surrogate_is_that_of_finite_differences(seed):
     torch.testing.assert_close(gradient_BT, expected_BT.detach(), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+def test_a_ratio_beyond_the_largest_float_is_clipped_like_any_other(advantage):
+    logp_BT = torch.tensor([[-0.1]]).requires_grad_()  # exp(-0.1 + 100) > 3.4e38
+    loss_BT, _ = clipped_surrogate(logp_BT, torch.tensor([[-100.0]]), torch.tensor([[advantage]]), mask("1"))
+    loss_BT.sum().backward()
+    assert loss_BT.item() == pytest.approx(-1.2 * advantage) and logp_BT.grad.item() == 0
+
+
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30])
 def test_garbage_outside_the_mask_reaches_neither_loss_nor_gradient(garbage):
     clean_BT, old_BT, advantage_BT, mask_BT = off_policy(1)

@@ -4,6 +4,7 @@ import torch
 
 
 LOSS_TYPES = ("grpo", "dapo")
+LARGEST_LOG_RATIO = 20.0  # as in the released code: keeps exp finite, and 0 * exp zero
 
 
 def clipped_surrogate(
@@ -28,7 +29,8 @@ def clipped_surrogate(
         `torch.Tensor`, `torch.Tensor`: `loss_BT`, 0 outside the mask, whose gradient is `-r_t A_t` times that of
         `logp_BT` where the ratio is not clipped and 0 where it is; and `clipped_BT`, where it is.
     """
-    ratio_BT = torch.where(mask_BT, logp_BT - old_logp_BT.detach(), 0.0).exp()
+    log_ratio_BT = torch.where(mask_BT, logp_BT - old_logp_BT.detach(), 0.0)
+    ratio_BT = log_ratio_BT.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     advantage_BT = torch.where(mask_BT, advantage_BT, 0.0).detach()
     bounded_BT = ratio_BT.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
     loss_BT = -torch.minimum(ratio_BT * advantage_BT, bounded_BT * advantage_BT)

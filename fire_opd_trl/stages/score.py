@@ -28,6 +28,10 @@ class Scores:
     student_entropy_BT: torch.Tensor | None = None
     reference_logp_BT: torch.Tensor | None = None
 
+    def only(self, signals: tuple[str, ...]) -> "Scores":
+        """The same scores without the signals that nobody reads, so that no fault in them can be felt."""
+        return Scores(**{name: value for name, value in vars(self).items() if name in signals})
+
 
 def finite_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Rows without NaN or infinity under the mask, `[B]`."""
