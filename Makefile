@@ -18,7 +18,7 @@ help: ## list the targets
 demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
 	$(BIN)/fire-opd demo --output_dir outputs/demo
 
-test: $(VENV)/.with-test ## run the tests (PYTEST_ARGS="-m 'not slow'" for fewer)
+test: $(VENV)/.with-test ## run the tests (PYTEST_ARGS="-m 'not launch'" for fewer)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 check: $(VENV)/.with-dev ## lint, format and type check

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from .pipeline import Signal
 from .slices import shortest, slices, step_N
 from .stages import Rollout, World, global_row_B, row_scale
 
@@ -105,21 +105,6 @@ def rollout_of(batch: Batch, stop_ids: list[int], teacher_B: list[int], group_si
     )
 
 
-def mixed_advantage_BT(
-    signal: Signal,
-    rollout: Rollout,
-    reward_advantage_B: torch.Tensor,
-    reward_coef: float,
-    ratio_BT: torch.Tensor | None,
-) -> torch.Tensor:
-    """`(A_distil + c A_grpo) r`: distillation, GRPO's group advantage on survivors, rollout-engine correction."""
-    advantage_BT = signal.advantage_BT
-    if reward_coef:
-        trained_BT = rollout.only(signal.keep_B).mask_BT
-        advantage_BT = advantage_BT + reward_coef * reward_advantage_B.unsqueeze(1) * trained_BT
-    return advantage_BT if ratio_BT is None else advantage_BT * ratio_BT
-
-
 def micro_batches(
     batch: Batch, *, steps: int, per_step: int, loss_type: str, processes: int, world: World, seed: int, multiple: int
 ) -> list[Batch]:
@@ -153,22 +138,26 @@ def micro_batches(
     return parts
 
 
-def held_rates(groups: list[dict[str, Any]], held: list[float], empty: bool) -> list[float]:
+class StandStill(TrainerCallback):
     """
     An optimizer step without any trajectory on any rank has gradient zero; momentum and weight decay must not move the
-    weights either. Sets the learning rates to zero for such a step, and back to `held` after it.
-
-    Returns:
-        `list[float]`: The rates to give back later; empty if the step is an ordinary one.
+    weights either. DeepSpeed steps inside `backward`, so that a step cannot be left out alike everywhere: its learning
+    rates are zero instead, and given back between optimizer and scheduler.
     """
-    for group, rate in zip(groups, held, strict=False):
-        group["lr"] = group["lr"] or rate
-    if not empty:
-        return []
-    held = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] = 0.0
-    return held
+
+    def __init__(self):
+        self.held: list[tuple[dict[str, Any], float]] = []
+
+    def hold(self, groups: list[dict[str, Any]]) -> None:
+        """Set the learning rates of the step under way to zero."""
+        self.held = self.held or [(group, group["lr"]) for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        for group, rate in self.held:
+            group["lr"] = group["lr"] or rate  # DeepSpeed's scheduler has already set the next one
+        self.held = []
 
 
 def filled_holes(output: dict[str, Any], pad_token_id: int) -> dict[str, Any]:

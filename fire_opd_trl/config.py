@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from .methods import METHODS
 from .pipeline import Method
-from .stages import LOSS_TYPES, SCOPES
+from .refusals import NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES, refuse_unless
 
 
 # Fields of this config that a recipe may take, and the name under which it takes them.
@@ -19,29 +19,6 @@ KNOBS = {
     "confidence": "confidence",
     "confusion": "confusion",
     "statistics_scope": "scope",
-}
-
-NUMBERS = (
-    "num_generations",
-    "drop_fraction",
-    "confidence",
-    "confusion",
-    "teacher_nonfinite_limit",
-    "scoring_token_budget",
-    "reward_coef",
-    "temperature",
-)
-
-# GRPO's options that change the objective and that this objective does not have: the value that leaves them off, and
-# what to do instead.
-NEUTRAL_GRPO_OPTIONS = {
-    "importance_sampling_level": ("token", "Distillation has one advantage per token."),
-    "top_entropy_quantile": (1.0, "Tokens are weighted by the method; see `method` and `confusion`."),
-    "entropy_coef": (0.0, "An entropy bonus is not part of the distillation objective."),
-    "use_adaptive_entropy": (False, "An entropy bonus is not part of the distillation objective."),
-    "off_policy_mask_threshold": (None, "Trajectories are selected by the method; see `drop_fraction`."),
-    "delta": (None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
-    "use_bias_correction_kl": (False, "With `beta` the reference penalty is the plain k3 estimate."),
 }
 
 
@@ -213,9 +190,8 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        for name in NUMBERS:
-            _refuse_unless(isinstance(getattr(self, name), int | float), self, name, "Give a number.")
-        _refuse_unless(self.num_generations >= 1, self, "num_generations", "Sample at least 1 completion per prompt.")
+        for name, (right, fix) in RIGHT_VALUES.items():
+            refuse_unless(right(getattr(self, name)), self, name, fix)
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
         generations_eval, self.num_generations_eval = (
             self.num_generations_eval,
@@ -223,21 +199,19 @@ class FiReOPDConfig(GRPOConfig):
         )
         super().__post_init__()
         self.num_generations, self.num_generations_eval = generations, generations_eval
-        self._refuse_wrong_values()
+        for name, (neutral, reason) in NEUTRAL_GRPO_OPTIONS.items():
+            refuse_unless(getattr(self, name) == neutral, self, name, f"{reason} Leave it at {neutral!r}.")
+        for name in ("teacher_model_init_kwargs", "method_kwargs"):
+            refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
         self._refuse_wrong_combinations()
         self.build_method()
-        self._warn_of_small_window()
+        self._warn_of_what_has_no_effect()
 
     def build_method(self) -> Method:
         """The recipe with its knobs: the fields that it takes, and `method_kwargs`."""
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r} is unknown. Use one of: {', '.join(METHODS)}.")
         recipe = METHODS[self.method]
         takes = inspect.signature(recipe).parameters
-        if not isinstance(self.method_kwargs, dict | None):
-            raise ValueError(
-                f"method_kwargs={self.method_kwargs!r} is refused. Give a dict of the recipe's arguments."
-            )
+        assert not isinstance(self.method_kwargs, str)  # TrainingArguments has parsed the CLI's JSON
         defaults = {f.name: f.default for f in fields(self) if f.name in KNOBS}
         arguments = dict(self.method_kwargs or {})
         if unknown := [name for name in arguments if name not in takes]:
@@ -256,74 +230,62 @@ class FiReOPDConfig(GRPOConfig):
                     f"{knob}={value!r} has no effect on method={self.method!r}. Remove it, or use a method that takes "
                     f"it: {', '.join(m for m in METHODS if name in inspect.signature(METHODS[m]).parameters)}."
                 )
-        return recipe(**arguments)
-
-    def _refuse_wrong_values(self):
-        _refuse_unless(0 <= self.drop_fraction < 1, self, "drop_fraction", "Give a share in [0, 1), for example 0.2.")
-        _refuse_unless(self.confidence >= 0, self, "confidence", "Give a number of at least 0; 0 switches it off.")
-        _refuse_unless(self.confusion >= 0, self, "confusion", "Give a number of at least 0; 0 switches it off.")
-        _refuse_unless(self.statistics_scope in SCOPES, self, "statistics_scope", f"Use one of: {', '.join(SCOPES)}.")
-        _refuse_unless(self.loss_type in LOSS_TYPES, self, "loss_type", f"Use one of: {', '.join(LOSS_TYPES)}.")
-        _refuse_unless(self.scoring_token_budget >= 1, self, "scoring_token_budget", "Give at least 1, e.g. 16384.")
-        _refuse_unless(self.reward_coef >= 0, self, "reward_coef", "Give a number of at least 0; 0 only logs rewards.")
-        _refuse_unless(self.temperature > 0, self, "temperature", "Sampling needs a temperature above 0, e.g. 1.0.")
-        _refuse_unless(
-            0 <= self.teacher_nonfinite_limit <= 1, self, "teacher_nonfinite_limit", "Give a share in [0, 1]."
-        )
-        _refuse_unless(self.overlong_prompts in ("error", "drop"), self, "overlong_prompts", "Use 'error' or 'drop'.")
-        _refuse_unless(
-            self.max_prompt_length is None or self.max_prompt_length >= 1,
-            self,
-            "max_prompt_length",
-            "Give at least 1 token, or leave it unset to use the models' context.",
-        )
-        for name, (neutral, reason) in NEUTRAL_GRPO_OPTIONS.items():
-            _refuse_unless(getattr(self, name) == neutral, self, name, f"{reason} Leave it at {neutral!r}.")
+        try:
+            return recipe(**arguments)
+        except TypeError as error:
+            raise ValueError(f"method_kwargs={self.method_kwargs!r} is refused: {error}.") from error
 
     def _refuse_wrong_combinations(self):
-        _refuse_unless(
+        refuse_unless(
             self.reward_coef == 0 or self.num_generations >= 2,
             self,
             "reward_coef",
             f"GRPO's advantage compares completions of one prompt, and num_generations={self.num_generations}. Set "
             "num_generations to at least 2, or reward_coef=0 to only log rewards.",
         )
-        _refuse_unless(
+        refuse_unless(
             self.generation_batch_size % self.num_generations == 0,
             self,
             "generation_batch_size",
             f"A window must hold whole prompts, and num_generations={self.num_generations}. Make "
             "per_device_train_batch_size x processes x steps_per_generation a multiple of it.",
         )
-        _refuse_unless(
+        refuse_unless(
             self.steps_per_generation % self.gradient_accumulation_steps == 0,
             self,
             "steps_per_generation",
             f"A window must not be split inside an optimizer step, and gradient_accumulation_steps="
             f"{self.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
         )
-        _refuse_unless(
+        refuse_unless(
             self.teacher_model_revision is None or self.teacher_model_name_or_path is not None,
             self,
             "teacher_model_revision",
             "It names a revision of teacher_model_name_or_path, which is not set.",
         )
 
-    def _warn_of_small_window(self):
+    def _warn_of_what_has_no_effect(self):
         takes = inspect.signature(METHODS[self.method]).parameters
-        ranks_the_window = {"drop_fraction", "scope"} <= set(takes) and self.statistics_scope != "trajectory"
-        if ranks_the_window and self.drop_fraction and self.drop_fraction * self.generation_batch_size < 1:
+        alone = "drop_fraction" in takes and (self.statistics_scope == "trajectory" or "scope" not in takes)
+        if alone and self.drop_fraction != type(self).drop_fraction:
+            warnings.warn(
+                f"drop_fraction={self.drop_fraction} drops nothing: each trajectory is ranked alone (statistics_scope="
+                f"{self.statistics_scope!r}, method={self.method!r}).",
+                stacklevel=4,
+            )
+        if "drop_fraction" in takes and not alone and 0 < self.drop_fraction * self.generation_batch_size < 1:
             warnings.warn(
                 f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} rows drops none. "
                 f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / self.drop_fraction)} or more.",
+                stacklevel=4,
+            )
+        if self.top_p != 1.0 or self.top_k not in (0, -1) or self.min_p:
+            warnings.warn(
+                f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p}: the student samples from a part of its "
+                "distribution, and its log-probabilities are of the whole. The estimate of the KL is then biased.",
                 stacklevel=4,
             )
 
 
 def _shown_to_grpo(generations: int) -> int:
     return _OnePerPrompt(2) if generations == 1 else generations
-
-
-def _refuse_unless(right: bool, config: FiReOPDConfig, name: str, fix: str) -> None:
-    if not right:
-        raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")

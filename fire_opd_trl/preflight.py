@@ -29,6 +29,11 @@ def checked_inputs(
     Returns:
         The processing class, the two datasets, and the student's number of token rows.
     """
+    if args.remove_unused_columns and len(teachers) > 1:
+        raise ValueError(
+            f"remove_unused_columns=True would remove the column {args.teacher_column!r}, which names each row's "
+            "teacher. Set it to False."
+        )
     revision = (args.model_init_kwargs or {}).get("revision")
     student = config_of(model, trust_remote_code=args.trust_remote_code, revision=revision)
     if processing_class is None:

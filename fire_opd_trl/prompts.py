@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROLES = ("system", "user", "assistant", "tool", "developer")
+ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 
 
 def refuse_malformed(row: dict[str, Any], index: int, name: str) -> None:
@@ -27,7 +27,7 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str) -> None:
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"{where}: `prompt` is {prompt!r}. Give a string or a non-empty list of messages.")
     for message in prompt:
-        if not isinstance(message, dict) or message.get("content") is None:
+        if not isinstance(message, dict) or (message.get("content") is None and not message.get("tool_calls")):
             raise ValueError(f"{where}: the message {message!r} has no `content`. Give each a `role` and a `content`.")
         if message.get("role") not in ROLES:
             raise ValueError(f"{where}: the role {message.get('role')!r} is unknown. Use one of: {', '.join(ROLES)}.")
@@ -75,7 +75,11 @@ def checked_dataset(
         column, teachers: The routing column and the names it may hold.
     """
     fitting = []
-    for index, row in enumerate(tqdm(dataset, desc=f"checking {name}", disable=len(dataset) < 5000)):
+    if "prompt" not in dataset.column_names:
+        refuse_malformed({}, 0, name)
+    columns = ["prompt", *([column] if column in dataset.column_names else [])]
+    read = dataset.select_columns(columns)  # images are not decoded for this
+    for index, row in enumerate(tqdm(read, desc=f"checking {name}", disable=len(dataset) < 5000)):
         refuse_malformed(row, index, name)
         if len(teachers) > 1:
             refuse_unrouted(row, index, name, column, teachers)

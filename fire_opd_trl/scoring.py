@@ -15,6 +15,7 @@ def token_scores(
     batch: Batch,
     token_budget: int,
     world: World,
+    vocabulary: int,
     rows: list[int] | None = None,
     multiple: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,6 +29,8 @@ def token_scores(
         batch (`dict`): The batch.
         token_budget (`int`): Padded tokens in one forward; a longer row goes alone.
         world ([`World`]): All ranks.
+        vocabulary (`int`): Token rows of the model. An id beyond them, which a student padded to more rows can sample,
+            has no log-probability: it is scored NaN, and its trajectory is dropped and counted like any broken one.
         rows (`list[int]`, *optional*): Rows to score, by default all.
         multiple (`int`): See [`take`].
 
@@ -43,7 +46,10 @@ def token_scores(
     entropy_BT = torch.zeros_like(logp_BT)
     for cut in slices(rows, prompt_B, completion_B, count):
         part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
+        known = part["completion_ids"] < vocabulary
+        part["completion_ids"] = part["completion_ids"].clamp(max=vocabulary - 1)
         logp, entropy, *_ = forward(part)
+        logp = torch.where(known, logp, torch.nan)
         if cut:  # else this rank had no row left, and the forward was for the others
             index, width = torch.tensor(cut, device=device), logp.shape[1]
             logp_BT[index, :width] = logp.float()

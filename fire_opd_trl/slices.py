@@ -80,6 +80,6 @@ def step_N(keep_N: torch.Tensor, steps: int, seed: int) -> torch.Tensor:
         `torch.Tensor`: For each row the number of its optimizer step, -1 for dropped rows.
     """
     row_N = torch.arange(len(keep_N), device=keep_N.device)
-    draw_N = torch.where(keep_N, uniform_hash(seed, row_N, torch.ones_like(row_N)), 2.0)
+    draw_N = torch.where(keep_N, uniform_hash(seed, row_N, torch.full_like(row_N, -1)), 2.0)
     place_N = draw_N.argsort(stable=True).argsort(stable=True)
     return torch.where(keep_N, place_N % steps, -1)

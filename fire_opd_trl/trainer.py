@@ -11,27 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from .batches import (
-    Batch,
-    filled_holes,
-    held_rates,
-    micro_batches,
-    mixed_advantage_BT,
-    model_kwargs,
-    rollout_of,
-    without_holes,
-)
+from .batches import Batch, StandStill, filled_holes, micro_batches, model_kwargs, rollout_of, without_holes
 from .config import FiReOPDConfig
 from .logs import fill_completions_table, forget_rewards, no_reward
 from .pipeline import Context, Method, Scores, distil, usable_B
 from .preflight import checked_inputs
 from .ranks import Ranks
 from .scoring import token_scores
-from .stages import aggregate, clipped_surrogate, reference_kl
+from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, reference_kl
 from .teachers import Teacher, broken_teacher, named_teachers, placed_teachers, route_B
-
-
-EMPTY_WINDOWS = 5  # in a row, after which there is nothing left to hope for
 
 
 class FiReOPDTrainer(GRPOTrainer):
@@ -42,13 +30,13 @@ class FiReOPDTrainer(GRPOTrainer):
     Args:
         model (`str` or `PreTrainedModel` or `PeftModel`): The student.
         teacher_model (`str`, `PreTrainedModel` or `dict` of them, *optional*):
-            The teacher, or teachers by name; by default `args.teacher_model_name_or_path`. It is frozen.
+            The teacher, or teachers by name; by default `args.teacher_model_name_or_path`. A module that is passed
+            in is frozen, given a fused head, and cut to the student's token rows, in place.
         args ([`FiReOPDConfig`], *optional*): The configuration.
         train_dataset (`Dataset` or `IterableDataset`): Rows with a `prompt`; with several teachers also
             `args.teacher_column`.
         reward_funcs (*optional*): Rewards as in GRPO. Logged; mixed in with `args.reward_coef`.
-        kwargs: Everything else that [`~trl.GRPOTrainer`] takes: `eval_dataset`, `processing_class`, `peft_config`,
-            `callbacks`, `optimizers`, `tools`, `rollout_func`, ...
+        kwargs: Everything else that [`~trl.GRPOTrainer`] takes: `peft_config`, `callbacks`, `rollout_func`, ...
 
     Example:
 
@@ -59,18 +47,20 @@ class FiReOPDTrainer(GRPOTrainer):
     ```
     """
 
+    _patience = 5  # windows in a row with nothing to train on
     _tag_names = ["trl", "fire-opd"]
     _name = "FiRe-OPD"
     _paper = {
-        "title": "FiRe-OPD",
+        "title": "Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation",
         "id": "2606.02684",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
-            @article{fireopd2026,
-                title  = {{FiRe-OPD: Filter, then Reweight}},
+            @article{li2026filter,
+                title  = {{Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation}},
+                author = {Yuying Li and Leqi Zheng and Yongzi Yu and Wenrui Zhou and Xuchang Zhong and Xing Hu and Jing Jin and Huangjie Yuan and Tao Feng},
                 year   = 2026,
                 eprint = {arXiv:2606.02684},
-            }"""),
+            }"""),  # noqa: E501
     }
 
     def __init__(
@@ -119,9 +109,14 @@ class FiReOPDTrainer(GRPOTrainer):
         self.world = Ranks(self.accelerator)
         self._scored: list[tuple[torch.Tensor, torch.Tensor]] = []  # what GRPO asked for during this window
         self._empty_windows = 0
-        self._held_rates: list[float] = []
+        self._stand_still = StandStill()
+        self.add_callback(self._stand_still)
         self._step_sums: torch.Tensor | float = 0.0
         self.teachers = placed_teachers(teachers, student_rows, self, entropy=self._teachers_score_entropy)
+
+    def train(self, *args, **kwargs):
+        self._buffered_inputs, self._step_sums = None, 0.0  # nothing is left over from an earlier call
+        return super().train(*args, **kwargs)
 
     def _send_telemetry(self):
         """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""
@@ -133,9 +128,10 @@ class FiReOPDTrainer(GRPOTrainer):
         return tuple(filled_holes(output, self._tokenizer.pad_token_id).values())
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        mode = "train" if self.model.training else "eval"
+        self._mode = mode = "train" if self.model.training else "eval"
         self._scored = []
         batch = super()._generate_and_score_completions(inputs)
+        self.model.train(mode == "train")  # continuous batching leaves it in training mode
         reward_advantage_B = batch.pop("advantages")
         teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
         group = self.num_generations if mode == "train" else self.num_generations_eval
@@ -155,7 +151,8 @@ class FiReOPDTrainer(GRPOTrainer):
             raise broken_teacher(self.state.global_step, share, self.args.teacher_nonfinite_limit, prompts)
 
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
-        advantage_BT = mixed_advantage_BT(signal, rollout, reward_advantage_B, self.args.reward_coef, ratio_BT)
+        kept_BT = rollout.only(signal.keep_B).mask_BT
+        advantage_BT = mixed(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
         for name, value in signal.metrics.items():
             self._metrics[mode][f"fire/{name}"].append(value)
         if no_reward in self.reward_funcs:
@@ -164,7 +161,9 @@ class FiReOPDTrainer(GRPOTrainer):
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
         batch["old_per_token_logps"] = scores.student_logp_BT
-        batch["reverse_kl"] = torch.tensor(signal.metrics["reverse_kl"], device=self.accelerator.device)
+        minus_advantage_BT = scores.student_logp_BT - scores.teacher_logp_BT
+        batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
+        self._scored.clear()
         return batch
 
     def _scores(self, batch: Batch, teacher_B: list[int]) -> Scores:
@@ -186,11 +185,12 @@ class FiReOPDTrainer(GRPOTrainer):
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
         started = time.perf_counter()
         entropies = self._teachers_score_entropy if name in self.teachers else model is self.model
-        budget, multiple = self.args.scoring_token_budget, self.pad_to_multiple_of or 1
-        forward = partial(self._forward, model, compute_entropy=entropies)
-        scores = token_scores(forward, batch, budget, self.world, rows, multiple)
-        seconds = self._metrics["train" if self.model.training else "eval"][f"time/score_{name}"]
-        seconds.append(time.perf_counter() - started)
+        vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
+        budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
+        forward = partial(self._forward, model.eval(), compute_entropy=entropies)  # dropout would be noise
+        scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple)
+        model.train(training)
+        self._metrics[self._mode][f"time/score_{name}"].append(time.perf_counter() - started)
         return scores
 
     def _forward(self, model: torch.nn.Module, part: Batch, **kwargs):
@@ -224,8 +224,8 @@ class FiReOPDTrainer(GRPOTrainer):
         if self._step % every == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        self._held_rates = held_rates(self.optimizer.param_groups, self._held_rates, part["rows_in_step"] == 0)
-        if self._held_rates:
+        if part["rows_in_step"] == 0:
+            self._stand_still.hold(self.optimizer.param_groups)
             self._metrics["train"]["fire/empty_steps"].append(1.0)
         return part
 
@@ -235,9 +235,9 @@ class FiReOPDTrainer(GRPOTrainer):
         if steps * self.num_iterations == 1:  # on policy: the ratio is 1, exactly, against the forward of the loss
             del batch["old_per_token_logps"]
         self._empty_windows = 0 if self.world.gather(batch["keep"]).any() else self._empty_windows + 1
-        if self._empty_windows == EMPTY_WINDOWS:
+        if self._empty_windows == self._patience:
             raise RuntimeError(
-                f"step {self.state.global_step}: nothing was left to train on in {EMPTY_WINDOWS} windows in a row: "
+                f"step {self.state.global_step}: nothing was left to train on in {self._patience} windows in a row: "
                 "see fire/empty, fire/nonfinite_teacher. Look at the completions with log_completions=True."
             )
         return micro_batches(
@@ -258,7 +258,7 @@ class FiReOPDTrainer(GRPOTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("FiReOPDTrainer does not return outputs with the loss; call compute_loss without them.")
-        if not self.model.training:  # already known from scoring: an estimate of KL(student || teacher)
+        if "scale" not in inputs:  # evaluation; known from scoring: the mean over rows of KL(student || teacher)
             return inputs["reverse_kl"]
         logp_BT, entropy_BT, router_loss = self._forward(
             model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled

@@ -205,4 +205,6 @@ def test_a_wrong_value_ends_in_one_sentence_and_an_exit_code():
     )
     assert code != 0
     assert "Traceback" not in output
-    assert output.endswith("error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2.\n")
+    assert output.endswith(
+        "error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.\n"
+    )

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import fire_opd_trl.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
-from fire_opd_trl.batches import filled_holes, held_rates
+from fire_opd_trl.batches import filled_holes
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 
@@ -170,13 +170,36 @@ def test_f6_momentum_does_not_move_the_weights_in_an_empty_step_and_training_goe
     assert [log["learning_rate"] for log in logs_of(trainer)][-1] == 1e-3
 
 
-def test_f6_a_rate_that_the_schedule_does_not_give_back_is_given_back():
-    groups = [{"lr": 0.1}, {"lr": 0.2}]
-    held = held_rates(groups, [], empty=True)
-    assert held == [0.1, 0.2] and [group["lr"] for group in groups] == [0.0, 0.0]
-    held = held_rates(groups, held, empty=True)
-    assert held == [0.1, 0.2]
-    assert held_rates(groups, held, empty=False) == [] and [group["lr"] for group in groups] == [0.1, 0.2]
+@pytest.mark.parametrize("scheduler", ["recursive cosine", "lambda"])
+def test_f6_an_empty_step_leaves_the_learning_rates_to_their_schedule(scheduler, tmp_path):
+    def rates(empty_window: int) -> list[float]:
+        trainer = built({**CASE, "max_steps": 4, "learning_rate": 1e-3}, str(tmp_path / f"{scheduler}{empty_window}"))
+        trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
+        trainer.lr_scheduler = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, T_max=6, eta_min=1e-5)
+            if scheduler == "recursive cosine"
+            else torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: 1 - step / 8)
+        )
+        rollout, windows = trainer.rollout_func, []
+
+        def one_empty(prompts, trainer):
+            windows.append(1)
+            output = rollout(prompts, trainer)
+            empty = len(windows) == empty_window
+            return {**output, "completion_ids": [[0]] * len(prompts) if empty else output["completion_ids"]}
+
+        trainer.rollout_func = one_empty
+        trainer.train()
+        return [log["learning_rate"] for log in logs_of(trainer)]
+
+    assert rates(empty_window=2) == pytest.approx(rates(empty_window=99))
+
+
+def test_f1_the_limit_of_broken_teacher_values_is_the_configured_one(monkeypatch, tmp_path):
+    trainer = built({**CASE, "max_steps": 1, "config": {"teacher_nonfinite_limit": 0.02}}, str(tmp_path))
+    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"], [3])
+    with pytest.raises(FloatingPointError, match="3% of the window"):
+        trainer.train()
 
 
 # F7, F11, F45: small windows, truncation, EOS
@@ -286,7 +309,9 @@ def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
 
     with pytest.raises(ValueError, match=sentence):
         refuse_malformed({"prompt": prompt}, 1, "train_dataset")
-    refuse_malformed({"prompt": [{"role": "user", "content": "a"}]}, 1, "train_dataset")
+    tool_call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    user = {"role": "user", "content": "a"}
+    refuse_malformed({"prompt": [user, tool_call, {"role": "tool", "content": "1"}, user]}, 1, "train_dataset")
 
 
 def test_f47_a_dataset_without_prompts_is_refused(tmp_path):

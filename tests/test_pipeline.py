@@ -468,22 +468,25 @@ class Rank(World):
 
 
 def on_ranks(count: int, work: Callable[[int, World], object]) -> list:
-    """`work(rank, world)` on every rank at once: what each returned, or the exception that it raised."""
-    meeting, results = Meeting(count), [None] * count
+    """`work(rank, world)` on every rank at once: what each returned, or the FloatingPointError that stopped it."""
+    meeting, results, errors = Meeting(count), [None] * count, []
 
     def run(rank: int):
         try:
             results[rank] = work(rank, Rank(meeting, rank))
-        except Exception as error:  # handed to the test
+        except FloatingPointError as error:
             results[rank] = error
-            if not isinstance(error, FloatingPointError):
-                meeting.barrier.abort()
+        except Exception as error:  # a bug: no rank waits for this one, and the test shows it
+            errors.append(error)
+            meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for error in errors:
+        raise error
     return results
 
 

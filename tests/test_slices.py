@@ -260,7 +260,7 @@ def test_scores_come_back_in_place_within_the_budget(budget):
         sizes.append((len(part["prompt_ids"]), part["prompt_ids"].numel() + part["completion_ids"].numel()))
         return part["completion_ids"].double(), -part["completion_ids"].double()
 
-    logp_BT, entropy_BT = token_scores(forward, batch, budget, World(), rows)
+    logp_BT, entropy_BT = token_scores(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
     expected_BT = batch["completion_ids"].float()
     expected_BT[4] = 0
     assert torch.equal(logp_BT, expected_BT) and torch.equal(entropy_BT, -expected_BT)
@@ -277,10 +277,25 @@ def test_every_rank_scores_in_equally_many_forwards():
             calls[rank] += 1
             return part["completion_ids"].float(), None
 
-        return token_scores(forward, batches[rank], 150, world, rows=[] if rank == 2 else None)
+        return token_scores(forward, batches[rank], 150, world, vocabulary=10**9, rows=[] if rank == 2 else None)
 
     results = on_ranks(4, work)
     assert len(set(calls)) == 1 and calls[0] > 2
     for rank, (logp_BT, entropy_BT) in enumerate(results):
         expected_BT = batches[rank]["completion_ids"].float() * (rank != 2)
         assert torch.equal(logp_BT, expected_BT) and not entropy_BT.any()
+
+
+def test_a_token_that_the_model_does_not_know_is_scored_nan_and_never_shown_to_it():
+    batch = random_batch(seed=0, rows=12)
+    largest = int(batch["completion_ids"].max())
+    unknown_BT = batch["completion_ids"] == largest
+
+    def forward(part):
+        assert part["completion_ids"].max() < largest
+        return part["completion_ids"].float(), None
+
+    logp_BT, _ = token_scores(forward, batch, 200, World(), vocabulary=largest)
+    assert torch.equal(logp_BT.isnan(), unknown_BT) and unknown_BT.sum() == 1
+    assert torch.equal(logp_BT[~unknown_BT], batch["completion_ids"].float()[~unknown_BT])
+    assert int(batch["completion_ids"].max()) == largest  # the batch itself is left as it was

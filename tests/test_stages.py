@@ -21,6 +21,7 @@ from fire_opd_trl.stages import (
     masked_sum_B,
     mean_one_BT,
     mean_teacher_logp,
+    mixed,
     random_score,
     reference_kl,
     row_scale,
@@ -411,6 +412,20 @@ def test_the_advantage_is_teacher_minus_student():
     assert not advantage_BT.requires_grad
 
 
+def test_the_mixed_advantage_is_distillation_plus_reward_times_the_engine_ratio():
+    kept_BT = mask("110", "101", "000")
+    advantage_BT = f64([[1.0, -2.0, 0.0], [0.5, 0.0, 4.0], [0.0, 0.0, 0.0]])
+    reward_B, ratio_BT = f64([1.0, -3.0, NAN]), f64([[2.0, 0.5, NAN], [1.0, INF, 0.25], [NAN, NAN, NAN]])
+    assert mixed(advantage_BT, kept_BT, reward_B, 0.0, None).tolist() == advantage_BT.tolist()
+    # A + 2 R: 1 + 2, -2 + 2; 0.5 - 6, 4 - 6.
+    expected = [[3.0, 0.0, 0.0], [-5.5, 0.0, -2.0], [0.0, 0.0, 0.0]]
+    assert mixed(advantage_BT, kept_BT, reward_B, 2.0, None).tolist() == expected
+    expected = [[6.0, 0.0, 0.0], [-5.5, 0.0, -0.5], [0.0, 0.0, 0.0]]  # times 2, 0.5; 1, 0.25
+    assert mixed(advantage_BT, kept_BT, reward_B, 2.0, ratio_BT).tolist() == expected
+    expected = [[2.0, -1.0, 0.0], [0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert mixed(advantage_BT, kept_BT, reward_B, 0.0, ratio_BT).tolist() == expected
+
+
 # 6 loss
 
 
@@ -479,6 +494,14 @@ def test_a_ratio_beyond_the_largest_float_is_clipped_like_any_other(advantage):
     loss_BT, _ = clipped_surrogate(logp_BT, torch.tensor([[-100.0]]), torch.tensor([[advantage]]), mask("1"))
     loss_BT.sum().backward()
     assert loss_BT.item() == pytest.approx(-1.2 * advantage) and logp_BT.grad.item() == 0
+
+
+def test_a_bad_token_whose_ratio_explodes_costs_e_to_the_20_at_most():
+    logp_BT = torch.tensor([[-0.1]]).requires_grad_()
+    loss_BT, clipped_BT = clipped_surrogate(logp_BT, torch.tensor([[-100.0]]), torch.tensor([[-1.0]]), mask("1"))
+    loss_BT.sum().backward()
+    assert loss_BT.item() == pytest.approx(math.exp(20)) and not clipped_BT.item()
+    assert logp_BT.grad.item() == 0  # the bound on the log-ratio, as in the released code, not the clip
 
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30])

@@ -10,9 +10,11 @@ from datasets import Dataset
 from launch.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fire_opd_trl.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.teachers import from_pretrained_kwargs
 
 
 CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
@@ -141,7 +143,10 @@ def test_evaluation_sees_all_rows_and_reports_the_reverse_kl_and_avg_at_k(tmp_pa
     )
     metrics = trainer.evaluate()
     assert metrics["eval_fire/keep_ratio"] == 1.0 and metrics["eval_fire/rows"] == 8.0
-    assert metrics["eval_loss"] == pytest.approx(metrics["eval_fire/reverse_kl"], abs=1e-6)
+    # The same estimate, averaged over rows rather than tokens; completions of this task differ by two tokens at most.
+    assert (
+        metrics["eval_loss"] == pytest.approx(metrics["eval_fire/reverse_kl"], rel=0.05) and metrics["eval_loss"] > 0
+    )
     assert 0.0 <= metrics["eval_reward"] <= 1.0  # exact match is 0 or 1: its mean over 4 samples of a prompt is Avg@4
     assert metrics["eval_rewards/exact_match/mean"] == metrics["eval_reward"]
     assert round(metrics["eval_reward"] * 64) == pytest.approx(metrics["eval_reward"] * 64)  # 16 prompts x 4
@@ -218,6 +223,186 @@ def test_two_teachers_that_are_equal_are_one_teacher(tmp_path):
     three = sampling_trainer(tmp_path / "three", dataset=routed, teacher=other, **plain)
     three.train()
     assert furthest(parameters(one), parameters(three)) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_a_row_is_scored_by_the_teacher_that_it_names(tmp_path, name):
+    dataset = task.dataset("train", 64, seed=0)
+    routed = dataset.add_column("teacher_id", [name] * len(dataset))
+    plain = {"optim": "sgd", "learning_rate": 0.01}
+    trainer = sampling_trainer(
+        tmp_path, dataset=routed, teacher={"left": loaded("teacher"), "right": loaded("student")}, **plain
+    )
+    start = parameters(trainer)
+    trainer.train()
+    assert (furthest(start, parameters(trainer)) == 0.0) == (name == "right")  # the student teaches itself nothing
+
+
+def test_removing_columns_with_several_teachers_is_refused(tmp_path):
+    routed = task.dataset("train", 64, seed=0).add_column("teacher_id", ["left"] * 64)
+    teachers = {"left": loaded("teacher"), "right": loaded("teacher")}
+    with pytest.raises(ValueError, match="remove_unused_columns=True would remove the column 'teacher_id'"):
+        sampling_trainer(tmp_path, dataset=routed, teacher=teachers, remove_unused_columns=True)
+
+
+def frozen_trainer(tmp_path, rollout=None, **case):
+    """A trainer on frozen rollouts, whose output `rollout` may change."""
+    trainer = built({**CASE, "max_steps": 1, **case}, str(tmp_path))
+    original = trainer.rollout_func
+    if rollout is not None:
+        trainer.rollout_func = lambda prompts, trainer: rollout(original(prompts, trainer))
+    return trainer
+
+
+@pytest.mark.parametrize("method", ["opd", "fire", "random", "fire_released"])
+def test_the_rollout_correction_applies_in_every_method_but_the_released_one(method, tmp_path):
+    """As with vLLM: the engine reports log-probabilities so low that the ratio is cut at its cap of 5."""
+
+    def reported(output):
+        return {**output, "logprobs": [[-1000.0] * len(ids) for ids in output["completion_ids"]]}
+
+    plain = frozen_trainer(tmp_path / "plain", method=method)
+    plain.train()
+    engine = frozen_trainer(tmp_path / "engine", reported, method=method)
+    engine.use_vllm, engine._last_loaded_step = True, 0  # what GRPOTrainer asks before it corrects
+    calls, token_scores = [], trainer_module.token_scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or token_scores(f, *a))
+        engine.train()
+    losses = [next(log["loss"] for log in t.state.log_history if "grad_norm" in log) for t in (plain, engine)]
+    assert losses[1] == pytest.approx(losses[0] * (1 if method == "fire_released" else 5), rel=1e-5)
+    assert calls == [engine.model, engine.teachers["teacher"]]  # old log-probabilities and entropies: one forward
+    assert ("entropy" in engine.state.log_history[0]) and engine.state.log_history[0]["fire/kept_rows"] > 0
+
+
+def test_tokens_that_a_tool_wrote_do_not_train(tmp_path):
+    def masked(output):
+        masks = [[int(place % 3 > 0) for place in range(len(ids))] for ids in output["completion_ids"]]
+        return {**output, "env_mask": masks}
+
+    trainer = frozen_trainer(tmp_path, masked, method="opd")
+    trainer.train()
+    for part in trainer._buffered_inputs:
+        place_T = torch.arange(part["completion_ids"].shape[1])
+        assert torch.equal(part["train_mask"], part["completion_mask"].bool() & (place_T % 3 > 0))
+
+
+def test_rewards_are_mixed_in_with_their_sign_and_on_survivors_only(tmp_path):
+    batches = []
+    for coefficient in (0.0, 0.5):
+        trainer = sampling_trainer(
+            tmp_path, reward_funcs=[lambda prompts, **_: [1.0, 0.0] * (len(prompts) // 2)], num_generations=2,
+            reward_coef=coefficient, rows=16,
+        )  # fmt: skip
+        trainer.model.train()
+        rows = [trainer.train_dataset[row // 2] for row in range(16)]
+        batches.append(trainer._generate_and_score_completions(rows))
+    plain, mixed = batches
+    kept_BT = plain["train_mask"] & plain["keep"].unsqueeze(1)
+    group_B = torch.tensor([0.5, -0.5] * 8) / (0.5**0.5 + 1e-4)  # GRPO's: centred, divided by the sample std + 1e-4
+    expected_BT = torch.where(kept_BT, 0.5 * group_B.unsqueeze(1), 0.0)
+    torch.testing.assert_close(mixed["advantages"] - plain["advantages"], expected_BT, atol=1e-5, rtol=0)
+    assert plain["keep"].sum() == 13
+
+
+def test_each_window_draws_anew_and_knows_the_progress(tmp_path):
+    contexts, distil = [], trainer_module.distil
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "distil", lambda *args: contexts.append(args[-1]) or distil(*args))
+        trainer = trained({**CASE, "method": "random", "max_steps": 4}, str(tmp_path))
+    assert [context.progress for context in contexts] == [0.0, 0.25, 0.5, 0.75]
+    assert len({context.seed for context in contexts}) == 4
+    thresholds = [log["fire/threshold"] for log in trainer.state.log_history if "grad_norm" in log]
+    assert len(set(thresholds)) == 4
+
+
+def test_both_clipping_bounds_reach_the_surrogate(tmp_path):
+    bounds, surrogate = [], trainer_module.clipped_surrogate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "clipped_surrogate", lambda *a: bounds.append(a[-2:]) or surrogate(*a))
+        trained({**CASE, "config": {"epsilon": 0.1, "epsilon_high": 0.3}}, str(tmp_path))
+    assert set(bounds) == {(0.1, 0.3)}
+
+
+def test_a_teacher_in_training_mode_is_put_in_evaluation_mode(tmp_path):
+    trainer = sampling_trainer(tmp_path, teacher=loaded("teacher").train())
+    assert not trainer.teachers["teacher"].training
+
+
+def test_a_teacher_is_loaded_as_its_config_says():
+    args = FiReOPDConfig(
+        "output", use_cpu=True, bf16=False, teacher_model_name_or_path="a/b", teacher_model_revision="v2",
+        teacher_model_init_kwargs={"attn_implementation": "eager"},
+    )  # fmt: skip
+    expected = {"dtype": "auto", "trust_remote_code": False, "revision": "v2", "attn_implementation": "eager"}
+    assert from_pretrained_kwargs(args) == expected
+
+
+def with_dropout():
+    model = loaded("student")
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    return model
+
+
+def test_dropout_is_no_advantage(tmp_path):
+    """Scored in evaluation mode, the student is exactly its own copy, dropout or not."""
+    args = FiReOPDConfig(
+        str(tmp_path), use_cpu=True, bf16=False, max_completion_length=33, per_device_train_batch_size=8, max_steps=1,
+        logging_steps=1, disable_tqdm=True, method="opd", learning_rate=0.1, optim="sgd",
+    )  # fmt: skip
+    trainer = FiReOPDTrainer(with_dropout(), loaded("student"), args, task.dataset("train", 16, seed=0))
+    start = parameters(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["fire/advantage_abs"] == 0.0
+    assert furthest(start, parameters(trainer)) == 0.0 and trainer.model.training
+
+
+def test_the_evaluation_loss_does_not_depend_on_the_evaluation_batch(tmp_path):
+    losses = []
+    for size in (1, 4, 32):
+        trainer = frozen_trainer(tmp_path, config={"per_device_eval_batch_size": size})
+        losses.append(trainer.evaluate(trainer.train_dataset)["eval_loss"])
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+def test_a_student_padded_to_more_rows_than_its_teacher_loses_the_rows_that_use_them(tmp_path):
+    student = loaded("student")
+    student.resize_token_embeddings(64, mean_resizing=False)
+    with torch.no_grad():
+        student.get_output_embeddings().weight[16:] *= 3  # often sampled
+    args = FiReOPDConfig(
+        str(tmp_path), use_cpu=True, bf16=False, max_completion_length=33, per_device_train_batch_size=32, max_steps=1,
+        logging_steps=1, disable_tqdm=True, teacher_nonfinite_limit=1.0,
+    )  # fmt: skip
+    trainer = FiReOPDTrainer(
+        student, loaded("teacher"), args, task.dataset("train", 64, seed=0),
+        processing_class=AutoTokenizer.from_pretrained(model_path("student")),
+    )  # fmt: skip
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["fire/nonfinite_teacher"] + log["fire/empty"] > 0
+    assert all((part["completion_ids"][part["scale"] > 0] < 16).all() for part in trainer._buffered_inputs)
+
+
+def test_evaluation_with_continuous_batching_stays_evaluation(tmp_path):
+    trainer = sampling_trainer(
+        tmp_path, evaluates=True, use_transformers_continuous_batching=True, per_device_eval_batch_size=8,
+        transformers_continuous_batching_config={"num_blocks": 64},
+    )  # fmt: skip
+    trainer.model.eval()
+    metrics = trainer.evaluate()
+    assert metrics["eval_fire/rows"] == 8.0 and metrics["eval_fire/keep_ratio"] == 1.0
+
+
+def test_a_second_call_of_train_samples_anew(tmp_path):
+    trainer = frozen_trainer(tmp_path)
+    calls, original = [], trainer.rollout_func
+    trainer.rollout_func = lambda *args: calls.append(1) or original(*args)
+    trainer.train()
+    trainer.train()
+    assert len(calls) == 2
 
 
 def test_what_is_saved_loads_and_the_card_names_the_method(tmp_path):

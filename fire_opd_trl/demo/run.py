@@ -134,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
             disable_tqdm=True,
             **settings,
         ),
-        train_dataset=task.dataset("train", options.steps * 512, seed=options.seed),
+        train_dataset=task.dataset(
+            "train", options.steps * settings["per_device_train_batch_size"], seed=options.seed
+        ),
         processing_class=tokenizer,
         reward_funcs=[task.exact_match],  # only logged
         callbacks=[progress],

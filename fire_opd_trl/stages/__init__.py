@@ -1,6 +1,6 @@
 """The stages of on-policy distillation, in the order in which data flows through them; each imports torch alone."""
 
-from .advantage import log_ratio
+from .advantage import log_ratio, mixed
 from .filter import drop_lowest, keep_all
 from .loss import LOSS_TYPES, aggregate, clipped_surrogate, reference_kl, row_scale
 from .metrics import window_metrics
@@ -29,6 +29,7 @@ __all__ = [
     "log_ratio",
     "masked_mean_B",
     "masked_sum_B",
+    "mixed",
     "mean_one_BT",
     "mean_teacher_logp",
     "random_score",

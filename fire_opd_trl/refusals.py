@@ -1,0 +1,83 @@
+"""What a field of the configuration may be, and what a user is told to do about any other value."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .methods import METHODS
+from .stages import LOSS_TYPES, SCOPES
+
+
+Right = Callable[[Any], bool]
+VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+def _number(low: float, high: float = 1e9) -> Right:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(low: int) -> Right:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _one_of(*names: str) -> Right:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _unset_or(right: Right) -> Right:
+    return lambda value: value is None or right(value)
+
+
+# What each field may be, and what to do about any other value.
+RIGHT_VALUES: dict[str, tuple[Right, str]] = {
+    "method": (_one_of(*METHODS), f"Use one of: {', '.join(METHODS)}."),
+    "drop_fraction": (_number(0, math.nextafter(1, 0)), "Give a share in [0, 1), for example 0.2; 0 keeps every row."),
+    "confidence": (_number(0), "Give a number of at least 0; 0 switches it off."),
+    "confusion": (_number(0), "Give a number of at least 0; 0 switches it off."),
+    "statistics_scope": (_one_of(*SCOPES), f"Use one of: {', '.join(SCOPES)}."),
+    "teacher_model_name_or_path": (_unset_or(_text), "Give a model id or a local folder."),
+    "teacher_column": (_text, "Give the name of a dataset column."),
+    "teacher_nonfinite_limit": (_number(0, 1), "Give a share in [0, 1], for example 0.1."),
+    "scoring_token_budget": (_whole(1), "Give a whole number of at least 1, for example 16384."),
+    "reward_coef": (_number(0), "Give a number of at least 0; 0 only logs rewards."),
+    "max_prompt_length": (_unset_or(_whole(1)), "Give a whole number of at least 1, or leave it unset."),
+    "overlong_prompts": (_one_of("error", "drop"), "Use 'error' or 'drop'."),
+    "num_generations": (_whole(1), "Sample a whole number of at least 1 completion per prompt."),
+    "num_generations_eval": (_unset_or(_whole(1)), "Give a whole number of at least 1, or leave it unset."),
+    "num_iterations": (_whole(1), "Give a whole number of at least 1."),
+    "per_device_train_batch_size": (_whole(1), "Give a whole number of at least 1."),
+    "gradient_accumulation_steps": (_whole(1), "Give a whole number of at least 1."),
+    "steps_per_generation": (_unset_or(_whole(1)), "Give a multiple of gradient_accumulation_steps."),
+    "max_completion_length": (_whole(1), "Give a whole number of at least 1."),
+    "loss_type": (_one_of(*LOSS_TYPES), f"Use one of: {', '.join(LOSS_TYPES)}."),
+    "temperature": (_number(1e-6), "Sampling needs a temperature above 0, for example 1.0."),
+    "top_p": (_number(1e-6, 1), "Give a share in (0, 1]; 1.0 samples the whole distribution."),
+    "epsilon": (_number(0), "Give a number of at least 0, for example 0.2."),
+    "epsilon_high": (_unset_or(_number(0)), "Give a number of at least 0, or leave it unset to use epsilon."),
+    "beta": (_number(0), "Give a number of at least 0; 0 needs no reference model."),
+    "vllm_importance_sampling_mode": (_one_of(*VLLM_CORRECTIONS), f"Use one of: {', '.join(VLLM_CORRECTIONS)}."),
+    "vllm_importance_sampling_clip_max": (_unset_or(_number(1e-6)), "Give a number above 0, for example 5.0."),
+    "mask_truncated_completions": (lambda value: isinstance(value, bool), "Use true or false."),
+}
+
+# GRPO's options that change the objective and that this objective does not have: the value that leaves them off, and
+# what to do instead.
+NEUTRAL_GRPO_OPTIONS = {
+    "importance_sampling_level": ("token", "Distillation has one advantage per token."),
+    "top_entropy_quantile": (1.0, "Tokens are weighted by the method; see `method` and `confusion`."),
+    "entropy_coef": (0.0, "An entropy bonus is not part of the distillation objective."),
+    "use_adaptive_entropy": (False, "An entropy bonus is not part of the distillation objective."),
+    "off_policy_mask_threshold": (None, "Trajectories are selected by the method; see `drop_fraction`."),
+    "delta": (None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
+    "use_bias_correction_kl": (False, "With `beta` the reference penalty is the plain k3 estimate."),
+}
+
+
+def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
+    """Raise with the field, its value, and what to change, unless the value is right."""
+    if not right:
+        raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")

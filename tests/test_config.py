@@ -1,0 +1,150 @@
+"""Defaults of the paper, and every wrong value and combination refused with field, value and what to do."""
+
+import dataclasses
+
+import pytest
+
+from fire_opd_trl import METHODS, FiReOPDConfig
+from fire_opd_trl.refusals import NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def config(**kwargs) -> FiReOPDConfig:
+    return FiReOPDConfig("output", use_cpu=True, bf16=False, **kwargs)
+
+
+def test_the_defaults_are_the_papers():
+    args = config()
+    expected = {
+        "method": "fire", "drop_fraction": 0.2, "confidence": 1.0, "confusion": 1.0, "statistics_scope": "batch",
+        "learning_rate": 1e-6, "epsilon": 0.2, "temperature": 1.0, "top_p": 1.0, "num_generations": 1, "beta": 0.0,
+        "loss_type": "grpo", "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 5.0, "reward_coef": 0.0, "trust_remote_code": False, "report_to": [],
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 1), (1, 5), (3, 7), (8, 4)])
+def test_one_generation_takes_windows_of_every_size(batch, accumulation):
+    args = config(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    assert (args.num_generations, args.generation_batch_size) == (1, batch * accumulation)
+    assert args.num_generations_eval is None
+
+
+WRONG = {
+    "method": ["fires", None, ["fire"]],
+    "drop_fraction": [1.0, -0.1, float("nan"), None, "0.2", True],
+    "confidence": [-1.0, float("inf"), None],
+    "confusion": [-1.0, float("inf"), None],
+    "statistics_scope": ["global", None],
+    "teacher_model_name_or_path": [5, ""],
+    "teacher_column": [None, 3, ""],
+    "teacher_nonfinite_limit": [-0.1, 1.1],
+    "scoring_token_budget": [0, 100.5],
+    "reward_coef": [-1.0, float("inf")],
+    "max_prompt_length": [0, "512"],
+    "overlong_prompts": ["cut"],
+    "num_generations": [0, 1.0, None, True],
+    "num_generations_eval": [-1],
+    "num_iterations": [0],
+    "per_device_train_batch_size": [0],
+    "gradient_accumulation_steps": [0],
+    "steps_per_generation": [0],
+    "max_completion_length": [0, None],
+    "loss_type": ["bnpo", "sapo", None],
+    "temperature": [0.0, float("inf"), None],
+    "top_p": [0.0, 2.0],
+    "epsilon": [-0.2],
+    "epsilon_high": [-0.2],
+    "beta": [-1.0],
+    "vllm_importance_sampling_mode": ["tokentruncate"],
+    "vllm_importance_sampling_clip_max": [-1],
+    "mask_truncated_completions": ["yes"],
+}
+
+
+def test_every_checked_field_has_a_wrong_value_here():
+    assert WRONG.keys() == RIGHT_VALUES.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_value_is_refused_with_field_value_and_fix(name, value):
+    with pytest.raises(ValueError) as error:
+        config(**{name: value})
+    assert str(error.value) == f"{name}={value!r} is refused. {RIGHT_VALUES[name][1]}"
+
+
+@pytest.mark.parametrize("name", NEUTRAL_GRPO_OPTIONS)
+def test_an_objective_of_grpo_that_is_not_ours_is_refused(name):
+    value = {
+        "importance_sampling_level": "sequence", "top_entropy_quantile": 0.2, "entropy_coef": 0.1,
+        "use_adaptive_entropy": True, "off_policy_mask_threshold": 0.5, "delta": 2.0, "use_bias_correction_kl": True,
+    }[name]  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"^{name}={value!r} is refused. .* Leave it at {NEUTRAL_GRPO_OPTIONS[name][0]!r}"
+    ):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        (
+            {"reward_coef": 0.5},
+            "reward_coef=0.5 is refused. GRPO's advantage compares .* num_generations to at least 2",
+        ),
+        ({"num_generations": 3, "per_device_train_batch_size": 4}, "must be divisible by num_generations"),
+        (
+            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            "steps_per_generation=3 is refused. A window must not be split .* Make steps_per_generation a multiple",
+        ),
+        ({"teacher_model_revision": "main"}, "teacher_model_revision='main' is refused. .* is not set"),
+        ({"method": "opd", "drop_fraction": 0.3}, "drop_fraction=0.3 has no effect on method='opd'"),
+        ({"method": "fire_released", "statistics_scope": "teacher"}, "statistics_scope='teacher' has no effect"),
+        ({"method_kwargs": {"lambda": 1}}, "'fire' does not take lambda. It takes: drop_fraction, confidence"),
+        ({"method_kwargs": [1]}, "method_kwargs=.* is refused. Give a dict"),
+        ({"method_kwargs": {"scope": "x"}}, "scope='x' is unknown. Use one of: batch"),
+        ({"method_kwargs": {"drop_fraction": "a"}}, "method_kwargs=.* is refused"),
+        ({"drop_fraction": 0.1, "method_kwargs": {"drop_fraction": 0.3}}, "drop_fraction=0.1 is also set in"),
+        ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs=3 is refused. Give a dict"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
+    ],
+)
+def test_a_wrong_combination_is_refused(kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config(**kwargs)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"per_device_train_batch_size": 4}, "of a window of 4 rows drops none"),
+        ({"statistics_scope": "trajectory", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
+        ({"method": "fire_released", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
+        ({"top_p": 0.9}, "top_p=0.9, .* samples from a part of its distribution"),
+    ],
+)
+def test_what_has_no_effect_or_a_side_effect_warns(kwargs, sentence):
+    with pytest.warns(UserWarning, match=sentence):
+        config(**kwargs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_knobs_reach_the_recipe(name):
+    takes_knobs = name != "opd"
+    knobs = {"drop_fraction": 0.5, "confidence": 0.0, "confusion": 2.0} if takes_knobs else {}
+    method = config(method=name, **knobs).build_method()
+    assert method.name == name
+    if takes_knobs:
+        assert method.filter.keywords["fraction"] == 0.5
+        assert "teacher_entropy_BT" not in method.signals and "student_entropy_BT" in method.signals
+
+
+def test_every_field_of_ours_has_help():
+    inherited = {f.name for f in dataclasses.fields(FiReOPDConfig.__mro__[1])}
+    ours = [f for f in dataclasses.fields(FiReOPDConfig) if f.name not in inherited]
+    assert len(ours) >= 13 and all(len(f.metadata["help"]) > 20 for f in ours)
+    assert all(f"{f.name} (`" in FiReOPDConfig.__doc__ for f in ours)
