@@ -137,7 +137,10 @@ def test_two_datasets_are_refused(data):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--drop_fraction", "1.5"], "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2."),
+        (
+            ["--drop_fraction", "1.5"],
+            "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.",
+        ),
         (["--config", "typo.yaml"], "no such arguments: --drop_fractoin 0.3."),
         (["--config", "absent.yaml"], "No such file or directory: 'absent.yaml'"),
         (["--num_processes", "2"], "no such arguments: --num_processes 2."),
