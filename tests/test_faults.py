@@ -202,6 +202,22 @@ def test_f1_the_limit_of_broken_teacher_values_is_the_configured_one(monkeypatch
         trainer.train()
 
 
+@pytest.mark.launch
+def test_f6_an_empty_window_moves_nothing_under_zero3(on_two_ranks, tmp_path):
+    case = {
+        "batch": 4,
+        "accumulation": 4,
+        "holes": "all",
+        "optim": "adamw_torch",
+        "learning_rate": 0.1,
+        "max_steps": 3,
+    }
+    two = on_two_ranks("zero3", {**case, "config": {"weight_decay": 0.1}})
+    start = parameters(built({**CASE, "holes": "all"}, str(tmp_path / "start")))
+    assert furthest({name: start[name] for name in two["parameters"]}, two["parameters"]) == 0.0
+    assert two["loss"] == [0.0] * 3 and two["survivors_of_ranks"] == [0, 0]
+
+
 # F7, F11, F45: small windows, truncation, EOS
 
 

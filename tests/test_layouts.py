@@ -121,6 +121,13 @@ def test_a_lora_student_agrees_on_two_ranks(on_two_ranks, launcher, tmp_path):
 
 
 @pytest.mark.launch
+def test_zero2_never_changes_the_result(references, on_two_ranks):
+    two = on_two_ranks("zero2", layout(4, 4, METHODS["fire"]))
+    assert_same(references["fire"], two)
+    assert not two["student_is_sharded"] and not two["teachers_are_sharded"] and not two["teachers_train"]
+
+
+@pytest.mark.launch
 def test_a_padded_teacher_is_cut_under_zero3_too(references, on_two_ranks, tmp_path):
     from fire_opd_trl.demo.run import model_path
 

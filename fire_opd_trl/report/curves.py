@@ -37,7 +37,7 @@ def learning_curve(
     top.plot(steps, [entry["accuracy"] for entry in history], color="#8fb3d9", lw=1.2, label="sampled in training")
     top.errorbar([0, steps[-1]], [before, after], yerr=interval, fmt="o", color="#1f4e79", capsize=4, label="held out")
     top.axhline(teacher, color="#b5651d", ls="--", lw=1, label="teacher, held out")
-    for x, value, shift in ((0, before, (10, -18)), (steps[-1], after, (-10, -22))):
+    for x, value, shift in ((0, before, (-6, -40)), (steps[-1], after, (-10, -22))):
         top.annotate(
             f"{value:.1%}",
             (x, value),
