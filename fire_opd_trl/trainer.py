@@ -187,7 +187,8 @@ class FiReOPDTrainer(GRPOTrainer):
         entropies = self._teachers_score_entropy if name in self.teachers else model is self.model
         vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
         budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
-        forward = partial(self._forward, model.eval(), compute_entropy=entropies)  # dropout would be noise
+        forward = partial(self._forward, model, compute_entropy=entropies)
+        model.eval()  # dropout would be noise in the advantage (no chaining: DeepSpeed's eval() returns None)
         scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple)
         model.train(training)
         self._metrics[self._mode][f"time/score_{name}"].append(time.perf_counter() - started)

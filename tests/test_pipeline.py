@@ -234,6 +234,13 @@ def test_the_random_control_has_the_budget_of_fire():
     assert fire.keep_B.sum() == control.keep_B.sum() and not torch.equal(fire.keep_B, control.keep_B)
 
 
+def test_the_random_control_deals_the_weights_of_fire_in_another_order():
+    rollout, scores = window()
+    fire, control = (distil(rollout, scores, METHODS[name](0.0), CONTEXT) for name in ("fire", "random"))
+    assert torch.equal(fire.weight_BT.sort(dim=1).values, control.weight_BT.sort(dim=1).values)
+    assert ((fire.weight_BT != control.weight_BT) & rollout.mask_BT).sum() > 0.3 * rollout.mask_BT.sum()
+
+
 @recipes(name for name in RECIPES if name not in DRAWS)
 def test_the_order_of_the_rows_does_not_matter(method):
     rollout, scores = window(seed=5)

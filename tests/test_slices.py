@@ -66,6 +66,15 @@ def test_slices_partition_the_rows_and_are_as_many_as_asked(seed, count):
     assert [row for cut in full for row in cut] == longest_first(rows, prompt_B, completion_B)
 
 
+def test_a_slice_to_spare_halves_the_largest():
+    # 16 equal rows in at most 5 slices: no peak below 4 rows, which takes 4 slices; the fifth halves the first.
+    cuts = slices(list(range(16)), [1] * 16, [5] * 16, 5)
+    assert [len(cut) for cut in cuts] == [2, 2, 4, 4, 4]
+    for count in range(1, 20):
+        cuts = slices(list(range(16)), [1] * 16, [5] * 16, count)
+        assert len(cuts) == count and sum(map(bool, cuts)) == min(count, 16)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_no_cut_of_the_sorted_rows_has_a_smaller_peak(seed):
     rows, prompt_B, completion_B = ragged(seed, batch=12, taken=2 + seed % 8)
