@@ -20,6 +20,8 @@ def clipped_surrogate(
 
         l_t = -min(r_t A_t, clip(r_t, 1 - eps_low, 1 + eps_high) A_t).
 
+    Beyond a log-ratio of 20 the ratio stays at exp(20) and has no gradient.
+
     Args:
         logp_BT (`torch.Tensor`): Current log-probabilities, with gradient.
         old_logp_BT (`torch.Tensor`): Those of the student that sampled, without gradient.
@@ -46,7 +48,7 @@ def reference_kl(logp_BT: torch.Tensor, reference_logp_BT: torch.Tensor, mask_BT
     Returns:
         `torch.Tensor`: `kl_BT`, 0 outside the mask, with gradient.
     """
-    difference_BT = torch.where(mask_BT, reference_logp_BT.detach() - logp_BT, 0.0)
+    difference_BT = torch.where(mask_BT, reference_logp_BT.detach() - logp_BT, 0.0).clamp(max=LARGEST_LOG_RATIO)
     return difference_BT.exp() - difference_BT - 1.0
 
 

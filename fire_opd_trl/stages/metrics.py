@@ -2,6 +2,7 @@
 
 import torch
 
+from .reweight import SMALLEST_MAX
 from .rollout import Rollout, masked_mean_B, masked_sum_B
 from .score import Scores
 from .world import Context
@@ -30,7 +31,8 @@ def window_metrics(
         `kept_token_ratio`, `keep_ratio_finished`, `keep_ratio_truncated`; over usable rows `reverse_kl` (token mean of
         `log pi_S - log pi_T`, an estimate of KL(student || teacher)) and `teacher_logp` (row mean of the score); over
         survivors `weight_max`, `weight_ess` (effective share of tokens, `(sum w)^2 / (n sum w^2)`),
-        `advantage_abs`, and, where entropies exist, their means and those of confidence and confusion.
+        `advantage_abs`, and, where entropies exist, their means and those of confidence and confusion, both against
+        the maximum of the whole window, whatever scope a method takes.
     """
     world, usable_BT, kept_BT = context.world, usable.mask_BT, kept.mask_BT
     minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
@@ -81,9 +83,9 @@ def window_metrics(
     for name in entropies:
         metrics[name] = share(total[name], total["kept_tokens"])
     if "teacher_entropy" in entropies:
-        metrics["confidence"] = 1.0 - share(metrics["teacher_entropy"], largest["teacher_entropy"])
+        metrics["confidence"] = 1.0 - metrics["teacher_entropy"] / max(largest["teacher_entropy"], SMALLEST_MAX)
     if "student_entropy" in entropies:
-        metrics["confusion"] = share(metrics["student_entropy"], largest["student_entropy"])
+        metrics["confusion"] = metrics["student_entropy"] / max(largest["student_entropy"], SMALLEST_MAX)
     for name in ("finished", "truncated"):
         if total.get(f"usable_{name}"):
             metrics[f"keep_ratio_{name}"] = total[f"kept_{name}"] / total[f"usable_{name}"]

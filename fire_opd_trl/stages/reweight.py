@@ -1,4 +1,4 @@
-"""Stage 4: how much each token of a surviving trajectory counts. Weights are detached, 0 outside the mask, mean 1."""
+"""Stage 4: how much each token of a surviving trajectory counts: mean 1 inside it, 0 outside the mask."""
 
 import torch
 
