@@ -3,18 +3,20 @@ On-policy distillation for TRL that filters trajectories and reweights tokens. I
 
     trainer    FiReOPDTrainer(GRPOTrainer): samples, scores, distils, slices, steps
     scoring    models + rollouts -> log-probability and entropy of each sampled token
+    vocabulary top-k and full-vocabulary divergences, without [B, T, V] and without a second forward
     pipeline   distil(rollout, scores, method, context) -> Signal: the algorithm on one screen
     methods    the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
-    stages     rollout, score, filter, reweight, advantage, loss: pure functions of tensors
+    stages     rollout, score, filter, reweight, advantage, divergence, loss: pure functions of tensors
     slices     which surviving rows go into which micro-batch
     teachers   load, compare tokenizers, freeze, place
     config     FiReOPDConfig(GRPOConfig): every field with help, wrong values refused
+    compare    methods side by side on the embedded task, over seeds
 """
 
 from typing import TYPE_CHECKING
 
-from .methods import METHODS
-from .pipeline import Context, Method, Rollout, Scores, Signal, distil
+from .methods import METHODS, control
+from .pipeline import Context, Divergence, Method, Rollout, Scores, Signal, distil
 
 
 if TYPE_CHECKING:
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Context",
+    "Divergence",
     "FiReOPDConfig",
     "FiReOPDTrainer",
     "Method",
     "Rollout",
     "Scores",
     "Signal",
+    "control",
     "distil",
 ]
 

@@ -20,6 +20,7 @@ COMPLETION_KEYS = (
     "advantages",
     "old_per_token_logps",
     "ref_per_token_logps",
+    "divergence",
 )
 WHOLE_KEYS = ("token_type_ids", "mm_token_type_ids")
 VISION_KEYS = (
@@ -32,7 +33,8 @@ VISION_KEYS = (
     "image_sizes",
     "image_position_ids",
 )
-ROW_KEYS = ("scale",)
+RAGGED_KEYS = ("teacher_hidden", "top_ids", "top_logps")  # one tensor a row, of the row's own length
+ROW_KEYS = ("scale", "teacher_number", *RAGGED_KEYS)
 
 Batch = dict[str, Any]
 
@@ -82,25 +84,39 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
     return unsplit_pixel_values_by_grid(taken)
 
 
-def rollout_of(batch: Batch, stop_ids: list[int], teacher_B: list[int], group_size: int, world: World) -> Rollout:
+def rollout_of(
+    batch: Batch,
+    stop_ids: list[int],
+    group_size: int,
+    reward_BF: torch.Tensor | None,
+    reward_weights: torch.Tensor,
+    world: World,
+) -> Rollout:
     """
-    The window as the pipeline sees it. A completion of nothing but EOS or padding says nothing: its row is empty.
+    The window as the pipeline sees it. A completion of nothing but EOS or padding says nothing: its row is empty, and
+    so is one without the reward that the method reads.
 
     Args:
         stop_ids (`list[int]`): Ids that end a completion, and padding.
-        teacher_B (`list[int]`): Number of each row's teacher.
         group_size (`int`): Completions of one prompt.
+        reward_BF (`torch.Tensor`, *optional*): The rewards, if the method reads them; NaN where nothing could be said.
+        reward_weights (`torch.Tensor`): How they add up.
     """
     mask_BT = batch["completion_mask"].bool()
     if "tool_mask" in batch:
         mask_BT = mask_BT & batch["tool_mask"].bool()
     stop_BT = torch.isin(batch["completion_ids"], torch.tensor(stop_ids, device=mask_BT.device))
     mask_BT = mask_BT & (mask_BT & ~stop_BT).any(dim=1, keepdim=True)
+    reward_B = None
+    if reward_BF is not None:
+        reward_B = (reward_BF * reward_weights.to(reward_BF.device)).nansum(dim=1)
+        mask_BT = mask_BT & ~reward_BF.isnan().all(dim=1, keepdim=True)
     last_B = (batch["completion_mask"].sum(dim=1, keepdim=True) - 1).clamp(min=0)
     return Rollout(
         mask_BT,
-        teacher_B=torch.tensor(teacher_B, device=mask_BT.device),
+        teacher_B=batch["teacher_number"],
         group_B=global_row_B(len(mask_BT), world, mask_BT.device) // group_size,
+        reward_B=reward_B,
         finished_B=stop_BT.gather(1, last_B).squeeze(1) & mask_BT.any(dim=1),
     )
 
@@ -145,8 +161,20 @@ class StandStill(TrainerCallback):
     rates are zero instead, and given back between optimizer and scheduler.
     """
 
+    patience = 5  # windows in a row with nothing to train on
+
     def __init__(self):
+        self.empty_windows = 0
         self.held: list[tuple[dict[str, Any], float]] = []
+
+    def count(self, any_survivor: bool, step: int) -> None:
+        """Stop a run whose windows are all empty."""
+        self.empty_windows = 0 if any_survivor else self.empty_windows + 1
+        if self.empty_windows == self.patience:
+            raise RuntimeError(
+                f"step {step}: nothing was left to train on in {self.patience} windows in a row: see fire/empty, "
+                "fire/nonfinite_teacher. Look at the completions with log_completions=True."
+            )
 
     def hold(self, groups: list[dict[str, Any]]) -> None:
         """Set the learning rates of the step under way to zero."""

@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -65,19 +66,30 @@ def demo(argv: list[str]) -> int | None:
     return main(argv)
 
 
+def compare(argv: list[str]) -> int | None:
+    """Run methods side by side on the embedded task, over seeds, and report which differ."""
+    from .compare.main import main
+
+    return main(argv)
+
+
 def methods(argv: list[str]) -> int | None:
-    """List the distillation methods and their arguments."""
-    argparse.ArgumentParser(prog="fire-opd methods", description=methods.__doc__).parse_args(argv)
+    """List the distillation methods; with a name, its equation, source, defaults and arguments."""
+    parser = argparse.ArgumentParser(prog="fire-opd methods", description=methods.__doc__)
+    parser.add_argument("name", nargs="?", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
+    chosen = parser.parse_args(argv).name
     for name, recipe in METHODS.items():
         knobs = ", ".join(f"{knob.name}={knob.default!r}" for knob in inspect.signature(recipe).parameters.values())
-        summary = (inspect.getdoc(recipe) or "").split("\n\n")[0].rstrip(":")
-        print(f"{name}({knobs})\n    " + summary.replace("\n", "\n    "))
+        text = inspect.getdoc(recipe) or ""
+        if chosen in (None, name):
+            print(f"{name}({knobs})\n" + textwrap.indent(text if chosen else text.split("\n")[0].rstrip(":"), "    "))
     return 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "demo": demo,
+    "compare": compare,
     "methods": methods,
 }
 

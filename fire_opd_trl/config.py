@@ -8,18 +8,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .methods import METHODS
+from .methods import METHODS, control
 from .pipeline import Method
-from .refusals import NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES, refuse_unless
-
-
-# Fields of this config that a recipe may take, and the name under which it takes them.
-KNOBS = {
-    "drop_fraction": "drop_fraction",
-    "confidence": "confidence",
-    "confusion": "confusion",
-    "statistics_scope": "scope",
-}
+from .refusals import KNOBS, NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES, refuse_unless
 
 
 class _OnePerPrompt(int):
@@ -42,6 +33,8 @@ class FiReOPDConfig(GRPOConfig):
             Recipe, a name in `fire_opd_trl.METHODS`.
         method_kwargs (`dict`, *optional*):
             Further arguments of the recipe.
+        control (`str`, *optional*, defaults to `"none"`):
+            The random control of the method: its `"filter"`, its `"tokens"`, or `"both"` at random.
         drop_fraction (`float`, *optional*, defaults to `0.2`):
             Share of the window's trajectories, on all ranks, that is dropped.
         confidence (`float`, *optional*, defaults to `1.0`):
@@ -56,6 +49,8 @@ class FiReOPDConfig(GRPOConfig):
             Revision of the teacher.
         teacher_model_init_kwargs (`dict`, *optional*):
             Arguments of `from_pretrained` for the teacher.
+        reference_model_name_or_path (`str`, *optional*):
+            Reference model of the methods that have one, by default the student as it starts.
         teacher_column (`str`, *optional*, defaults to `"teacher_id"`):
             With several teachers, the dataset column that names each prompt's teacher.
         teacher_nonfinite_limit (`float`, *optional*, defaults to `0.1`):
@@ -84,6 +79,13 @@ class FiReOPDConfig(GRPOConfig):
     method_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Arguments of the recipe that have no field of their own, as a dict (JSON on the CLI)."},
+    )
+    control: str = field(
+        default="none",
+        metadata={
+            "help": "The method's random control at the same budget: 'filter' drops as many trajectories, but at "
+            "random; 'tokens' shuffles the token weights inside each trajectory, 'both', or 'none'."
+        },
     )
     drop_fraction: float = field(
         default=0.2,
@@ -118,6 +120,10 @@ class FiReOPDConfig(GRPOConfig):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Arguments of `from_pretrained` for the teacher. `dtype` is 'auto' unless given here."},
+    )
+    reference_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reference model of a method that has one (exopd). By default the student as it starts."},
     )
     teacher_column: str = field(
         default="teacher_id",
@@ -204,7 +210,14 @@ class FiReOPDConfig(GRPOConfig):
         for name in ("teacher_model_init_kwargs", "method_kwargs"):
             refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
         self._refuse_wrong_combinations()
-        self.build_method()
+        method = self.build_method()
+        needs_group = "group_B" in method.needs and self.num_generations < 2
+        refuse_unless(
+            not needs_group,
+            self,
+            "num_generations",
+            f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8.",
+        )
         self._warn_of_what_has_no_effect()
 
     def build_method(self) -> Method:
@@ -231,7 +244,7 @@ class FiReOPDConfig(GRPOConfig):
                     f"it: {', '.join(m for m in METHODS if name in inspect.signature(METHODS[m]).parameters)}."
                 )
         try:
-            return recipe(**arguments)
+            return control(recipe(**arguments), self.control)
         except TypeError as error:
             raise ValueError(f"method_kwargs={self.method_kwargs!r} is refused: {error}.") from error
 

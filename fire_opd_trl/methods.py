@@ -1,6 +1,9 @@
 """
-The recipes. Each is a choice of one function for every stage; each names its equation, its source, and the setting in
-which it becomes plain on-policy distillation (`opd`), to the bit.
+The recipes. Each is a choice of one function for every stage; each names its equation, its source, its defaults, and
+the setting in which it becomes plain on-policy distillation (`opd`), to the bit.
+
+`a_t = log pi_T(y_t) - log pi_old(y_t)` throughout. "As described in" marks what was not read in the source itself but
+in other papers' or auditors' accounts of it; what the sources leave open is said where it is decided.
 """
 
 from collections.abc import Callable
@@ -8,7 +11,59 @@ from dataclasses import replace
 from functools import partial
 
 from .pipeline import Method
-from .stages import SCOPES, confidence_and_confusion, drop_lowest, random_score, shuffled_inside_rows
+from .stages import (
+    DIRECTIONS,
+    SCOPES,
+    STATISTICS,
+    Divergence,
+    agreeing_with_verifier,
+    as_many_at_random,
+    confidence_and_confusion,
+    distrusted,
+    drop_lowest,
+    early_tokens,
+    enough_margin,
+    explore_then_refine,
+    extrapolated,
+    floored,
+    group_calibrated,
+    highest_weights,
+    imitate_correct,
+    keep_all,
+    likely_rows,
+    margin_shifted,
+    mean_log_ratio,
+    mixed_outcomes,
+    mixture_floor,
+    nothing,
+    power_difference,
+    product,
+    shuffled_inside_rows,
+    surprising_or_plausible,
+    trusted,
+    uncertain_teacher,
+    unsure_or_far,
+)
+
+
+PAIR = ("teacher_logp_BT", "student_logp_BT")
+OUTCOMES = ("reward_B", "group_B")
+INF = float("inf")
+
+
+def refuse_outside(name: str, value: float, low: float, high: float, example: float) -> None:
+    """A number must lie in `[low, high]`."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: give a number from {low} to {high}, for example {example}.")
+
+
+def refuse_other(name: str, value: str, names: tuple[str, ...]) -> None:
+    """A choice must be one of `names`."""
+    if value not in names:
+        raise ValueError(f"{name}={value!r} is unknown. Use one of: {', '.join(names)}.")
+
+
+# The paper and its own ablations
 
 
 def opd() -> Method:
@@ -20,7 +75,15 @@ def opd() -> Method:
     return Method("opd")
 
 
-def fire(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0, scope: str = "batch") -> Method:
+def fire(
+    drop_fraction: float = 0.2,
+    confidence: float = 1.0,
+    confusion: float = 1.0,
+    scope: str = "batch",
+    rows: str = "hard",
+    tokens: str = "soft",
+    keep_tokens: float = 0.5,
+) -> Method:
     """
     FiRe-OPD, "filter, then reweight" (arXiv 2606.02684):
 
@@ -28,7 +91,9 @@ def fire(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float =
         w_t  = (1 + a (1 - H_T(t) / max H_T)) (1 + b H_S(t) / max H_S), divided by its mean in the trajectory (Eq. 8);
         A_t  = w_t (log pi_T(y_t) - log pi_old(y_t)).
 
-    Defaults: the paper's 20 %, `a = confidence = 1`, `b = confusion = 1`. `fire(0, 0, 0)` is `opd`.
+    Defaults: the paper's 20 %, `a = confidence = 1`, `b = confusion = 1`. Source: the paper, which its released code
+    does not follow everywhere (`fire_released`). `fire(0, 0, 0)` is `opd`. The paper's ablations:
+    `fire(0)` without filter, `fire(confidence=0)`, `fire(confusion=0)`, `fire(0.2, 0, 0)` filter only (Table 5).
 
     Args:
         drop_fraction (`float`): Share of the window's trajectories to drop, in [0, 1).
@@ -36,30 +101,46 @@ def fire(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float =
         confusion (`float`): `b`, weight of the student's confusion, >= 0.
         scope (`str`): Where to rank and take maxima: `"batch"` (the paper's text), each `"teacher"`, or each
             `"trajectory"`.
+        rows (`str`): `"hard"` drops them; `"soft"` weighs them, `likely_rows` (Table 6; its definition is ours).
+        tokens (`str`): `"soft"` weighs them; `"hard"` keeps those of the highest weight (Table 6; ours as well).
+        keep_tokens (`float`): With hard tokens, the share of each trajectory that is kept, in (0, 1].
     """
     if not 0 <= drop_fraction < 1:
         raise ValueError(f"drop_fraction={drop_fraction}: give a share in [0, 1), for example 0.2; 0 keeps every row.")
     for name, value in (("confidence", confidence), ("confusion", confusion)):
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < INF:
             raise ValueError(f"{name}={value}: give a finite number of at least 0; 0 switches this factor off.")
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r} is unknown. Use one of: {', '.join(SCOPES)}.")
+    refuse_other("scope", scope, SCOPES)
+    refuse_other("rows", rows, ("hard", "soft"))
+    refuse_other("tokens", tokens, ("hard", "soft"))
+    refuse_outside("keep_tokens", keep_tokens, 1e-9, 1, 0.5)
+    if rows == "soft" and scope != "batch":
+        raise ValueError(f"scope={scope!r}: soft trajectory weights are relative to the window. Use scope='batch'.")
+    if tokens == "hard" and not confidence and not confusion:
+        raise ValueError("tokens='hard' has nothing to rank by: set confidence or confusion above 0.")
     entropies = [
         name for name, used in (("teacher_entropy_BT", confidence), ("student_entropy_BT", confusion)) if used
     ]
+    reweight: Callable = partial(confidence_and_confusion, confidence=confidence, confusion=confusion, scope=scope)
+    if tokens == "hard":
+        reweight = partial(highest_weights, weigh=reweight, keep=keep_tokens)
+    if rows == "soft":
+        reweight = partial(product, factors=(reweight, partial(likely_rows, drop_fraction=drop_fraction)))
     return Method(
         "fire",
-        signals=("teacher_logp_BT", "student_logp_BT", *entropies),
-        filter=partial(drop_lowest, fraction=drop_fraction, scope=scope),
-        reweight=partial(confidence_and_confusion, confidence=confidence, confusion=confusion, scope=scope),
+        signals=(*PAIR, *entropies),
+        filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else keep_all,
+        reweight=reweight,
     )
 
 
 def fire_released(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0) -> Method:
     """
-    What the authors' released code computes in its own recipes, to be compared with: `fire` with every statistic taken
-    inside a micro-batch of one trajectory. One row has no lowest fifth, so nothing is ever dropped; the entropy maxima
-    are those of the trajectory; and the importance ratio of the rollout engine is not applied.
+    What the authors' released code computes in its own recipes, to be compared with.
+
+    It is `fire` with every statistic taken inside a micro-batch of one trajectory. One row has no lowest fifth, so
+    nothing is ever dropped; the entropy maxima are those of the trajectory; and the importance ratio of the rollout
+    engine is not applied.
 
     Source: read in the released code (`_compute_entropy_aware_loss`, micro-batch 1). `fire_released(0, 0, 0)` is `opd`
     wherever no rollout engine needs correction.
@@ -72,21 +153,297 @@ def random(
     drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0, scope: str = "batch"
 ) -> Method:
     """
-    The control for `fire`, at the same budget: as many trajectories are dropped, but at random; the survivors' tokens
-    get weights of the same values, but in a random order inside each trajectory. What `fire` gains over this, it gains
-    by knowing something. Ours; no paper. `random(0, 0, 0)` is `opd`.
+    The control for `fire`, at the same budget: the same, but at random.
+
+    As many trajectories are dropped; the survivors' tokens get weights of the same values, in a random order inside
+    each trajectory. What `fire` gains over this, it gains by knowing something. Ours; no paper. `random(0, 0, 0)` is
+    `opd`. For any other method: `control(method)`, or the field `control` of the config.
+    """
+    return replace(control(fire(drop_fraction, confidence, confusion, scope)), name="random")
+
+
+def fire_full(
+    drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0, scope: str = "batch"
+) -> Method:
+    """
+    FiRe's filter and token weights on the full-vocabulary divergence:
+
+        minimise w_t KL(pi_theta || pi_T)(t) over the full vocabulary on the tokens of the surviving trajectories.
+
+    Ours; no paper. The weights are those of `fire`. `fire_full(0, 0, 0)` is `opd_full`; as there, no setting is `opd`
+    to the bit.
     """
     method = fire(drop_fraction, confidence, confusion, scope)
+    return replace(method, name="fire_full", advantage=nothing, divergence=Divergence(weight=method.reweight))
 
-    def shuffled(rollout, scores, context):
-        return shuffled_inside_rows(method.reweight(rollout, scores, context), rollout, context)
 
-    return replace(method, name="random", score=random_score, reweight=shuffled)
+# Baselines of the paper
+
+
+def exopd(extrapolation: float = 1.25) -> Method:
+    """
+    ExOPD / G-OPD (arXiv 2602.12125), beyond the teacher:
+
+        A_t = lambda (log pi_T - log pi_ref) - (log pi_old - log pi_ref), with a frozen reference model pi_ref.
+
+    Default: lambda = `extrapolation` = 1.25; the reference is the student as it was at the start. Source: the
+    authors' code. `exopd(1)` is `opd`, and then loads no reference.
+    """
+    refuse_outside("extrapolation", extrapolation, 0, 1e3, 1.25)
+    if extrapolation == 1:
+        return Method("exopd")
+    return Method(
+        "exopd",
+        signals=(*PAIR, "reference_logp_BT"),
+        advantage=partial(extrapolated, extrapolation=extrapolation),
+    )
+
+
+def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Method:
+    """
+    TIP (arXiv 2604.14084): the tokens where the student is unsure, or sure and far from the teacher:
+
+        h, d = H_S(t), KL(pi_S || pi_T)(t), clipped at the window's 98th percentile and scaled to [0, 1];
+        s_t = h + d - h d; keep the floor(keep |y|) highest of each trajectory (at least one);
+        minimise the mean of KL(pi_theta || pi_T) over the full vocabulary on the kept tokens.
+
+    Defaults: half of the tokens (Eq. 8). Source: the paper; its repository has no such selector. With `full=False` the
+    kept tokens follow the sampled-token gradient of `opd` instead, and `tip(keep=1, full=False)` is `opd`;
+    `tip(keep=1)` is `opd_full`.
+
+    Args:
+        keep (`float`): Share of a trajectory's tokens, in (0, 1].
+        clip_quantile (`float`): Where both scores are clipped, in (0, 1].
+        full (`bool`): The divergence of the full vocabulary, or the sampled token's log-ratio.
+    """
+    refuse_outside("keep", keep, 1e-9, 1, 0.5)
+    refuse_outside("clip_quantile", clip_quantile, 1e-9, 1, 0.98)
+    chosen = partial(unsure_or_far, keep=keep, clip_quantile=clip_quantile)
+    method = Method("tip", signals=(*PAIR, "student_entropy_BT", "reverse_kl_BT"), reweight=chosen)
+    return replace(method, advantage=nothing, divergence=Divergence(weight=chosen)) if full else method
+
+
+def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
+    """
+    EOPD (arXiv 2603.07079): where the teacher leaves a choice, also its own likeliest tokens:
+
+        policy gradient of a_t  +  alpha 1[H_T(t) > tau] sum_{v in top-k of pi_T} pi_T(v) log(pi_T(v) / pi_theta(v)).
+
+    Defaults: tau = 0.8 nats, k = 16; alpha = `coef` = 1 is an assumption. As described in an audit that quotes the
+    authors' code; added, not switched to, and divided by all tokens, not by those above tau. `eopd(coef=0)` is `opd`.
+    """
+    refuse_outside("threshold", threshold, 0, 1e3, 0.8)
+    refuse_outside("top_k", top_k, 1, 1024, 16)
+    refuse_outside("coef", coef, 0, 1e3, 1.0)
+    if not coef:
+        return Method("eopd")
+    gate = partial(uncertain_teacher, threshold=threshold, coef=coef)
+    return Method("eopd", signals=(*PAIR, "teacher_entropy_BT"), divergence=Divergence(top_k=top_k, weight=gate))
+
+
+def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Method:
+    """
+    REOPOLD (arXiv 2603.11137), relaxed distillation, first exploring, then refining:
+
+        A_t = max(a_t, log(lambda / (1 - lambda)));
+        on the tokens with a_t above that floor, and after the share `switch` of training on those whose student
+        entropy is in the window's top share beta; the mean is over the tokens that train.
+
+    Defaults: lambda = `floor` = 0.2 (a floor of -1.386), beta = `keep` = 0.5, `switch` = 0.5. As described in three
+    accounts that agree on the floor; no code was found. For the mean over tokens of all trajectories set
+    `loss_type="dapo"`. `reopold(floor=0, keep=1)` is `opd`.
+    """
+    refuse_outside("floor", floor, 0, 1 - 1e-9, 0.2)
+    refuse_outside("keep", keep, 1e-9, 1, 0.5)
+    refuse_outside("switch", switch, 0, 1, 0.5)
+    lowest = mixture_floor(floor)
+    return Method(
+        "reopold",
+        signals=(*PAIR, "student_entropy_BT"),
+        reweight=partial(explore_then_refine, floor=lowest, keep=keep, switch=switch),
+        advantage=partial(floored, floor=lowest),
+    )
+
+
+def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both", calibrate: str = "shift") -> Method:
+    """
+    Uni-OPD (arXiv 2605.03677): the teacher must prefer correct to wrong answers of the same prompt.
+
+    With the rows' mean a_t, the gap between correct and wrong ones, and what it lacks, s = `margin` - gap > 0:
+
+        every token of a correct row: A_t = a_t + s/2; of a wrong row: A_t = a_t - s/2.
+
+    Defaults: the authors' recipe (margin 0.4 between means, both directions); `calibrate="mask"` with
+    `statistic="minmax"` is the paper's text, which drops such prompts. Source: code; greedy masking and balancing of
+    the data are left out. Needs rewards (above 0: correct) and several generations. `uni_opd(-inf)` is `opd`.
+
+    Args:
+        margin (`float`): The margin wanted, in nats a token.
+        statistic (`str`): `"mean"` or `"minmax"` (lowest correct against highest wrong).
+        direction (`str`): Who moves: `"both"`, `"correct_up"` or `"incorrect_down"`.
+        calibrate (`str`): `"shift"` the advantages, or `"mask"` the prompt.
+    """
+    refuse_outside("margin", margin, -INF, 1e3, 0.4)
+    refuse_other("statistic", statistic, STATISTICS)
+    refuse_other("direction", direction, DIRECTIONS)
+    refuse_other("calibrate", calibrate, ("shift", "mask"))
+    method = Method("uni_opd", score=mean_log_ratio, needs=OUTCOMES)
+    if calibrate == "mask":
+        return replace(method, filter=partial(enough_margin, margin=margin, statistic=statistic))
+    return replace(method, advantage=partial(margin_shifted, margin=margin, statistic=statistic, direction=direction))
+
+
+# Their kin
+
+
+def opd_full(mixture: float = 1.0) -> Method:
+    """
+    Full-vocabulary distillation: minimise KL(pi_theta || pi_T) over the whole vocabulary at every sampled token.
+
+    Source: GKD (arXiv 2306.13649) with `mixture` 1; 0 is KL(pi_T || pi_theta), between them the generalised
+    Jensen-Shannon divergence, as in TRL's DistillationTrainer. With `mixture` 1 its gradient is the expectation of
+    `opd`'s over the sampled token, given what precedes it; no setting is `opd` to the bit.
+    """
+    refuse_outside("mixture", mixture, 0, 1, 1.0)
+    return Method("opd_full", advantage=nothing, divergence=Divergence(mixture=mixture))
+
+
+def iw_opd(strength: float = 0.5) -> Method:
+    """
+    IW-OPD (arXiv 2606.22600): later tokens stand on prefixes that the teacher would not have written:
+
+        w_t = 1 + gamma (1 - F_t), F_t = sum_{i<t} |a_i| / (sum_i |a_i| + 1e-8); A_t = w_t a_t, not normalised.
+
+    Default: gamma = `strength` = 0.5. Source: the authors' code. The weights' mean lies above 1, which is a larger
+    learning rate. `iw_opd(0)` is `opd`.
+    """
+    refuse_outside("strength", strength, 0, 1e3, 0.5)
+    return Method("iw_opd", reweight=partial(early_tokens, strength=strength))
+
+
+def power_opd(power: float = 5.0) -> Method:
+    """
+    PowerOPD (arXiv 2606.17199), a signal that no token can blow up: `A_t = pi_T(y_t)^alpha - pi_old(y_t)^alpha`.
+
+    Default: alpha = `power` = 5, the authors' script (their code's own default is 0.1; GC-OPD compares at 100).
+    Source: code; its masking of the final token is left out. `power_opd(0)` stands for the limit of `A_t / alpha`,
+    which is `opd`.
+    """
+    refuse_outside("power", power, 0, 1e3, 5.0)
+    return Method("power_opd", advantage=partial(power_difference, power=power)) if power else Method("power_opd")
+
+
+def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
+    """
+    GC-OPD (arXiv 2608.19181): what the outcome says beyond the teacher, to the tokens that the teacher likes.
+
+    With the row's mean s and deviation sigma of a_t, and z-scores inside the prompt group:
+
+        A_t = a_t + beta (1 + tanh((a_t - s) / (2 sigma))) (z(R) - z(s)), clamped to [-largest, largest].
+
+    Defaults: beta = `strength` = 0.1, `largest` = 10. Source: paper and code. Needs rewards and several generations.
+    `gc_opd(0, inf)` is `opd`.
+    """
+    refuse_outside("strength", strength, 0, 1e3, 0.1)
+    refuse_outside("largest", largest, 1e-9, INF, 10.0)
+    return Method("gc_opd", advantage=partial(group_calibrated, strength=strength, largest=largest), needs=OUTCOMES)
+
+
+def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
+    """
+    SCOPE (arXiv 2604.10688): likelihood on correct answers, distillation on wrong ones, each path weighted:
+
+        correct rows: A_t = w, w ~ PPL_S^(1/tau);   wrong rows: A_t = w a_t, w ~ PPL_T^(-1/tau);
+
+    the weights of each path have mean 1 inside the prompt (the code; 1 in sum in the paper). Default: tau =
+    `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round.
+    Needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
+    `scope(inf, imitate=False)` is `opd`.
+    """
+    refuse_outside("temperature", temperature, 1e-9, INF, 1.0)
+    method = Method("scope", reweight=partial(surprising_or_plausible, temperature=temperature), needs=OUTCOMES)
+    return replace(method, advantage=imitate_correct) if imitate else method
+
+
+def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
+    """
+    OPDVR (arXiv 2608.24696), only what the verifier would say as well:
+
+        A_t = max(a_t, 0) on correct rows, min(a_t, 0) on wrong ones.
+
+    Default: tokens in conflict with the verifier weigh `conflict` = 0. As described in a detailed account; where it
+    sums over tokens, `loss_type` takes a mean. `group=True` is GRPD, which skips prompts whose answers are all correct
+    or all wrong, and needs several generations. Needs rewards. `opdvr(conflict=1)` is `opd`.
+    """
+    refuse_outside("conflict", conflict, 0, 1e3, 0.0)
+    return Method(
+        "opdvr",
+        filter=mixed_outcomes if group else keep_all,
+        reweight=partial(agreeing_with_verifier, conflict=conflict),
+        needs=OUTCOMES if group else ("reward_B",),
+    )
+
+
+def tropd(top_k: int = 64, outliers: str = "forward_kl") -> Method:
+    """
+    TrOPD (arXiv 2606.01249), its loss: the sampled token where the teacher would accept it, else the teacher's own:
+
+        M_t ~ Bernoulli(min(pi_T(y_t) / pi_old(y_t), 1));
+        M_t: policy gradient of a_t;   1 - M_t: sum_{v in top-k of pi_T} pi_T(v) log(pi_T(v) / pi_theta(v)).
+
+    Default: k = 64. As described in a detailed account; the prefixes written by the teacher are left out.
+    `outliers="mask"` leaves those tokens out; `tropd(outliers="opd")` trusts every token and is `opd`.
+    """
+    refuse_outside("top_k", top_k, 1, 1024, 64)
+    refuse_other("outliers", outliers, ("forward_kl", "mask", "opd"))
+    if outliers == "opd":
+        return Method("tropd")
+    divergence = Divergence(top_k=top_k, weight=distrusted) if outliers == "forward_kl" else None
+    return Method("tropd", reweight=trusted, divergence=divergence)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
     "opd": opd,
     "fire": fire,
     "fire_released": fire_released,
+    "fire_full": fire_full,
     "random": random,
+    "exopd": exopd,
+    "tip": tip,
+    "eopd": eopd,
+    "reopold": reopold,
+    "uni_opd": uni_opd,
+    "opd_full": opd_full,
+    "iw_opd": iw_opd,
+    "power_opd": power_opd,
+    "gc_opd": gc_opd,
+    "scope": scope,
+    "opdvr": opdvr,
+    "tropd": tropd,
 }
+
+
+# Controls
+
+CONTROLS = ("none", "filter", "tokens", "both")
+
+
+def control(method: Method, what: str = "both") -> Method:
+    """
+    The random control of any method, at its own budget: as many trajectories survive as under its filter, but drawn at
+    random; token weights, and those of a divergence, keep their values and change places inside each trajectory. What
+    a method gains over this it gains by knowing something.
+
+    Args:
+        method ([`Method`]): The method.
+        what (`str`): What becomes random: the `"filter"`, the `"tokens"`, `"both"`, or `"none"` of it.
+    """
+    refuse_other("control", what, CONTROLS)
+    if what in ("filter", "both") and method.filter is not keep_all:
+        method = replace(method, filter=partial(as_many_at_random, filter=method.filter))
+    if what in ("tokens", "both"):
+        method = replace(method, reweight=partial(shuffled_inside_rows, weigh=method.reweight))
+        if method.divergence:
+            shuffled = partial(shuffled_inside_rows, weigh=method.divergence.weight)
+            method = replace(method, divergence=replace(method.divergence, weight=shuffled))
+    return method if what == "none" else replace(method, name=f"{method.name}, random {what}")

@@ -5,7 +5,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .stages import Context, Rollout, Scores, even, finite_B, keep_all, log_ratio, mean_teacher_logp, window_metrics
+from .stages import (
+    Context,
+    Divergence,
+    Rollout,
+    Scores,
+    even,
+    keep_all,
+    log_ratio,
+    mean_teacher_logp,
+    refuse_broken_student,
+    refuse_missing,
+    usable_B,
+    window_metrics,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,9 @@ class Method:
         filter (`Callable`): `(score_B, rollout, context) -> keep_B`, which trajectories train.
         reweight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much each of their tokens counts.
         advantage (`Callable`): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
+        divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
+        needs (`tuple[str, ...]`): Fields of [`Rollout`] it reads: `"reward_B"`, `"group_B"`.
     """
 
     name: str
@@ -29,7 +44,9 @@ class Method:
     filter: Callable[[torch.Tensor, Rollout, Context], torch.Tensor] = keep_all
     reweight: Callable[[Rollout, Scores, Context], torch.Tensor] = even
     advantage: Callable[[Rollout, Scores, Context], torch.Tensor] = log_ratio
+    divergence: Divergence | None = None
     rollout_correction: bool = True
+    needs: tuple[str, ...] = ()
 
     def unfiltered(self) -> "Method":
         """The same method on every trajectory, as evaluation sees it."""
@@ -46,12 +63,14 @@ class Signal:
         weight_BT (`torch.Tensor`): Token weights, 0 outside the mask and for dropped rows.
         advantage_BT (`torch.Tensor`): Weighted advantages, 0 outside the mask and for dropped rows.
         metrics (`dict[str, float]`): Statistics of the window over all ranks.
+        divergence_BT (`torch.Tensor`, *optional*): Weights of the divergence, 0 outside the mask and for dropped rows.
     """
 
     keep_B: torch.Tensor
     weight_BT: torch.Tensor
     advantage_BT: torch.Tensor
     metrics: dict[str, float]
+    divergence_BT: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -69,42 +88,18 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
         [`Signal`]: Survivors, token weights, weighted advantages, metrics.
     """
     context = context or Context()
-    refuse_missing_signals(scores, method)
+    refuse_missing(method.name, rollout, method.needs)
+    refuse_missing(method.name, scores, method.signals)
     scores = scores.only(method.signals)
-    refuse_broken_student(rollout, scores, method, context)
+    refuse_broken_student(rollout, scores, method.signals, context.world)
 
-    usable = rollout.only(usable_B(rollout, scores, method))  # a broken teacher value costs its own row, no other
+    usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
     score_B = method.score(usable, scores, context)
     keep_B = method.filter(score_B, usable, context) & usable.alive_B
     kept = usable.only(keep_B)
     weight_BT = method.reweight(kept, scores, context)
     advantage_BT = weight_BT * method.advantage(kept, scores, context)
+    divergence_BT = method.divergence.weight(kept, scores, context) if method.divergence else None
 
-    metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, context)
-    return Signal(keep_B, weight_BT, advantage_BT, metrics)
-
-
-def usable_B(rollout: Rollout, scores: Scores, method: Method) -> torch.Tensor:
-    """Rows in which everything that the method reads of the teacher is finite, `[B]`."""
-    read = [vars(scores)[name] for name in method.signals if not name.startswith("student")]
-    return torch.stack([finite_B(value_BT, rollout.mask_BT) for value_BT in read]).all(dim=0)
-
-
-def refuse_missing_signals(scores: Scores, method: Method) -> None:
-    """A signal that is absent is an error; falling back to another method in silence would be worse."""
-    if missing := [name for name in method.signals if vars(scores)[name] is None]:
-        raise ValueError(
-            f"method={method.name!r} reads {', '.join(missing)}, which `scores` lacks. Compute and pass it."
-        )
-
-
-def refuse_broken_student(rollout: Rollout, scores: Scores, method: Method, context: Context) -> None:
-    """A student that answers NaN is lost; all ranks stop alike, before anything is updated."""
-    read = [vars(scores)[name] for name in method.signals if name.startswith("student")]
-    broken = torch.stack([~finite_B(value_BT, rollout.mask_BT) for value_BT in read]).any(dim=0).sum()
-    if count := int(context.world.sum(broken)):
-        raise FloatingPointError(
-            f"The student's own log-probabilities or entropies are NaN or infinite in {count} trajectories. Its "
-            "weights have probably diverged: resume from the last checkpoint with a lower learning_rate, or check the "
-            "precision."
-        )
+    metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, divergence_BT, context)
+    return Signal(keep_B, weight_BT, advantage_BT, metrics, divergence_BT)

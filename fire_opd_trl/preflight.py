@@ -4,6 +4,7 @@ from datasets import Dataset
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from .config import FiReOPDConfig
+from .pipeline import Method
 from .prompts import checked_dataset, refuse_less_than_a_window
 from .teachers import Teacher, checked_configs, config_of
 
@@ -12,6 +13,7 @@ def checked_inputs(
     model,
     teachers: dict[str, Teacher],
     args: FiReOPDConfig,
+    method: Method,
     train_dataset,
     eval_dataset,
     processing_class,
@@ -45,7 +47,8 @@ def checked_inputs(
         )
     text_only = isinstance(processing_class, PreTrainedTokenizerBase)
     tokenizer = processing_class if text_only else processing_class.tokenizer
-    configs = [student, *checked_configs(teachers, tokenizer, args)]
+    student_rows = student.get_text_config().vocab_size
+    configs = [student, *checked_configs(teachers, tokenizer, args, student_rows, method)]
     contexts = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
     limits = [context - args.max_completion_length for context in contexts if context]
     if args.max_prompt_length:
@@ -73,4 +76,4 @@ def checked_inputs(
         eval_dataset = {name: checked(dataset, f"eval_dataset {name!r}") for name, dataset in eval_dataset.items()}
     else:
         eval_dataset = checked(eval_dataset, "eval_dataset")
-    return processing_class, train_dataset, eval_dataset, student.get_text_config().vocab_size
+    return processing_class, train_dataset, eval_dataset, student_rows

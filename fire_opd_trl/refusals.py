@@ -4,11 +4,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .methods import METHODS
+from .methods import CONTROLS, METHODS
+from .pipeline import Method
 from .stages import LOSS_TYPES, SCOPES
 
 
 Right = Callable[[Any], bool]
+# Fields of the config that a recipe may take, and the name under which it takes them.
+KNOBS = {
+    "drop_fraction": "drop_fraction",
+    "confidence": "confidence",
+    "confusion": "confusion",
+    "statistics_scope": "scope",
+}
 VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
@@ -35,6 +43,8 @@ def _unset_or(right: Right) -> Right:
 # What each field may be, and what to do about any other value.
 RIGHT_VALUES: dict[str, tuple[Right, str]] = {
     "method": (_one_of(*METHODS), f"Use one of: {', '.join(METHODS)}."),
+    "control": (_one_of(*CONTROLS), f"Use one of: {', '.join(CONTROLS)}."),
+    "reference_model_name_or_path": (_unset_or(_text), "Give a model id or a local folder, or leave it unset."),
     "drop_fraction": (_number(0, math.nextafter(1, 0)), "Give a share in [0, 1), for example 0.2; 0 keeps every row."),
     "confidence": (_number(0), "Give a number of at least 0; 0 switches it off."),
     "confusion": (_number(0), "Give a number of at least 0; 0 switches it off."),
@@ -81,3 +91,32 @@ def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
     """Raise with the field, its value, and what to change, unless the value is right."""
     if not right:
         raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")
+
+
+def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:
+    """
+    The recipe of the config, or the one given to the trainer, once it is known that all it reads will exist.
+
+    Args:
+        method ([`Method`], *optional*): A recipe in place of the config's.
+        args ([`FiReOPDConfig`]): The config.
+        rewarded (`bool`): Whether there is a reward function or an environment.
+    """
+    if method is not None:
+        names = ("method", "method_kwargs", "control", *KNOBS)
+        if touched := [name for name in names if getattr(args, name) != type(args).__dataclass_fields__[name].default]:
+            raise ValueError(
+                f"method={method.name!r} is given to the trainer, so that {', '.join(touched)} of the config have "
+                "no effect. Remove it there, and give the recipe its arguments itself."
+            )
+    method = method or args.build_method()
+    if not rewarded and (args.reward_coef or "reward_B" in method.needs):
+        why = f"reward_coef={args.reward_coef}" if args.reward_coef else f"method={method.name!r}"
+        other = "set it to 0" if args.reward_coef else "use a method without rewards"
+        raise ValueError(f"{why} has no reward to read. Pass reward_funcs, or {other}.")
+    if "group_B" in method.needs and args.num_generations < 2:
+        raise ValueError(
+            f"method={method.name!r} compares completions of one prompt, and num_generations={args.num_generations}. "
+            "Set num_generations to at least 2, for example 8."
+        )
+    return method

@@ -1,12 +1,31 @@
 """Models and rollouts -> log-probability and entropy of each sampled token, in short batches of similar length."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
 from .batches import Batch, lengths, take
 from .slices import cuts_within, longest_first, shortest, slices
 from .stages import World
+
+
+@dataclass
+class Window:
+    """
+    What is known so far of the window that is being scored.
+
+    Args:
+        mode (`str`): `"train"` or `"eval"`.
+        teacher_B (`torch.Tensor`): Number of each row's teacher.
+        scored (`list[tuple]`): What GRPO asked for: student, reference.
+        taught (`tuple`): The teachers' log-probabilities and entropies, and what else was seen of them.
+    """
+
+    mode: str
+    teacher_B: torch.Tensor
+    scored: list[tuple] = field(default_factory=list)
+    taught: tuple = ()
 
 
 @torch.no_grad()
@@ -18,14 +37,14 @@ def token_scores(
     vocabulary: int,
     rows: list[int] | None = None,
     multiple: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[torch.Tensor]]]:
     """
     Score rows of a batch under one model: sorted by length, trimmed, at most `token_budget` padded tokens at a time,
     and equally many forwards on every rank (sharded models communicate in each).
 
     Args:
-        forward (`Callable`): Slice -> log-probabilities and, if computed, entropies of its completion
-            tokens, and anything more.
+        forward (`Callable`): Slice -> log-probabilities of its completion tokens, their entropies if computed, and
+            what else was seen at them, by name.
         batch (`dict`): The batch.
         token_budget (`int`): Padded tokens in one forward; a longer row goes alone.
         world ([`World`]): All ranks.
@@ -35,7 +54,8 @@ def token_scores(
         multiple (`int`): See [`take`].
 
     Returns:
-        `torch.Tensor`, `torch.Tensor`: `logp_BT` and `entropy_BT` in float32, 0 where nothing was computed.
+        `torch.Tensor`, `torch.Tensor`, `dict`: `logp_BT` and `entropy_BT` in float32, 0 where nothing was computed;
+        and by name what else was seen, for each row a tensor of the row's own length.
     """
     prompt_B, completion_B = lengths(batch)
     rows = list(range(len(prompt_B))) if rows is None else rows
@@ -44,15 +64,20 @@ def token_scores(
     count = int(world.max(torch.tensor(wanted, device=device)))
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)
     entropy_BT = torch.zeros_like(logp_BT)
+    seen: dict[str, list[torch.Tensor]] = {}
     for cut in slices(rows, prompt_B, completion_B, count):
         part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
         known = part["completion_ids"] < vocabulary
         part["completion_ids"] = part["completion_ids"].clamp(max=vocabulary - 1)
-        logp, entropy, *_ = forward(part)
+        logp, entropy, more, *_ = forward(part)
         logp = torch.where(known, logp, torch.nan)
         if cut:  # else this rank had no row left, and the forward was for the others
             index, width = torch.tensor(cut, device=device), logp.shape[1]
             logp_BT[index, :width] = logp.float()
             if entropy is not None:
                 entropy_BT[index, :width] = entropy.float()
-    return logp_BT, entropy_BT
+            for name, values in (more or {}).items():
+                ragged = seen.setdefault(name, [values.new_zeros((0, *values.shape[2:]))] * len(prompt_B))
+                for row, value in zip(cut, values, strict=True):
+                    ragged[row] = value[: completion_B[row]].clone()
+    return logp_BT, entropy_BT, seen

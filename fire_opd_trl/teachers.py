@@ -1,17 +1,22 @@
 """Teachers: load, compare tokenizers, freeze, place beside the student, route rows to them."""
 
+import copy
 import json
 import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from accelerate.utils import gather_object
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
 
 from .config import FiReOPDConfig
+from .heads import make_observable
+from .pipeline import Method, Rollout, Scores, Signal
 from .prompts import refuse_unrouted
+from .stages import usable_B
 
 
 Teacher: TypeAlias = str | PreTrainedModel
@@ -109,21 +114,30 @@ def refuse_other_tokens(
 
 
 def checked_configs(
-    teachers: dict[str, Teacher], tokenizer: PreTrainedTokenizerBase, args: FiReOPDConfig
+    teachers: dict[str, Teacher],
+    tokenizer: PreTrainedTokenizerBase,
+    args: FiReOPDConfig,
+    student_rows: int,
+    method: Method,
 ) -> list[PretrainedConfig]:
     """The teachers' configs, once each is known to read the student's tokens; no weight is loaded."""
+    whole = "reverse_kl_BT" in method.signals or (method.divergence and not method.divergence.top_k)
     hub = {"trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
     configs = []
     for name, teacher in teachers.items():
         configs.append(config_of(teacher, **hub))
         rows = configs[-1].get_text_config().vocab_size
         refuse_other_tokens(tokenizer, tokenizer_of(teacher, **hub), rows, f"teacher_model {name!r}")
+        if whole and rows < student_rows:
+            raise ValueError(
+                f"teacher_model {name!r} has {rows} token rows and the student {student_rows}: method={method.name!r} "
+                "compares whole distributions, which must be over the same tokens. Cut the student's embeddings to "
+                "the teacher's rows (resize_token_embeddings), or use a method of the sampled token."
+            )
     return configs
 
 
-def placed_teachers(
-    teachers: dict[str, Teacher], student_rows: int, trainer, entropy: bool
-) -> dict[str, torch.nn.Module]:
+def placed_teachers(teachers: dict[str, Teacher], student_rows: int, trainer) -> dict[str, torch.nn.Module]:
     """
     The teachers as frozen modules in evaluation mode where the student is: partitioned by ZeRO-3 or FSDP when the
     student is, a replica otherwise; without optimizer.
@@ -131,8 +145,7 @@ def placed_teachers(
     Args:
         student_rows (`int`): Token rows of the student; a teacher padded to more loses them, so that rows no token
             stands for take no probability.
-        trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments.
-        entropy (`bool`): Whether the method reads the teacher's entropy.
+        trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments, the method.
     """
     placed = {}
     for name, teacher in teachers.items():
@@ -145,15 +158,45 @@ def placed_teachers(
             teacher,
             temperature=trainer.temperature,
             cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
-            outputs=("log_probs", "entropy") if entropy else ("log_probs",),
+            outputs=("log_probs", "entropy") if "teacher_entropy_BT" in trainer.method.signals else ("log_probs",),
         )
-        if trainer.is_deepspeed_enabled:
-            placed[name] = prepare_deepspeed(teacher, trainer.accelerator)
-        elif trainer.is_fsdp_enabled:
-            placed[name] = prepare_fsdp(teacher, trainer.accelerator)
-        else:
-            placed[name] = trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+        make_observable(teacher, trainer.args.cast_lm_head_to_fp32)
+        placed[name] = beside_student(teacher, trainer)
     return placed
+
+
+def beside_student(model: PreTrainedModel, trainer) -> torch.nn.Module:
+    """A frozen model where the student is: partitioned when the student is, a replica otherwise."""
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(model, trainer.accelerator)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def reference_of(model: Teacher, method: Method, args: FiReOPDConfig) -> Teacher | None:
+    """The reference model of a method that has one: the one named, or the student as it is before training."""
+    if "reference_logp_BT" not in method.signals:
+        if args.reference_model_name_or_path is not None:
+            raise ValueError(
+                f"reference_model_name_or_path={args.reference_model_name_or_path!r} has no effect on method="
+                f"{method.name!r}. Remove it, or use a method with a reference: exopd."
+            )
+        return None
+    if args.reference_model_name_or_path is not None or isinstance(model, str):
+        return args.reference_model_name_or_path or model
+    reference: Any = copy.deepcopy(model)  # a module: before the trainer changes it
+    return reference.merge_and_unload() if hasattr(reference, "merge_and_unload") else reference
+
+
+def placed_reference(reference: Any, trainer) -> torch.nn.Module | None:
+    """The reference model, loaded as the student was, frozen beside it."""
+    if isinstance(reference, str):
+        reference = create_model_from_path(reference, **{"dtype": "float32", **(trainer.args.model_init_kwargs or {})})
+    if reference is None:
+        return None
+    add_fused_lm_head(reference, trainer.temperature, trainer.args.cast_lm_head_to_fp32)
+    return beside_student(reference.requires_grad_(False).eval(), trainer)
 
 
 def route_B(inputs: list[dict[str, Any]], names: list[str], column: str) -> list[int]:
@@ -165,11 +208,18 @@ def route_B(inputs: list[dict[str, Any]], names: list[str], column: str) -> list
     return [names.index(row[column]) for row in inputs]
 
 
-def broken_teacher(step: int, share: float, limit: float, prompts: list[Any]) -> FloatingPointError:
-    """The error for a teacher whose values are not finite in too large a share of a window."""
+def refuse_broken_teacher(
+    trainer, inputs: list[dict[str, Any]], rollout: Rollout, scores: Scores, signal: Signal
+) -> None:
+    """A teacher whose values are not finite in too large a share of a window stops all ranks, naming the prompts."""
+    share, limit = signal.metrics["nonfinite_teacher"] / signal.metrics["rows"], trainer.args.teacher_nonfinite_limit
+    if share <= limit:
+        return
+    broken_B = rollout.alive_B & ~usable_B(rollout, scores, trainer.method.signals)
+    prompts = gather_object([inputs[row]["prompt"] for row in broken_B.nonzero().flatten().tolist()])
     shown = ", ".join(repr(prompt)[:80] for prompt in prompts[:8])
-    return FloatingPointError(
-        f"step {step}: the teacher's values are NaN or infinite in {share:.0%} of the window (teacher_nonfinite_limit="
-        f"{limit}), for the prompts {shown}. Check the teacher's weights and its precision "
+    raise FloatingPointError(
+        f"step {trainer.state.global_step}: the teacher's values are NaN or infinite in {share:.0%} of the window "
+        f"(teacher_nonfinite_limit={limit}), for the prompts {shown}. Check the teacher's weights and its precision "
         "(teacher_model_init_kwargs={'dtype': 'float32'})."
     )

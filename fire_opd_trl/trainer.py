@@ -1,25 +1,34 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
-import textwrap
 import time
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from .batches import Batch, StandStill, filled_holes, micro_batches, model_kwargs, rollout_of, without_holes
 from .config import FiReOPDConfig
-from .logs import fill_completions_table, forget_rewards, no_reward
-from .pipeline import Context, Method, Scores, distil, usable_B
+from .heads import base_of, make_observable, observed
+from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, no_reward, said_at_step
+from .pipeline import Context, Method, Scores, distil
 from .preflight import checked_inputs
 from .ranks import Ranks
-from .scoring import token_scores
-from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, reference_kl
-from .teachers import Teacher, broken_teacher, named_teachers, placed_teachers, route_B
+from .refusals import chosen_method
+from .scoring import Window, token_scores
+from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, nothing, reference_kl
+from .teachers import (
+    Teacher,
+    named_teachers,
+    placed_reference,
+    placed_teachers,
+    reference_of,
+    refuse_broken_teacher,
+    route_B,
+)
+from .vocabulary import compared, look_while_scoring, padded
 
 
 class FiReOPDTrainer(GRPOTrainer):
@@ -35,7 +44,8 @@ class FiReOPDTrainer(GRPOTrainer):
         args ([`FiReOPDConfig`], *optional*): The configuration.
         train_dataset (`Dataset` or `IterableDataset`): Rows with a `prompt`; with several teachers also
             `args.teacher_column`.
-        reward_funcs (*optional*): Rewards as in GRPO. Logged; mixed in with `args.reward_coef`.
+        reward_funcs (*optional*): Rewards as in GRPO. Logged; mixed in with `args.reward_coef`; read by some methods.
+        method ([`Method`], *optional*): A recipe of your own, in place of `args.method`.
         kwargs: Everything else that [`~trl.GRPOTrainer`] takes: `peft_config`, `callbacks`, `rollout_func`, ...
 
     Example:
@@ -47,21 +57,9 @@ class FiReOPDTrainer(GRPOTrainer):
     ```
     """
 
-    _patience = 5  # windows in a row with nothing to train on
     _tag_names = ["trl", "fire-opd"]
     _name = "FiRe-OPD"
-    _paper = {
-        "title": "Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation",
-        "id": "2606.02684",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{li2026filter,
-                title  = {{Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation}},
-                author = {Yuying Li and Leqi Zheng and Yongzi Yu and Wenrui Zhou and Xuchang Zhong and Xing Hu and Jing Jin and Huangjie Yuan and Tao Feng},
-                year   = 2026,
-                eprint = {arXiv:2606.02684},
-            }"""),  # noqa: E501
-    }
+    _paper = CITATION
 
     def __init__(
         self,
@@ -72,23 +70,21 @@ class FiReOPDTrainer(GRPOTrainer):
         eval_dataset=None,
         reward_funcs=None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        method: Method | None = None,
         **kwargs,
     ):
         args = args if args is not None else FiReOPDConfig("fire-opd-output")
         if not isinstance(args, FiReOPDConfig):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
-        if args.reward_coef and not (reward_funcs or kwargs.get("environment_factory")):
-            raise ValueError(
-                f"reward_coef={args.reward_coef} has no reward to weigh. Pass reward_funcs, or set it to 0."
-            )
-        teachers = named_teachers(teacher_model, model, args)
-        self.method: Method = args.build_method()
-        self._teachers_score_entropy = "teacher_entropy_BT" in self.method.signals
+        self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
+        self._compares = "reverse_kl_BT" in self.method.signals
+        teachers, reference = named_teachers(teacher_model, model, args), reference_of(model, self.method, args)
 
         processing_class, train_dataset, eval_dataset, student_rows = checked_inputs(
             model,
             teachers,
             args,
+            self.method,
             train_dataset,
             eval_dataset,
             processing_class,
@@ -107,15 +103,15 @@ class FiReOPDTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self.rollout_func = without_holes(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = Ranks(self.accelerator)
-        self._scored: list[tuple[torch.Tensor, torch.Tensor]] = []  # what GRPO asked for during this window
-        self._empty_windows = 0
         self._stand_still = StandStill()
         self.add_callback(self._stand_still)
-        self._step_sums: torch.Tensor | float = 0.0
-        self.teachers = placed_teachers(teachers, student_rows, self, entropy=self._teachers_score_entropy)
+        self._step_sums = StepSums(self.world)
+        make_observable(base_of(self.model), args.cast_lm_head_to_fp32)
+        self.teachers = placed_teachers(teachers, student_rows, self)
+        self.reference = placed_reference(reference, self)
 
     def train(self, *args, **kwargs):
-        self._buffered_inputs, self._step_sums = None, 0.0  # nothing is left over from an earlier call
+        self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
         return super().train(*args, **kwargs)
 
     def _send_telemetry(self):
@@ -127,29 +123,27 @@ class FiReOPDTrainer(GRPOTrainer):
         output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
         return tuple(filled_holes(output, self._tokenizer.pad_token_id).values())
 
+    def _calculate_rewards(self, *args, **kwargs):
+        self._reward_NF = super()._calculate_rewards(*args, **kwargs)
+        return self._reward_NF
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        self._mode = mode = "train" if self.model.training else "eval"
-        self._scored = []
+        mode = "train" if self.model.training else "eval"
+        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
+        self.window = Window(mode, torch.tensor(teacher_B, device=self.accelerator.device))
         batch = super()._generate_and_score_completions(inputs)
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
-        reward_advantage_B = batch.pop("advantages")
-        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
+        reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), self.window.teacher_B
         group = self.num_generations if mode == "train" else self.num_generations_eval
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-        rollout = rollout_of(batch, stop_ids, teacher_B, group, self.world)
-        scores = self._scores(batch, teacher_B)
+        reward_BF = self._reward_NF[self.world.own(len(inputs))] if "reward_B" in self.method.needs else None
+        rollout = rollout_of(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
+        scores = self._scores(batch)
         context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
         method = self.method if mode == "train" else self.method.unfiltered()
-        try:
+        with said_at_step(self.state.global_step):
             signal = distil(rollout, scores, method, context)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"step {self.state.global_step}: {error}") from error
-        share = signal.metrics["nonfinite_teacher"] / signal.metrics["rows"]
-        if share > self.args.teacher_nonfinite_limit:
-            broken_B = rollout.alive_B & ~usable_B(rollout, scores, self.method)
-            prompts = gather_object([inputs[row]["prompt"] for row in broken_B.nonzero().flatten().tolist()])
-            raise broken_teacher(self.state.global_step, share, self.args.teacher_nonfinite_limit, prompts)
-
+        refuse_broken_teacher(self, inputs, rollout, scores, signal)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = mixed(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
@@ -163,42 +157,62 @@ class FiReOPDTrainer(GRPOTrainer):
         batch["old_per_token_logps"] = scores.student_logp_BT
         minus_advantage_BT = scores.student_logp_BT - scores.teacher_logp_BT
         batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
-        self._scored.clear()
+        if mode == "train" and signal.divergence_BT is not None:
+            batch.update(self.window.taught[2], divergence=signal.divergence_BT)
+        self.window = Window(mode, self.window.teacher_B)  # its hidden states are large
         return batch
 
-    def _scores(self, batch: Batch, teacher_B: list[int]) -> Scores:
+    def _scores(self, batch: Batch) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            asked = [pair for pair in self._scored if pair[0] is batch.get("old_per_token_logps")]
+            asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
             student = asked[0] if asked else self._token_scores("student", self.model, batch)
-            teacher = [
-                self._token_scores(name, module, batch, [row for row, t in enumerate(teacher_B) if t == number])
-                for number, (name, module) in enumerate(self.teachers.items())
-            ]
+            teacher = self._teacher_scores(batch)
+            reference = self._token_scores("reference", self.reference, batch)[0] if self.reference else None
         scores = Scores(
-            teacher_logp_BT=sum(logp for logp, _ in teacher),
-            teacher_entropy_BT=sum(entropy for _, entropy in teacher),
+            teacher_logp_BT=teacher[0],
+            teacher_entropy_BT=teacher[1],
             student_logp_BT=student[0],
             student_entropy_BT=student[1],
+            reference_logp_BT=reference,
+            reverse_kl_BT=padded(student[2]["divergence"], teacher[0]) if self._compares else None,
         )
         return scores.only(self.method.signals)  # OPD needs no entropy
 
+    def _teacher_scores(self, batch: Batch) -> tuple:
+        """Every row by its own teacher, once for each window, and what the loss must have seen of it."""
+        if not self.window.taught:
+            teacher_B = self.window.teacher_B.tolist()
+            scored = [
+                self._token_scores(name, module, batch, [row for row, t in enumerate(teacher_B) if t == number])
+                for number, (name, module) in enumerate(self.teachers.items())
+            ]
+            names = {name for *_, seen in scored for name in seen}
+            seen = {name: [scored[t][2][name][row] for row, t in enumerate(teacher_B)] for name in names}
+            self.window.taught = sum(logp for logp, *_ in scored), sum(entropy for _, entropy, _ in scored), seen
+        return self.window.taught
+
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
+        entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else model is self.model
+        if model is self.model and self._compares:
+            batch = {**batch, **self._teacher_scores(batch)[2], "teacher_number": self.window.teacher_B}
         started = time.perf_counter()
-        entropies = self._teachers_score_entropy if name in self.teachers else model is self.model
         vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
         budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
-        forward = partial(self._forward, model, compute_entropy=entropies)
+        forward = partial(self._forward, model, look=look_while_scoring(self, name), compute_entropy=entropies)
         model.eval()  # dropout would be noise in the advantage (no chaining: DeepSpeed's eval() returns None)
         scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple)
         model.train(training)
-        self._metrics[self._mode][f"time/score_{name}"].append(time.perf_counter() - started)
+        self._metrics[self.window.mode][f"time/score_{name}"].append(time.perf_counter() - started)
         return scores
 
-    def _forward(self, model: torch.nn.Module, part: Batch, **kwargs):
+    def _forward(self, model: torch.nn.Module, part: Batch, look=None, **kwargs):
         ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
         mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-        width = part["completion_ids"].shape[1]
-        return super()._get_per_token_logps_and_entropies(model, ids, mask, width, **model_kwargs(part), **kwargs)
+        width, base = part["completion_ids"].shape[1], base_of(self.accelerator.unwrap_model(model))
+        with observed(base, look(part) if look else None, width):
+            kwargs.update(model_kwargs(part))
+            scored = super()._get_per_token_logps_and_entropies(model, ids, mask, width, **kwargs)
+            return *scored[:2], base.seen, scored[2]
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -211,8 +225,8 @@ class FiReOPDTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, -logits_to_keep:],
             **{key: value for key, value in kwargs.items() if value is not None},
         }
-        self._scored.append(self._token_scores("student" if model is self.model else "reference", model, batch))
-        return *self._scored[-1], None
+        self.window.scored.append(self._token_scores("student" if model is self.model else "reference", model, batch))
+        return *self.window.scored[-1][:2], None
 
     # Slices and loss: once for each micro-batch
 
@@ -235,12 +249,7 @@ class FiReOPDTrainer(GRPOTrainer):
         steps = args.steps_per_generation // args.gradient_accumulation_steps
         if steps * self.num_iterations == 1:  # on policy: the ratio is 1, exactly, against the forward of the loss
             del batch["old_per_token_logps"]
-        self._empty_windows = 0 if self.world.gather(batch["keep"]).any() else self._empty_windows + 1
-        if self._empty_windows == self._patience:
-            raise RuntimeError(
-                f"step {self.state.global_step}: nothing was left to train on in {self._patience} windows in a row: "
-                "see fire/empty, fire/nonfinite_teacher. Look at the completions with log_completions=True."
-            )
+        self._stand_still.count(bool(self.world.gather(batch["keep"]).any()), self.state.global_step)
         return micro_batches(
             batch,
             steps=steps,
@@ -261,39 +270,28 @@ class FiReOPDTrainer(GRPOTrainer):
             raise ValueError("FiReOPDTrainer does not return outputs with the loss; call compute_loss without them.")
         if "scale" not in inputs:  # evaluation; known from scoring: the mean over rows of KL(student || teacher)
             return inputs["reverse_kl"]
-        logp_BT, entropy_BT, router_loss = self._forward(
-            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        divergence = self.method.divergence
+        look = partial(compared, self, "divergence", divergence) if divergence else None
+        logp_BT, entropy_BT, seen, router_loss = self._forward(
+            model, inputs, look, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
         )
-        mask_BT, scale_B = inputs["train_mask"], inputs["scale"]
-        old_logp_BT = inputs.get("old_per_token_logps", logp_BT.detach())
-        loss_BT, clipped_BT = clipped_surrogate(
-            logp_BT, old_logp_BT, inputs["advantages"], mask_BT, self.epsilon_low, self.epsilon_high
-        )
+        mask_BT, scale_B, sums = inputs["train_mask"], inputs["scale"], {"entropy": entropy_BT}
+        old_logp_BT, clips = inputs.get("old_per_token_logps", logp_BT.detach()), (self.epsilon_low, self.epsilon_high)
+        follows = self.method.advantage is not nothing or self.args.reward_coef  # else no backward through log_probs
+        now_BT = logp_BT if follows else old_logp_BT
+        surrogate = clipped_surrogate(now_BT, old_logp_BT, inputs["advantages"], mask_BT, *clips)
+        loss_BT, sums["fire/clip_ratio"] = surrogate
+        if divergence:
+            sums["fire/divergence"] = torch.where(mask_BT, inputs["divergence"] * seen["divergence"], 0.0)
+            loss_BT = loss_BT + sums["fire/divergence"]
         if self.beta:
-            kl_BT = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
-            loss_BT = loss_BT + self.beta * kl_BT
+            sums["kl"] = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
+            loss_BT = loss_BT + self.beta * sums["kl"]
         loss = aggregate(loss_BT, mask_BT, scale_B)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * router_loss / self.current_gradient_accumulation_steps
-
-        trained_BT = mask_BT & (scale_B > 0).unsqueeze(1)
-        sums = {"entropy": entropy_BT, "fire/clip_ratio": clipped_BT, **({"kl": kl_BT} if self.beta else {})}
-        sums = {name: torch.where(trained_BT, value_BT, 0.0).detach().sum() for name, value_BT in sums.items()}
-        self._account({"broken": ~torch.isfinite(loss.detach()), "tokens": trained_BT.sum(), **sums})
+        self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums)
+        if self.accelerator.sync_gradients:
+            for name, value in self._step_sums.total(self.state.global_step).items():
+                self._metrics["train"][name].append(value)
         return loss
-
-    def _account(self, sums: dict[str, torch.Tensor]):
-        """Add up a micro-batch; at the last one, before the step is taken, look at the sums of all ranks."""
-        self._step_sums = self._step_sums + torch.stack([value.float() for value in sums.values()])
-        if not self.accelerator.sync_gradients:
-            return
-        total = dict(zip(sums, self.world.sum(self._step_sums).tolist(), strict=True))
-        self._step_sums = 0.0
-        if total.pop("broken"):
-            raise FloatingPointError(
-                f"step {self.state.global_step}: the loss is NaN or infinite; no weight was changed in this step. "
-                "Resume from the last checkpoint with a lower learning_rate, or check the precision."
-            )
-        if tokens := total.pop("tokens"):
-            for name, value in total.items():
-                self._metrics["train"][name].append(value / tokens)

@@ -86,7 +86,25 @@ def test_methods_are_listed_with_their_arguments_and_first_lines(capsys):
     assert cli.main(["methods"]) == 0
     output = capsys.readouterr().out
     assert [line.split("(")[0] for line in output.splitlines() if not line.startswith(" ")] == list(METHODS)
-    assert "fire(drop_fraction=0.2, confidence=1.0, confusion=1.0, scope='batch')\n    FiRe-OPD" in output
+    assert "fire(drop_fraction=0.2, confidence=1.0, confusion=1.0, scope='batch', rows='hard'," in output
+    assert "exopd(extrapolation=1.25)\n    ExOPD" in output
+    assert len(output.splitlines()) == 2 * len(METHODS)
+    for recipe in METHODS.values():  # the first line stands alone
+        assert (recipe.__doc__ or "").strip().split("\n")[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_method_is_explained_in_full(capsys, name):
+    assert cli.main(["methods", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{name}(") and len(lines) > 3
+    told = " ".join(lines)
+    assert (name == "opd" or "opd`" in told) and any(word in told for word in ("Source", "described in", "Ours"))
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(capsys):
+    message = refusal(capsys, "methods", "grpo")
+    assert all(name in message for name in METHODS)
 
 
 def test_demo_gets_its_arguments(monkeypatch):

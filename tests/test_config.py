@@ -21,7 +21,8 @@ def test_the_defaults_are_the_papers():
         "method": "fire", "drop_fraction": 0.2, "confidence": 1.0, "confusion": 1.0, "statistics_scope": "batch",
         "learning_rate": 1e-6, "epsilon": 0.2, "temperature": 1.0, "top_p": 1.0, "num_generations": 1, "beta": 0.0,
         "loss_type": "grpo", "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": 5.0, "reward_coef": 0.0, "trust_remote_code": False, "report_to": [],
+        "vllm_importance_sampling_clip_max": 5.0, "reward_coef": 0.0, "control": "none",
+        "trust_remote_code": False, "report_to": [],
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
 
@@ -35,6 +36,8 @@ def test_one_generation_takes_windows_of_every_size(batch, accumulation):
 
 WRONG = {
     "method": ["fires", None, ["fire"]],
+    "control": ["random", None, True],
+    "reference_model_name_or_path": [5, ""],
     "drop_fraction": [1.0, -0.1, float("nan"), None, "0.2", True],
     "confidence": [-1.0, float("inf"), None],
     "confusion": [-1.0, float("inf"), None],
@@ -106,6 +109,8 @@ def test_an_objective_of_grpo_that_is_not_ours_is_refused(name):
         ({"method_kwargs": {"lambda": 1}}, "'fire' does not take lambda. It takes: drop_fraction, confidence"),
         ({"method_kwargs": [1]}, "method_kwargs=.* is refused. Give a dict"),
         ({"method_kwargs": {"scope": "x"}}, "scope='x' is unknown. Use one of: batch"),
+        ({"method": "tip", "method_kwargs": {"keep": 2}}, "keep=2: give a number from .* for example 0.5"),
+        ({"method": "exopd", "confidence": 0.5}, "confidence=0.5 has no effect on method='exopd'"),
         ({"method_kwargs": {"drop_fraction": "a"}}, "method_kwargs=.* is refused"),
         ({"drop_fraction": 0.1, "method_kwargs": {"drop_fraction": 0.3}}, "drop_fraction=0.1 is also set in"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs=3 is refused. Give a dict"),
@@ -134,13 +139,30 @@ def test_what_has_no_effect_or_a_side_effect_warns(kwargs, sentence):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_knobs_reach_the_recipe(name):
-    takes_knobs = name != "opd"
+    takes_knobs = name.startswith("fire") or name == "random"
     knobs = {"drop_fraction": 0.5, "confidence": 0.0, "confusion": 2.0} if takes_knobs else {}
-    method = config(method=name, **knobs).build_method()
+    args = config(method=name, num_generations=2, per_device_train_batch_size=8, **knobs)
+    method = args.build_method()
     assert method.name == name
     if takes_knobs:
-        assert method.filter.keywords["fraction"] == 0.5
+        filter = method.filter.keywords.get("filter", method.filter)  # that of a control lies inside
+        assert filter.keywords["fraction"] == 0.5
         assert "teacher_entropy_BT" not in method.signals and "student_entropy_BT" in method.signals
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("what", ["filter", "tokens", "both"])
+def test_every_method_has_its_random_control(name, what):
+    method = config(method=name, control=what, num_generations=2).build_method()
+    assert method.name == f"{name}, random {what}"
+    assert method.signals == METHODS[name]().signals and method.needs == METHODS[name]().needs
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "group_B" in METHODS[name]().needs])
+def test_a_method_that_compares_completions_of_a_prompt_wants_several(name):
+    with pytest.raises(ValueError, match=f"num_generations=1 is refused. method='{name}' compares .* for example 8"):
+        config(method=name)
+    assert config(method=name, num_generations=4).build_method().name == name
 
 
 def test_every_field_of_ours_has_help():

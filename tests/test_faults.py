@@ -39,10 +39,10 @@ def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = f
     original = trainer_module.token_scores
 
     def poisoned(forward, batch, *args, **kwargs):
-        logp_BT, entropy_BT = original(forward, batch, *args, **kwargs)
+        logp_BT, entropy_BT, seen = original(forward, batch, *args, **kwargs)
         if forward.args[0] is model:
             logp_BT[rows, 0] = value
-        return logp_BT, entropy_BT
+        return logp_BT, entropy_BT, seen
 
     monkeypatch.setattr(trainer_module, "token_scores", poisoned)
 

@@ -267,12 +267,17 @@ def test_scores_come_back_in_place_within_the_budget(budget):
 
     def forward(part):
         sizes.append((len(part["prompt_ids"]), part["prompt_ids"].numel() + part["completion_ids"].numel()))
-        return part["completion_ids"].double(), -part["completion_ids"].double()
+        ids = part["completion_ids"]
+        return ids.double(), -ids.double(), {"twice": torch.stack([ids, 2 * ids], dim=2)}
 
-    logp_BT, entropy_BT = token_scores(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
+    logp_BT, entropy_BT, seen = token_scores(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
     expected_BT = batch["completion_ids"].float()
     expected_BT[4] = 0
     assert torch.equal(logp_BT, expected_BT) and torch.equal(entropy_BT, -expected_BT)
+    lengths = batch["completion_mask"].sum(dim=1).tolist()  # what else was seen keeps each row's own length
+    for row, (twice, length) in enumerate(zip(seen["twice"], lengths, strict=True)):
+        ids = batch["completion_ids"][row, : length if row != 4 else 0]
+        assert torch.equal(twice, torch.stack([ids, 2 * ids], dim=1))
     assert all(tokens <= budget or row_count == 1 for row_count, tokens in sizes)
     assert (len(sizes) == 1) == (budget == 10**6) and (len(sizes) == 19) == (budget == 1)
 
@@ -284,13 +289,14 @@ def test_every_rank_scores_in_equally_many_forwards():
     def work(rank: int, world: World):
         def forward(part):
             calls[rank] += 1
-            return part["completion_ids"].float(), None
+            return part["completion_ids"].float(), None, {"ids": part["completion_ids"]}
 
         return token_scores(forward, batches[rank], 150, world, vocabulary=10**9, rows=[] if rank == 2 else None)
 
     results = on_ranks(4, work)
     assert len(set(calls)) == 1 and calls[0] > 2
-    for rank, (logp_BT, entropy_BT) in enumerate(results):
+    for rank, (logp_BT, entropy_BT, seen) in enumerate(results):
+        assert bool(seen) == (rank != 2)
         expected_BT = batches[rank]["completion_ids"].float() * (rank != 2)
         assert torch.equal(logp_BT, expected_BT) and not entropy_BT.any()
 
@@ -302,9 +308,9 @@ def test_a_token_that_the_model_does_not_know_is_scored_nan_and_never_shown_to_i
 
     def forward(part):
         assert part["completion_ids"].max() < largest
-        return part["completion_ids"].float(), None
+        return part["completion_ids"].float(), None, None
 
-    logp_BT, _ = token_scores(forward, batch, 200, World(), vocabulary=largest)
+    logp_BT, *_ = token_scores(forward, batch, 200, World(), vocabulary=largest)
     assert torch.equal(logp_BT.isnan(), unknown_BT) and unknown_BT.sum() == 1
     assert torch.equal(logp_BT[~unknown_BT], batch["completion_ids"].float()[~unknown_BT])
     assert int(batch["completion_ids"].max()) == largest  # the batch itself is left as it was

@@ -5,11 +5,13 @@ from fractions import Fraction
 
 import pytest
 import torch
+from windows import INF, NAN, hash_in_plain_python
 
 from fire_opd_trl import METHODS, Context, Rollout, Scores, distil
 from fire_opd_trl.stages import (
     World,
     aggregate,
+    as_many_at_random,
     clipped_surrogate,
     confidence_and_confusion,
     drop_lowest,
@@ -22,7 +24,6 @@ from fire_opd_trl.stages import (
     mean_one_BT,
     mean_teacher_logp,
     mixed,
-    random_score,
     reference_kl,
     row_scale,
     scope_B,
@@ -34,7 +35,6 @@ from fire_opd_trl.stages import (
 )
 
 
-NAN, INF = math.nan, math.inf
 CONTEXT = Context()
 
 
@@ -110,15 +110,6 @@ def test_finite_rows_are_those_without_nan_or_infinity_under_the_mask():
     assert finite_B(value_BT, mask_BT).tolist() == [True, False, False, False, True, True]
 
 
-def test_the_random_score_belongs_to_the_global_row_and_the_seed_alone():
-    wide, narrow = Rollout(torch.ones(7, 5, dtype=torch.bool)), Rollout(torch.ones(4, 2, dtype=torch.bool))
-    all_B = random_score(wide, scores_of(wide.mask_BT), Context(seed=5))
-    part_B = random_score(narrow, scores_of(narrow.mask_BT), Context(world=Later(3), seed=5))
-    assert torch.equal(all_B[3:], part_B)
-    assert len(set(all_B.tolist())) == 7
-    assert not torch.equal(all_B, random_score(wide, scores_of(wide.mask_BT), Context(seed=6)))
-
-
 # 3 filter
 
 
@@ -171,6 +162,33 @@ def test_per_teacher_each_teacher_loses_its_own_lowest():
     assert keep_B.tolist() == [True, True, False, True, False, True, False, False]
     together_B = drop_lowest(score_B, rollout, CONTEXT, fraction=0.5, scope="batch")  # floor(0.5 * 7) = 3
     assert together_B.tolist() == [False, True, False, True, True, False, False, True]
+
+
+def as_many_as(*keep: bool):
+    """A filter that always says the same of the rows of a window, wherever this rank's rows stand in it."""
+
+    def filter(score_B, rollout, context):
+        return torch.tensor(keep)[context.world.own(len(score_B))]
+
+    return filter
+
+
+def test_a_random_filter_keeps_as_many_rows_as_its_model_among_those_that_have_a_token():
+    rollout = Rollout(mask("1", "1", "0", "1", "1", "0", "1", "1"))
+    for kept in range(7):  # the model would also keep the two empty rows, which count for nothing
+        model = as_many_as(*[row in (2, 5) or [0, 1, 3, 4, 6, 7].index(row) < kept for row in range(8)])
+        keep_B = as_many_at_random(torch.zeros(8), rollout, CONTEXT, filter=model)
+        assert keep_B.sum() == kept and not keep_B[[2, 5]].any()
+
+
+def test_a_random_filter_keeps_the_rows_of_the_lowest_draws_whatever_their_scores():
+    rollout, model = one_token_each(20), as_many_as(*[True] * 5 + [False] * 15)
+    for seed in (5, 6):
+        keep_B = as_many_at_random(torch.arange(20.0), rollout, Context(seed=seed), filter=model)
+        again_B = as_many_at_random(-torch.arange(20.0), rollout, Context(seed=seed), filter=model)
+        draws = [hash_in_plain_python(seed, row) for row in range(20)]
+        assert keep_B.nonzero().flatten().tolist() == sorted(sorted(range(20), key=lambda row: draws[row])[:5])
+        assert torch.equal(keep_B, again_B)
 
 
 def test_a_trajectory_alone_is_never_dropped():
@@ -305,19 +323,24 @@ def test_even_weights_are_the_mask():
     assert weight_BT.dtype == torch.float64 and weight_BT.tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
+def shuffled(weight_BT: torch.Tensor, mask_BT: torch.Tensor, context: Context) -> torch.Tensor:
+    """These weights in the random order that the rows get."""
+    return shuffled_inside_rows(Rollout(mask_BT), scores_of(mask_BT), context, weigh=lambda *_: weight_BT)
+
+
 def test_shuffled_weights_are_a_permutation_of_the_masked_weights_of_each_row():
     mask_BT = ragged_mask(30, 12, seed=3)
     mask_BT[4] = False
     weight_BT = torch.rand(30, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
     weight_BT[~mask_BT] = NAN  # what stands outside must not be dealt
-    shuffled_BT = shuffled_inside_rows(weight_BT, Rollout(mask_BT), Context(seed=1))
+    shuffled_BT = shuffled(weight_BT, mask_BT, Context(seed=1))
     for before, after, inside in zip(weight_BT, shuffled_BT, mask_BT, strict=True):
         assert sorted(before[inside].tolist()) == sorted(after[inside].tolist())
     assert (shuffled_BT[~mask_BT] == 0).all()
     moved_BT = mask_BT & (shuffled_BT != weight_BT)
     assert moved_BT.sum() > 0.5 * mask_BT.sum()
-    again_BT = shuffled_inside_rows(weight_BT, Rollout(mask_BT), Context(seed=1))
-    other_BT = shuffled_inside_rows(weight_BT, Rollout(mask_BT), Context(seed=2))
+    again_BT = shuffled(weight_BT, mask_BT, Context(seed=1))
+    other_BT = shuffled(weight_BT, mask_BT, Context(seed=2))
     assert torch.equal(shuffled_BT, again_BT) and not torch.equal(shuffled_BT, other_BT)
 
 
@@ -328,8 +351,8 @@ def test_padding_never_changes_the_shuffle():
     for columns in ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [0, 2, 3, 7, 8]):
         padded_BT, mask_BT = torch.full((2, 9), NAN, dtype=torch.float64), torch.zeros(2, 9, dtype=torch.bool)
         padded_BT[:, columns], mask_BT[:, columns] = weight_BT, True
-        dealt.append(shuffled_inside_rows(padded_BT, Rollout(mask_BT), context)[:, columns])
-    bare_BT = shuffled_inside_rows(weight_BT, Rollout(torch.ones(2, 5, dtype=torch.bool)), context)
+        dealt.append(shuffled(padded_BT, mask_BT, context)[:, columns])
+    bare_BT = shuffled(weight_BT, torch.ones(2, 5, dtype=torch.bool), context)
     assert all(torch.equal(bare_BT, dealt_BT) for dealt_BT in dealt)
     assert (bare_BT - weight_BT)[0].tolist() != (bare_BT - weight_BT)[1].tolist()  # each row has its own order
 
@@ -337,7 +360,7 @@ def test_padding_never_changes_the_shuffle():
 def test_every_order_of_the_weights_is_equally_likely():
     rows = 6000
     weight_BT = torch.tensor([[1.0, 2.0, 3.0]]).expand(rows, 3)
-    shuffled_BT = shuffled_inside_rows(weight_BT, Rollout(torch.ones(rows, 3, dtype=torch.bool)), Context(seed=0))
+    shuffled_BT = shuffled(weight_BT, torch.ones(rows, 3, dtype=torch.bool), Context(seed=0))
     orders, counts = shuffled_BT.unique(dim=0, return_counts=True)
     assert len(orders) == 6
     # 1000 expected of each: chi-square with 5 degrees of freedom exceeds 25.7 once in 10 000.
@@ -346,24 +369,12 @@ def test_every_order_of_the_weights_is_equally_likely():
 
 def test_the_shuffle_belongs_to_the_global_row():
     weight_BT = torch.arange(40.0, dtype=torch.float64).reshape(8, 5)
-    all_BT = shuffled_inside_rows(weight_BT, Rollout(torch.ones(8, 5, dtype=torch.bool)), Context(seed=2))
-    tail = Rollout(torch.ones(3, 5, dtype=torch.bool))
-    tail_BT = shuffled_inside_rows(weight_BT[5:], tail, Context(world=Later(5), seed=2))
+    all_BT = shuffled(weight_BT, torch.ones(8, 5, dtype=torch.bool), Context(seed=2))
+    tail_BT = shuffled(weight_BT[5:], torch.ones(3, 5, dtype=torch.bool), Context(world=Later(5), seed=2))
     assert torch.equal(all_BT[5:], tail_BT)
 
 
 # Random numbers
-
-
-def hash_in_plain_python(seed: int, *keys: int) -> float:
-    """The counter hash in Python's integers: for every key xor, two xorshift-multiply rounds, a golden-ratio step."""
-    state = 0
-    for key in (seed, *keys):
-        state = (state ^ key) % 2**32
-        state = (state ^ state >> 16) * 0x7FEB352D % 2**32
-        state = (state ^ state >> 15) * 0x846CA68B % 2**32
-        state = ((state ^ state >> 16) + 0x9E3779B9) % 2**32
-    return (state >> 8) / 2**24
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1, -7])
@@ -638,7 +649,7 @@ def test_the_metrics_of_a_window_by_hand():
     score_B = f64([0.0, 0.0, -5.0, -1.5, -3.0])
     weight_BT = f64([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.5, 1.5], [1.0, 0.0]])
     advantage_BT = f64([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.5, 3.0], [-2.0, 0.0]])
-    metrics = window_metrics(sampled, usable, kept, scores, score_B, weight_BT, advantage_BT, CONTEXT)
+    metrics = window_metrics(sampled, usable, kept, scores, score_B, weight_BT, advantage_BT, None, CONTEXT)
     assert metrics == pytest.approx(
         {
             "rows": 5,
@@ -647,6 +658,7 @@ def test_the_metrics_of_a_window_by_hand():
             "kept_rows": 2,
             "keep_ratio": 2 / 3,  # of the rows that could be ranked
             "kept_token_ratio": 3 / 5,
+            "active_token_ratio": 3 / 5,
             "reverse_kl": (5 + 2 - 1 - 2 + 2) / 5,  # student - teacher over the usable tokens
             "teacher_logp": (-5 - 1.5 - 3) / 3,
             "threshold": -5,  # the highest score that was dropped
@@ -662,3 +674,16 @@ def test_the_metrics_of_a_window_by_hand():
         },
         rel=1e-6,
     )
+
+
+def test_a_token_is_active_if_it_has_any_weight_in_the_gradient_or_in_the_divergence():
+    rollout = Rollout(mask("1111", "1110"))
+    weight_BT, divergence_BT = (
+        f64([[0.0, 2.0, 0.0, 0.0], [0.0] * 4]),
+        f64([[0.0, 1.0, 0.5, 0.0], [0.0, -1.0, 0.0, 0.0]]),
+    )
+    scores, score_B = scores_of(rollout.mask_BT), f64([0.0, 0.0])
+    for extra, active in ((None, 1), (divergence_BT, 3)):
+        metrics = window_metrics(rollout, rollout, rollout, scores, score_B, weight_BT, weight_BT, extra, CONTEXT)
+        assert metrics["active_token_ratio"] == pytest.approx(active / 7)
+        assert metrics["kept_token_ratio"] == 1

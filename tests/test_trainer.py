@@ -205,7 +205,7 @@ def test_rewards_are_logged_and_do_not_train_unless_mixed_in(tmp_path):
 
 
 def test_mixing_rewards_without_a_reward_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="reward_coef=0.5 has no reward to weigh"):
+    with pytest.raises(ValueError, match="reward_coef=0.5 has no reward to read. Pass reward_funcs, or set it to 0"):
         sampling_trainer(tmp_path, num_generations=2, reward_coef=0.5)
 
 

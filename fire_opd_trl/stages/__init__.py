@@ -1,44 +1,115 @@
 """The stages of on-policy distillation, in the order in which data flows through them; each imports torch alone."""
 
-from .advantage import log_ratio, mixed
-from .filter import drop_lowest, keep_all
+from .advantage import (
+    DIRECTIONS,
+    STATISTICS,
+    extrapolated,
+    floored,
+    group_calibrated,
+    imitate_correct,
+    log_ratio,
+    margin_shifted,
+    mixed,
+    mixture_floor,
+    nothing,
+    power_difference,
+)
+from .divergence import Divergence, distrusted, trusted, uncertain_teacher
+from .filter import as_many_at_random, drop_lowest, enough_margin, keep_all, mixed_outcomes
+from .group import correct_B, group_mean_B, group_z_B, mixed_outcome_B, outcome_margin_B, over_group_B
 from .loss import LOSS_TYPES, aggregate, clipped_surrogate, reference_kl, row_scale
 from .metrics import window_metrics
-from .reweight import confidence_and_confusion, even, mean_one_BT, share_of_max_BT, shuffled_inside_rows
+from .reweight import (
+    confidence_and_confusion,
+    early_tokens,
+    even,
+    likely_rows,
+    mean_one_BT,
+    product,
+    share_of_max_BT,
+    shuffled_inside_rows,
+    surprising_or_plausible,
+)
 from .rollout import Rollout, masked_mean_B, masked_sum_B
-from .scope import SCOPES, scope_B, scope_max_B
-from .score import Scores, finite_B, mean_teacher_logp, random_score
+from .scope import SCOPES, scope_B, scope_max_B, window_quantile
+from .score import Scores, finite_B, mean_log_ratio, mean_teacher_logp
+from .select import (
+    agreeing_with_verifier,
+    explore_then_refine,
+    highest_weights,
+    top_share_BT,
+    unit_range_BT,
+    unsure_or_far,
+)
+from .soundness import refuse_broken_student, refuse_missing, usable_B
 from .world import Context, World, global_row_B, uniform_hash
 
 
 __all__ = [
-    "LOSS_TYPES",
-    "SCOPES",
     "Context",
+    "DIRECTIONS",
+    "Divergence",
+    "LOSS_TYPES",
     "Rollout",
+    "SCOPES",
+    "STATISTICS",
     "Scores",
     "World",
     "aggregate",
+    "agreeing_with_verifier",
+    "as_many_at_random",
     "clipped_surrogate",
     "confidence_and_confusion",
+    "correct_B",
+    "distrusted",
     "drop_lowest",
+    "early_tokens",
+    "enough_margin",
     "even",
+    "explore_then_refine",
+    "extrapolated",
     "finite_B",
+    "floored",
     "global_row_B",
+    "group_calibrated",
+    "group_mean_B",
+    "group_z_B",
+    "highest_weights",
+    "imitate_correct",
     "keep_all",
+    "likely_rows",
     "log_ratio",
+    "margin_shifted",
     "masked_mean_B",
     "masked_sum_B",
-    "mixed",
+    "mean_log_ratio",
     "mean_one_BT",
     "mean_teacher_logp",
-    "random_score",
+    "mixed",
+    "mixed_outcome_B",
+    "mixed_outcomes",
+    "mixture_floor",
+    "nothing",
+    "outcome_margin_B",
+    "over_group_B",
+    "power_difference",
+    "product",
     "reference_kl",
+    "refuse_broken_student",
+    "refuse_missing",
     "row_scale",
     "scope_B",
     "scope_max_B",
     "share_of_max_BT",
     "shuffled_inside_rows",
+    "surprising_or_plausible",
+    "top_share_BT",
+    "trusted",
+    "uncertain_teacher",
     "uniform_hash",
+    "unit_range_BT",
+    "unsure_or_far",
+    "usable_B",
     "window_metrics",
+    "window_quantile",
 ]

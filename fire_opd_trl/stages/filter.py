@@ -1,10 +1,13 @@
 """Stage 3: which trajectories train."""
 
+from collections.abc import Callable
+
 import torch
 
+from .group import mixed_outcome_B, outcome_margin_B
 from .rollout import Rollout
 from .scope import scope_B
-from .world import Context
+from .world import Context, global_row_B, uniform_hash
 
 
 def keep_all(score_B: torch.Tensor, rollout: Rollout, context: Context) -> torch.Tensor:
@@ -43,3 +46,34 @@ def drop_lowest(
     keep_N = torch.empty_like(alive_N)
     keep_N[order_N] = place_N >= drop_G[group_N[order_N]]
     return keep_N[world.own(len(score_B))] & alive_B
+
+
+def enough_margin(
+    score_B: torch.Tensor, rollout: Rollout, context: Context, *, margin: float, statistic: str
+) -> torch.Tensor:
+    """Drop prompts whose correct rows outscore the wrong ones by less than `margin` (Uni-OPD's paper): `keep_B`."""
+    return rollout.alive_B & (outcome_margin_B(score_B, rollout, context.world, statistic) >= margin)
+
+
+def mixed_outcomes(score_B: torch.Tensor, rollout: Rollout, context: Context) -> torch.Tensor:
+    """Drop prompts whose completions are all correct or all wrong (GRPD): `keep_B`."""
+    return rollout.alive_B & mixed_outcome_B(rollout, context.world)
+
+
+def as_many_at_random(
+    score_B: torch.Tensor,
+    rollout: Rollout,
+    context: Context,
+    *,
+    filter: Callable[[torch.Tensor, Rollout, Context], torch.Tensor],
+) -> torch.Tensor:
+    """
+    The control of a filter: as many trajectories of the window survive as under `filter`, but drawn at random among
+    those that have a token, from the window's seed and their global row: `keep_B`.
+    """
+    world, alive_B = context.world, rollout.alive_B
+    kept = world.sum((filter(score_B, rollout, context) & alive_B).sum())
+    draw_B = uniform_hash(context.seed, global_row_B(len(alive_B), world, alive_B.device))
+    draw_N = torch.where(world.gather(alive_B), world.gather(draw_B), 2.0)
+    place_N = draw_N.argsort(stable=True).argsort(stable=True)
+    return alive_B & (place_N < kept)[world.own(len(alive_B))]

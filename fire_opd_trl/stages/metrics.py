@@ -16,6 +16,7 @@ def window_metrics(
     score_B: torch.Tensor,
     weight_BT: torch.Tensor,
     advantage_BT: torch.Tensor,
+    divergence_BT: torch.Tensor | None,
     context: Context,
 ) -> dict[str, float]:
     """
@@ -28,8 +29,9 @@ def window_metrics(
 
     Returns:
         `dict[str, float]`: `rows`, `empty`, `nonfinite_teacher`, `kept_rows`; the shares `keep_ratio`,
-        `kept_token_ratio`, `keep_ratio_finished`, `keep_ratio_truncated`; over usable rows `reverse_kl` (token mean of
-        `log pi_S - log pi_T`, an estimate of KL(student || teacher)) and `teacher_logp` (row mean of the score); over
+        `kept_token_ratio` (tokens of survivors), `active_token_ratio` (tokens with any weight), `keep_ratio_finished`,
+        `keep_ratio_truncated`; over usable rows `reverse_kl` (token mean of `log pi_S - log pi_T`, an estimate of
+        KL(student || teacher)) and `teacher_logp` (row mean of log-probability a token); over
         survivors `weight_max`, `weight_ess` (effective share of tokens, `(sum w)^2 / (n sum w^2)`),
         `advantage_abs`, and, where entropies exist, their means and those of confidence and confusion, both against
         the maximum of the whole window, whatever scope a method takes.
@@ -50,6 +52,7 @@ def window_metrics(
         "weight": weight_BT,
         "weight_squared": weight_BT.square(),
         "advantage_abs": advantage_BT.abs(),
+        "active_tokens": (weight_BT if divergence_BT is None else weight_BT.abs() + divergence_BT.abs()) != 0,
         **{name: masked_sum_B(value_BT, kept_BT) for name, value_BT in entropies.items()},
     }
     if sampled.finished_B is not None:
@@ -71,6 +74,7 @@ def window_metrics(
         "kept_rows": total["kept"],
         "keep_ratio": share(total["kept"], total["usable"]),
         "kept_token_ratio": share(total["kept_tokens"], total["usable_tokens"]),
+        "active_token_ratio": share(total["active_tokens"], total["usable_tokens"]),
         "reverse_kl": share(total["reverse_kl"], total["usable_tokens"]),
         "teacher_logp": share(total["teacher_logp"], total["usable"]),
         "weight_max": largest["weight"],

@@ -1,12 +1,19 @@
-"""Stage 4: how much each token of a surviving trajectory counts: mean 1 inside it, 0 outside the mask."""
+"""Stage 4: how much each token of a surviving trajectory counts; 0 outside the mask."""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
+from .advantage import log_ratio
+from .group import correct_B, group_mean_B, over_group_B
 from .rollout import Rollout, masked_mean_B
 from .scope import scope_max_B
-from .score import Scores
+from .score import Scores, mean_teacher_logp
 from .world import Context, World, global_row_B, uniform_hash
 
+
+Weigh: TypeAlias = Callable[[Rollout, Scores, Context], torch.Tensor]
 
 SMALLEST_MAX = 1e-6  # nats; a window of one-hot distributions has no entropy to normalise by
 
@@ -59,15 +66,81 @@ def confidence_and_confusion(
     return mean_one_BT(weight_BT, rollout.mask_BT)
 
 
-def shuffled_inside_rows(weight_BT: torch.Tensor, rollout: Rollout, context: Context) -> torch.Tensor:
+def likely_rows(rollout: Rollout, scores: Scores, context: Context, *, drop_fraction: float) -> torch.Tensor:
+    """
+    The filter made soft (ours; the paper names a soft filter, Table 6, and does not define it): with the score `s_p`
+    of the least likely trajectory that the filter would keep, and the deviation of the window's scores,
+
+        w(y) = sigmoid((s(y) - s_p) / std s), divided by its mean over the window's trajectories.
+
+    Returns:
+        `torch.Tensor`: `weight_BT`, the same for all tokens of a trajectory; 1 everywhere when nothing would be
+        dropped.
+    """
+    world, alive_B = context.world, rollout.alive_B
+    score_B = mean_teacher_logp(rollout, scores, context)
+    score_N = world.gather(score_B)[world.gather(alive_B)].sort().values
+    drop = int(drop_fraction * len(score_N) + 1e-9)
+    if not drop:
+        return even(rollout, scores, context)
+    spread = score_N.std(correction=0).clamp(min=SMALLEST_MAX)
+    mean = ((score_N - score_N[drop]) / spread).sigmoid().mean()
+    weight_B = ((score_B - score_N[drop]) / spread).sigmoid() / mean
+    return torch.where(rollout.mask_BT, weight_B.unsqueeze(1), 0.0)
+
+
+def early_tokens(rollout: Rollout, scores: Scores, context: Context, *, strength: float) -> torch.Tensor:
+    """
+    Tokens before the disagreement count more (IW-OPD): `w_t = 1 + gamma (1 - F_t)` with the share of the row's
+    disagreement that lies before the token, `F_t = sum_{i<t} |a_i| / (sum_i |a_i| + 1e-8)`. Not normalised.
+
+    Returns:
+        `torch.Tensor`: `weight_BT`, in `[1, 1 + gamma]` and never rising along a row.
+    """
+    apart_BT = log_ratio(rollout, scores, context).abs()
+    before_BT = apart_BT.cumsum(dim=1) - apart_BT
+    passed_BT = before_BT / (apart_BT.sum(dim=1, keepdim=True) + 1e-8)
+    return torch.where(rollout.mask_BT, 1.0 + strength * (1.0 - passed_BT), 0.0)
+
+
+def surprising_or_plausible(rollout: Rollout, scores: Scores, context: Context, *, temperature: float) -> torch.Tensor:
+    """
+    Correct rows that surprise the student, wrong rows that the teacher finds plausible (SCOPE): among the correct rows
+    of a prompt `w ~ PPL_S^(1/tau)`, among its wrong ones `w ~ PPL_T^(-1/tau)`, each with mean 1.
+
+    Returns:
+        `torch.Tensor`: `weight_BT`, the same for all tokens of a trajectory.
+    """
+    world, mask_BT, right_B = context.world, rollout.mask_BT, correct_B(rollout)
+    surprise_B = -masked_mean_B(scores.student_logp_BT, mask_BT)
+    log_weight_B = torch.where(right_B, surprise_B, masked_mean_B(scores.teacher_logp_BT, mask_BT)) / temperature
+    weight_B = torch.zeros_like(log_weight_B)
+    for path_B in (right_B, ~right_B):
+        member_B = rollout.alive_B & path_B
+        top_B = over_group_B(log_weight_B, member_B, rollout, world, "amax")
+        raw_B = torch.where(member_B, log_weight_B - top_B, 0.0).exp()
+        mean_B = group_mean_B(raw_B, member_B, rollout, world)
+        weight_B = torch.where(member_B, raw_B / mean_B.clamp(min=SMALLEST_MAX), weight_B)
+    return torch.where(mask_BT, weight_B.unsqueeze(1), 0.0)
+
+
+def product(rollout: Rollout, scores: Scores, context: Context, *, factors: tuple[Weigh, ...]) -> torch.Tensor:
+    """Several token weights at once: `w_t = prod_i w_it`. Returns `weight_BT`."""
+    return torch.stack([weigh(rollout, scores, context) for weigh in factors]).prod(dim=0)
+
+
+def shuffled_inside_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:
     """
     The same weights, given to the tokens of the same trajectory in a random order: the control that keeps the budget
-    and the distribution of the weights and destroys what they know.
+    and the distribution of the weights and destroys what they know. Two weights of one method are shuffled alike.
+
+    Args:
+        weigh (`Callable`): The weights, `(rollout, scores, context) -> weight_BT`.
 
     Returns:
         `torch.Tensor`: `weight_BT`, in each row a permutation of the row's masked weights.
     """
-    mask_BT = rollout.mask_BT
+    weight_BT, mask_BT = weigh(rollout, scores, context), rollout.mask_BT
     row_B = global_row_B(mask_BT.shape[0], context.world, mask_BT.device)
     number_BT = mask_BT.cumsum(dim=1)  # the token's number among the trained ones: padding never shifts the draw
     draw_BT = torch.where(mask_BT, uniform_hash(context.seed, row_B.unsqueeze(1), number_BT), 2.0)

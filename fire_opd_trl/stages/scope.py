@@ -33,3 +33,16 @@ def scope_max_B(value_BT: torch.Tensor, rollout: Rollout, scope: str, world: Wor
         0, group_N, world.gather(row_max_B), "amax"
     )
     return group_max_G[group_N[world.own(rollout.mask_BT.shape[0])]]
+
+
+def window_quantile(value_BT: torch.Tensor, mask_BT: torch.Tensor, share: float, world: World) -> torch.Tensor:
+    """
+    The value below which `share` of the masked tokens of all ranks lie, linear between neighbours; a scalar, 0 where
+    there is no token. Every token's value travels to every rank: 4 bytes each.
+    """
+    sorted_N = world.gather(value_BT[mask_BT]).sort().values
+    if not len(sorted_N):
+        return value_BT.new_zeros(())
+    place = share * (len(sorted_N) - 1)
+    low, high = sorted_N[int(place)], sorted_N[min(int(place) + 1, len(sorted_N) - 1)]
+    return low + (high - low) * (place - int(place))

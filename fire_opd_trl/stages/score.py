@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .rollout import Rollout, masked_mean_B
-from .world import Context, global_row_B, uniform_hash
+from .world import Context
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Scores:
         teacher_entropy_BT (`torch.Tensor`, *optional*): Entropy of the teacher's next-token distribution.
         student_entropy_BT (`torch.Tensor`, *optional*): Entropy of the student's next-token distribution.
         reference_logp_BT (`torch.Tensor`, *optional*): The same log-probability under a reference model.
+        reverse_kl_BT (`torch.Tensor`, *optional*): KL(student || teacher) of the two next-token distributions.
     """
 
     teacher_logp_BT: torch.Tensor
@@ -27,6 +28,7 @@ class Scores:
     teacher_entropy_BT: torch.Tensor | None = None
     student_entropy_BT: torch.Tensor | None = None
     reference_logp_BT: torch.Tensor | None = None
+    reverse_kl_BT: torch.Tensor | None = None
 
     def only(self, signals: tuple[str, ...]) -> "Scores":
         """The same scores without the signals that nobody reads, so that no fault in them can be felt."""
@@ -48,13 +50,6 @@ def mean_teacher_logp(rollout: Rollout, scores: Scores, context: Context) -> tor
     return masked_mean_B(scores.teacher_logp_BT, rollout.mask_BT)
 
 
-def random_score(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
-    """
-    A uniform random number for each trajectory, from the window's seed and the row's global index: the control for
-    every score that claims to know something.
-
-    Returns:
-        `torch.Tensor`: `score_B`.
-    """
-    row_B = global_row_B(rollout.mask_BT.shape[0], context.world, rollout.mask_BT.device)
-    return uniform_hash(context.seed, row_B)
+def mean_log_ratio(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+    """How much likelier the teacher finds a trajectory than the student, a token: the mean of `a_t`. `score_B`."""
+    return masked_mean_B(scores.teacher_logp_BT - scores.student_logp_BT, rollout.mask_BT)

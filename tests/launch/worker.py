@@ -48,6 +48,11 @@ def frozen_rows(rows: int, holes: bool | str = True) -> dict[str, dict]:
     return frozen
 
 
+def odd_sum(completion_ids, **kwargs) -> list[float]:
+    """A reward that depends on the completion alone, and differs inside most prompts."""
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
 def fsdp2_on_cpu() -> None:
     """accelerate turns FSDP off where there is no GPU, but FSDP2 runs on gloo. Switch it on again, for tests."""
     from accelerate.state import AcceleratorState, PartialState
@@ -73,10 +78,18 @@ def built(case: dict, output_dir: str, **kwargs):
     models = importlib.resources.files("fire_opd_trl.demo") / "models"
     frozen = frozen_rows(case.get("rows", 32), case.get("holes", True))
 
+    generations = case.get("generations", 1)
+    texts = list(frozen)
+
     def rollout(prompts, trainer):
-        rows = [frozen[text] for text in prompts]
+        # The n-th completion of a prompt is that of the n-th row from its own on: groups differ inside.
+        seen = {text: 0 for text in prompts}
+        rows = []
+        for text in prompts:
+            rows.append(frozen[texts[texts.index(text) + seen[text]]])
+            seen[text] += 1
         return {
-            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "prompt_ids": [frozen[text]["prompt_ids"] for text in prompts],
             "completion_ids": [row["completion_ids"] for row in rows],
             "logprobs": None,
         }
@@ -89,6 +102,7 @@ def built(case: dict, output_dir: str, **kwargs):
     args = FiReOPDConfig(
         output_dir,
         method=case.get("method", "fire"),
+        num_generations=generations,
         use_cpu=True,
         bf16=False,
         optim=case.get("optim", "sgd"),
@@ -120,9 +134,10 @@ def built(case: dict, output_dir: str, **kwargs):
         model=str(models / case.get("student", "student")),
         teacher_model=case.get("teacher") or str(models / case.get("demo_teacher", "teacher")),
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": text} for text in frozen]),
+        train_dataset=Dataset.from_list([{"prompt": text} for text in texts[::generations]]),
         peft_config=peft_config,
         rollout_func=None if case.get("sample") else rollout,
+        **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
         **kwargs,
     )
     return trainer

@@ -1,0 +1,113 @@
+"""Intervals over seeds, paired by seed, and what may be concluded from many of them. Numbers in, numbers out."""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+
+LEVEL = 0.05
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function `I_x(a, b)`, by its continued fraction (modified Lentz)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only on the other side
+        return 1 - incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    tiny = 1e-300
+    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
+    value = d
+    for m in range(1, 300):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for numerator in (even, odd):
+            d = 1 / _not_zero(1 + numerator * d, tiny)
+            c = _not_zero(1 + numerator / c, tiny)
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * value / a
+
+
+def _not_zero(value: float, tiny: float) -> float:
+    return value if abs(value) > tiny else tiny
+
+
+def t_two_sided(t: float, df: int) -> float:
+    """Probability that a Student t variable with `df` degrees of freedom is at least as far from 0 as `t`."""
+    return incomplete_beta(df / 2, 0.5, df / (df + t * t))
+
+
+def t_quantile(df: int, level: float = LEVEL) -> float:
+    """The `t` at which `t_two_sided(t, df)` is `level`: half the width of an interval, in standard errors."""
+    low, high = 0.0, 1.0
+    while t_two_sided(high, df) > level:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_two_sided(middle, df) > level else (low, middle)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    A mean over seeds.
+
+    Args:
+        mean (`float`): The mean.
+        half_width (`float`, *optional*): Half the 95 % interval; `None` where the seeds cannot tell.
+        p (`float`, *optional*): Two-sided probability of a mean this far from 0 if it were 0.
+        n (`int`): Number of seeds.
+    """
+
+    mean: float
+    half_width: float | None
+    p: float | None
+    n: int
+
+
+def estimate(values: list[float]) -> Estimate:
+    """
+    Mean of `values` with its t-interval, `mean +- t sd / sqrt(n)`.
+
+    One value has no spread to judge by. Nor have equal values other than 0: that a few seeds agree to the last digit
+    is chance, and an interval of width 0 would claim certainty. Values that are all 0 are no difference, exactly.
+    """
+    n, mean = len(values), fmean(values)
+    if not any(values):
+        return Estimate(0.0, 0.0 if n > 1 else None, 1.0 if n > 1 else None, n)
+    error = stdev(values) / math.sqrt(n) if n > 1 else 0.0
+    if error <= 1e-12 * abs(mean):
+        return Estimate(mean, None, None, n)
+    return Estimate(mean, t_quantile(n - 1) * error, t_two_sided(mean / error, n - 1), n)
+
+
+def paired(ours: dict[int, float], theirs: dict[int, float]) -> Estimate | None:
+    """The mean difference `ours - theirs` over the seeds that both have; `None` without any."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    return estimate([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """
+    Holm's adjustment: to call those at most 0.05 different is wrong for any of them in at most 5 % of tables.
+
+    The smallest of `m` is multiplied by `m`, the next by `m - 1`, and so on; none may end below an earlier one.
+    """
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def band(curves: list[list[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Mean, lower and upper end at each point of several curves; where the seeds cannot tell, all three are equal."""
+    points = [estimate(list(values)) for values in zip(*curves, strict=True)]
+    return (
+        [point.mean for point in points],
+        [point.mean - (point.half_width or 0.0) for point in points],
+        [point.mean + (point.half_width or 0.0) for point in points],
+    )

@@ -1,0 +1,98 @@
+"""What a model's forward can show beside the sampled token's log-probability, without a second forward."""
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+
+class Observer(Protocol):
+    """Looks at the hidden states of a forward, `[B, T, H]` at the completion's positions, and at its head."""
+
+    def __call__(self, hidden_BTH: torch.Tensor, head: "Head", logp_BT: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass
+class ObservedOutput(FusedCausalLMOutput):
+    """The fused head's output, with what was seen: wrappers of the model must know every tensor that it returns."""
+
+    observed: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class Head:
+    """The last linear layer of a model and what follows it: `softcap(scale (W h + b)) / temperature`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+    width: int
+    float32: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, float32: bool = False) -> "Head":
+        config, layer = model.config.get_text_config(), model.get_output_embeddings()
+        # The names under which TRL's fused head reads a multiplier of the logits; absent and None mean 1.
+        names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+        scale = next((getattr(config, n) for n in names if getattr(config, n, None) is not None), None)
+        if scale is None and getattr(config, "logits_scaling", None) is not None:
+            scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+        weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (layer.weight, layer.bias))
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(weight, bias, 1.0 if scale is None else scale, softcap, config.hidden_size, float32)
+
+    def logits(self, raw: torch.Tensor, temperature: float) -> torch.Tensor:
+        """What the raw products become."""
+        raw = raw * self.scale
+        return (raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)) / temperature
+
+
+def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
+    """Let a model with a fused head be observed (see `observed`). Before it is wrapped."""
+    fused = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` reads the signature
+    def forward(self, *args, **kwargs):
+        observer: tuple[Observer, int] | None = self.observer
+        if observer is None or not kwargs.get("fused_lm_head"):
+            return fused(*args, **kwargs)
+        observe, width = observer
+        states: list[torch.Tensor] = []
+        hook = self.base_model.register_forward_hook(lambda module, _, output: states.append(output.last_hidden_state))
+        try:
+            output = fused(*args, **kwargs)
+        finally:
+            hook.remove()
+        hidden_BTH, logp_BT = states[-1][:, :-1][:, -width:], output.log_probs[:, -width:]
+        exact = torch.autocast(hidden_BTH.device.type, enabled=False) if float32 else nullcontext()
+        with exact:
+            head = Head.of(self, float32)
+            hidden_BTH = hidden_BTH.to(head.weight.device, torch.float32 if float32 else hidden_BTH.dtype)
+            self.seen = observe(hidden_BTH, head, logp_BT)
+        return ObservedOutput(**output, observed=self.seen)
+
+    model.observer = model.seen = None
+    model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def observed(model: PreTrainedModel, observer: Observer | None, width: int) -> Iterator[PreTrainedModel]:
+    """For one forward, `observer` sees the `width` completion positions; the result lies in `model.seen`."""
+    model.observer, model.seen = observer and (observer, width), None
+    try:
+        yield model
+    finally:
+        model.observer = model.seen = None
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The model itself, inside an adapter's wrapper if it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,34 @@
+"""What must hold of rollout and scores before any stage reads them."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .rollout import Rollout
+from .score import Scores, finite_B
+from .world import World
+
+
+def usable_B(rollout: Rollout, scores: Scores, signals: Sequence[str]) -> torch.Tensor:
+    """Rows in which everything that a method reads of the teacher is finite, `[B]`."""
+    read = [vars(scores)[name] for name in signals if not name.startswith("student")]
+    return torch.stack([finite_B(value_BT, rollout.mask_BT) for value_BT in read]).all(dim=0)
+
+
+def refuse_missing(name: str, record: Rollout | Scores, fields: Sequence[str]) -> None:
+    """A signal that is absent is an error; falling back to another method in silence would be worse."""
+    if missing := [field for field in fields if vars(record)[field] is None]:
+        where = "`scores` lacks" if isinstance(record, Scores) else "`rollout` lacks"
+        raise ValueError(f"method={name!r} reads {', '.join(missing)}, which {where}. Compute and pass it.")
+
+
+def refuse_broken_student(rollout: Rollout, scores: Scores, signals: Sequence[str], world: World) -> None:
+    """A student that answers NaN is lost; all ranks stop alike, before anything is updated."""
+    read = [vars(scores)[name] for name in signals if name.startswith("student")]
+    broken = torch.stack([~finite_B(value_BT, rollout.mask_BT) for value_BT in read]).any(dim=0).sum()
+    if count := int(world.sum(broken)):
+        raise FloatingPointError(
+            f"The student's own log-probabilities or entropies are NaN or infinite in {count} trajectories. Its "
+            "weights have probably diverged: resume from the last checkpoint with a lower learning_rate, or check the "
+            "precision."
+        )
