@@ -10,7 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from trl.kernels import chunked_divergence, chunked_logprob
 from trl.trainer.utils import FusedCausalLMOutput
+
+
+LARGEST_TILE = 2**23  # numbers of a temporary: 32 MB in float32
 
 
 class Observer(Protocol):
@@ -51,8 +55,19 @@ class Head:
 
     def logits(self, raw: torch.Tensor, temperature: float) -> torch.Tensor:
         """What the raw products become."""
-        raw = raw * self.scale
-        return (raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)) / temperature
+        raw = raw if self.scale == 1 else raw * self.scale
+        raw = raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+        return raw if temperature == 1 else raw / temperature
+
+
+def bound_tiles(model: PreTrainedModel) -> None:
+    """
+    TRL's kernels work on tiles of 4096 tokens x 32768 columns. Without Triton their torch version makes about ten
+    temporaries of a tile, 5 GB, more than the logits of a small batch: there, tiles of 32 MB.
+    """
+    columns = min(model.config.get_text_config().vocab_size, chunked_divergence.VOCAB_CHUNK_SIZE)
+    tokens = 4096 if chunked_logprob._use_triton(model.device) else max(64, min(4096, LARGEST_TILE // columns))
+    chunked_logprob.TOKEN_CHUNK_SIZE = chunked_divergence.TOKEN_CHUNK_SIZE = tokens
 
 
 def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
@@ -61,6 +76,7 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self, *args, **kwargs):
+        bound_tiles(self)
         observer: tuple[Observer, int] | None = self.observer
         if observer is None or not kwargs.get("fused_lm_head"):
             return fused(*args, **kwargs)

@@ -13,11 +13,8 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .batches import Batch
-from .heads import Head, Observer
+from .heads import LARGEST_TILE, Head, Observer
 from .stages import Divergence
-
-
-LARGEST_TILE = 2**24  # numbers of a temporary: 64 MB in float32
 
 
 # What is seen of the teacher

@@ -420,6 +420,14 @@ def test_a_filter_of_ones_own_cannot_bring_back_an_empty_or_broken_row(method):
     assert (~signal.keep_B).nonzero().flatten().tolist() == [2, 3]
 
 
+def test_a_filter_of_ones_own_sees_no_score_of_a_broken_row():
+    rollout, scores = window()
+    seen = []
+    method = replace(METHODS["opd"](), filter=lambda score_B, usable, context: seen.append(score_B) or usable.alive_B)
+    distil(rollout, with_value(scores, "teacher_logp_BT", 3, 0, NAN), method, CONTEXT)
+    assert torch.isfinite(seen[0]).all() and seen[0][3] == 0 and (seen[0] != 0).sum() == 39
+
+
 # Identities
 
 

@@ -94,6 +94,10 @@ def built(case: dict, output_dir: str, **kwargs):
             "logprobs": None,
         }
 
+    rows = [{"prompt": text, "teacher_id": "ab"[row % 2]} for row, text in enumerate(texts[::generations])]
+    teacher = case.get("teacher") or str(models / case.get("demo_teacher", "teacher"))
+    if case.get("two_teachers"):  # of different widths: the second is the student itself
+        teacher = {"a": teacher, "b": str(models / "student")}
     peft_config = None
     if case.get("lora"):
         from peft import LoraConfig
@@ -132,9 +136,9 @@ def built(case: dict, output_dir: str, **kwargs):
     )
     trainer = FiReOPDTrainer(
         model=str(models / case.get("student", "student")),
-        teacher_model=case.get("teacher") or str(models / case.get("demo_teacher", "teacher")),
+        teacher_model=teacher,
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": text} for text in texts[::generations]]),
+        train_dataset=Dataset.from_list(rows),
         peft_config=peft_config,
         rollout_func=None if case.get("sample") else rollout,
         **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
