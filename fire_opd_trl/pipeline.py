@@ -15,6 +15,7 @@ from .stages import (
     log_ratio,
     mean_teacher_logp,
     refuse_broken_student,
+    refuse_misshapen,
     refuse_missing,
     usable_B,
     window_metrics,
@@ -95,11 +96,15 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
 
     usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
     score_B = method.score(usable, scores, context)
-    keep_B = method.filter(score_B, usable, context) & usable.alive_B
-    kept = usable.only(keep_B)
+    keep_B = method.filter(score_B, usable, context)
+    refuse_misshapen(method.name, rollout, score=score_B, filter=keep_B)
+    kept = usable.only(keep_B.bool())
     weight_BT = method.reweight(kept, scores, context)
-    advantage_BT = weight_BT * method.advantage(kept, scores, context)
+    raw_BT = method.advantage(kept, scores, context)
     divergence_BT = method.divergence.weight(kept, scores, context) if method.divergence else None
 
+    refuse_misshapen(method.name, rollout, reweight=weight_BT, advantage=raw_BT, divergence=divergence_BT)
+    advantage_BT = weight_BT * raw_BT
+
     metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, divergence_BT, context)
-    return Signal(keep_B, weight_BT, advantage_BT, metrics, divergence_BT)
+    return Signal(kept.alive_B, weight_BT, advantage_BT, metrics, divergence_BT)

@@ -41,7 +41,7 @@ from .select import (
     unit_range_BT,
     unsure_or_far,
 )
-from .soundness import refuse_broken_student, refuse_missing, usable_B
+from .soundness import refuse_broken_student, refuse_misshapen, refuse_missing, usable_B
 from .world import Context, World, global_row_B, uniform_hash
 
 
@@ -96,6 +96,7 @@ __all__ = [
     "product",
     "reference_kl",
     "refuse_broken_student",
+    "refuse_misshapen",
     "refuse_missing",
     "row_scale",
     "scope_B",

@@ -17,9 +17,21 @@ def usable_B(rollout: Rollout, scores: Scores, signals: Sequence[str]) -> torch.
 
 def refuse_missing(name: str, record: Rollout | Scores, fields: Sequence[str]) -> None:
     """A signal that is absent is an error; falling back to another method in silence would be worse."""
-    if missing := [field for field in fields if vars(record)[field] is None]:
+    if missing := [field for field in fields if vars(record).get(field) is None]:
         where = "`scores` lacks" if isinstance(record, Scores) else "`rollout` lacks"
         raise ValueError(f"method={name!r} reads {', '.join(missing)}, which {where}. Compute and pass it.")
+
+
+def refuse_misshapen(name: str, rollout: Rollout, **outputs: torch.Tensor | None) -> None:
+    """A stage of one's own that returns another shape than it must would broadcast, or fail far from here."""
+    rows, tokens = rollout.mask_BT.shape
+    for stage, value in outputs.items():
+        wanted = (rows,) if stage in ("score", "filter") else (rows, tokens)
+        if value is not None and tuple(value.shape) != wanted:
+            raise ValueError(
+                f"method={name!r}: {stage} returned a tensor of shape {tuple(value.shape)}. It must be {wanted}: one "
+                f"value for each {'trajectory' if len(wanted) == 1 else 'token of each trajectory'}."
+            )
 
 
 def refuse_broken_student(rollout: Rollout, scores: Scores, signals: Sequence[str], world: World) -> None:
