@@ -82,6 +82,17 @@ def test_a_name_means_one_setting_and_a_setting_has_one_name():
     assert len(set(files)) == len(files) and all(re.fullmatch(r"[a-z0-9.=_-]+", file.name) for file in files)
 
 
+def test_a_preset_may_be_called_by_its_short_name():
+    parse = main.build_parser().parse_args
+    assert [parse(["--preset", name]).preset for name in ("table5", "paper-table5", "smoke")] == [
+        "paper-table5",
+        "paper-table5",
+        "smoke",
+    ]
+    with pytest.raises(SystemExit):
+        parse(["--preset", "table9"])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_holds_what_its_arms_are_compared_with(name):
     arms = selected(PRESETS[name])

@@ -236,3 +236,17 @@ def test_evaluation_of_a_full_divergence_reports_the_reverse_kl(tmp_path):
         metrics = trainer.evaluate()
         assert metrics["eval_loss"] > 0 and metrics["eval_fire/keep_ratio"] == 1.0
         assert trainer.window.taught == ()  # no hidden state outlives its window
+
+
+@pytest.mark.parametrize("fp32_head", [False, True])
+@pytest.mark.parametrize("method", ["tip", "opd_full", "eopd"])
+def test_divergences_in_bfloat16_are_near_those_in_float32(method, fp32_head, tmp_path):
+    kwargs = {"threshold": 0.0, "top_k": 4} if method == "eopd" else {}
+    losses = {}
+    for name in ("float32", "bfloat16"):
+        case = {"batch": 16, "accumulation": 2, "max_steps": 1, "method": method, "bf16": name == "bfloat16"}
+        config = {"method_kwargs": kwargs, "cast_lm_head_to_fp32": fp32_head}
+        trainer = built({**case, "config": config}, str(tmp_path / name))
+        trainer.train()
+        (losses[name],) = [log["fire/divergence"] for log in trainer.state.log_history if "grad_norm" in log]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05) and losses["float32"] > 0.05

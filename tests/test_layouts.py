@@ -29,6 +29,9 @@ OTHERS = {
     "tropd": {"method": "tropd", "config": {"method_kwargs": {"top_k": 4}}},
     **{name: {"method": name, **GROUP} for name in ("uni_opd", "gc_opd", "scope", "opdvr")},
     "tip, two teachers": {"method": "tip", "two_teachers": True},
+    # At the 0.1 of fire's LoRA test TIP's first steps are so large that rounding grows to 4e-6.
+    "tip, LoRA": {"method": "tip", "lora": True, "learning_rate": 0.03},
+    "fire_full, gradient checkpointing": {"method": "fire_full", "gradient_checkpointing": True},
     "tip, two optimizer steps per window": {"method": "tip", "two_steps": True},
 }
 # What tells whole distributions apart has other collectives than the sampled token: the head is gathered in a kernel.
@@ -138,10 +141,11 @@ def test_every_method_trains_alike_on_two_ranks(launcher, name, others, on_two_r
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_method_moves_the_student_and_differs_from_opd(name, others, references, tmp_path):
-    start = built({"batch": 32, "accumulation": 1}, str(tmp_path)).model.state_dict()
+    start = built({**OTHERS[name], "batch": 32, "accumulation": 1}, str(tmp_path)).model.state_dict()
     end, opd = others(name)["parameters"], references["opd"]["parameters"]
     assert max((end[n] - start[n]).abs().max().item() for n in end) > 1e3 * TOLERANCE
-    assert max((end[n] - opd[n]).abs().max().item() for n in end) > 1e2 * TOLERANCE
+    if end.keys() == opd.keys():  # LoRA's are others
+        assert max((end[n] - opd[n]).abs().max().item() for n in end) > 1e2 * TOLERANCE
 
 
 def test_every_method_has_a_layout_here():

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole = parser.add_argument
-    whole("--preset", choices=list(PRESETS), default="all", help="which arms (default: all)")
+    whole("--preset", type=preset_name, choices=list(PRESETS), default="all", help="which arms (default: all)")
     whole("--methods", help="arms by name, separated by commas, in place of those of the preset")
     whole("--seeds", type=int, help="seeds of each arm (default: the preset's, mostly 8)")
     whole("--reward_seeds", type=int, help="seeds of arms with several completions a prompt (default: at most 5)")
@@ -38,6 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     whole("--only_report", action="store_true", help="run nothing; report on the runs that there are")
     whole("--overwrite", action="store_true", help="throw away the runs of these arms, and run them again")
     return parser
+
+
+def preset_name(name: str) -> str:
+    """`table5` is `paper-table5`."""
+    return f"paper-{name}" if f"paper-{name}" in PRESETS else name
 
 
 def main(argv: list[str] | None = None) -> int:

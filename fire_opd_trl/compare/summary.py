@@ -90,7 +90,7 @@ def row_of(arm: Arm, by_arm: dict[str, dict[int, Run]]) -> Row:
         to_control=paired(after, values(arm.control, "after")),
         cost=fmean(ratios) if ratios else None,
         kept=mean("kept_token_ratio"),
-        advantage=mean("advantage_abs"),
+        advantage=mean("advantage_abs") or None,  # 0 where there is no policy gradient
         length=(fmean(first for first, _ in lengths), fmean(last for _, last in lengths)) if lengths else None,
         curve=(
             [step for step, _ in next(iter(runs.values()))["curve"]],

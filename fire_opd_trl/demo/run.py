@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
 
-    from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, __version__
+    from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer, __version__
     from fire_opd_trl.demo import task
     from fire_opd_trl.report.curves import learning_curve
 
@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         args=FiReOPDConfig(
             str(options.output_dir),
             method=options.method,
+            num_generations=4 if "group_B" in METHODS[options.method]().needs else 1,
             max_steps=options.steps,
             seed=options.seed,
             use_cpu=True,
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             "train", options.steps * settings["per_device_train_batch_size"], seed=options.seed
         ),
         processing_class=tokenizer,
-        reward_funcs=[task.exact_match],  # only logged
+        reward_funcs=[task.exact_match],  # logged, and read by the methods of rewards
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)

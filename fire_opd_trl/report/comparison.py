@@ -33,7 +33,8 @@ mean equal, and `–` is for a single seed, or seeds that agree to the last digi
 are not corrected, so that one may leave out 0 beside a *no*. A *random control* drops or weights as much as its method
 does, but at random: what a method gains over it, it gains by knowing something. `s/step` is CPU time on one thread
 relative to `opd`, without the first two steps and without measuring; for SFT it includes what the teacher writes.
-Lengths are tokens in the first and the last five steps.
+Kept tokens are those with any weight; a method without policy gradient has no advantage. Lengths are tokens in the
+first and the last five steps.
 
 One small task with tiny models: which method is best here need not be the best for a language model.
 """

@@ -73,6 +73,10 @@ def learning_curves(rows: list[Row], path: Path) -> list[Path]:
             axes.set_visible(number < len(panels))
             if number + columns >= len(panels):  # nothing below it
                 axes.xaxis.set_tick_params(labelbottom=True)
+        means = [share for row in by_name.values() if row.curve for share in row.curve[1]]
+        grid[0, 0].set_ylim(
+            max(0.0, min(means) - 0.08), min(1.0, max(means) + 0.08)
+        )  # two seeds make bands of any size
         figure.supxlabel("update", fontsize=10)
         figure.supylabel("held-out exact match, %", fontsize=10)
         order = ("method of the panel", "compared with: opd, or as named", "its random control")

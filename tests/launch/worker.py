@@ -108,7 +108,7 @@ def built(case: dict, output_dir: str, **kwargs):
         method=case.get("method", "fire"),
         num_generations=generations,
         use_cpu=True,
-        bf16=False,
+        bf16=case.get("bf16", False),
         optim=case.get("optim", "sgd"),
         learning_rate=case.get("learning_rate", 0.003),
         lr_scheduler_type="constant",
