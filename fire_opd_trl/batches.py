@@ -110,7 +110,7 @@ def rollout_of(
     reward_B = None
     if reward_BF is not None:
         reward_B = (reward_BF * reward_weights.to(reward_BF.device)).nansum(dim=1)
-        mask_BT = mask_BT & ~reward_BF.isnan().all(dim=1, keepdim=True)
+        mask_BT = mask_BT & (~reward_BF.isnan().all(dim=1) & reward_B.isfinite()).unsqueeze(1)
     last_B = (batch["completion_mask"].sum(dim=1, keepdim=True) - 1).clamp(min=0)
     return Rollout(
         mask_BT,
@@ -173,7 +173,8 @@ class StandStill(TrainerCallback):
         if self.empty_windows == self.patience:
             raise RuntimeError(
                 f"step {step}: nothing was left to train on in {self.patience} windows in a row: see fire/empty, "
-                "fire/nonfinite_teacher. Look at the completions with log_completions=True."
+                "fire/nonfinite_teacher, and fire/keep_ratio for what the filter left. Look at the completions with "
+                "log_completions=True."
             )
 
     def hold(self, groups: list[dict[str, Any]]) -> None:

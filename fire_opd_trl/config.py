@@ -210,14 +210,9 @@ class FiReOPDConfig(GRPOConfig):
         for name in ("teacher_model_init_kwargs", "method_kwargs"):
             refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
         self._refuse_wrong_combinations()
-        method = self.build_method()
-        needs_group = "group_B" in method.needs and self.num_generations < 2
-        refuse_unless(
-            not needs_group,
-            self,
-            "num_generations",
-            f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8.",
-        )
+        group = f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8."
+        alone = "group_B" in self.build_method().needs and self.num_generations < 2
+        refuse_unless(not alone, self, "num_generations", group)
         self._warn_of_what_has_no_effect()
 
     def build_method(self) -> Method:

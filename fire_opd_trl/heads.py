@@ -51,7 +51,8 @@ class Head:
             scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
         weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (layer.weight, layer.bias))
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(weight, bias, 1.0 if scale is None else scale, softcap, config.hidden_size, float32)
+        width = getattr(weight, "ds_shape", weight.shape)[1]  # of a head that ZeRO-3 has partitioned
+        return cls(weight, bias, 1.0 if scale is None else scale, softcap, width, float32)
 
     def logits(self, raw: torch.Tensor, temperature: float) -> torch.Tensor:
         """What the raw products become."""

@@ -23,6 +23,7 @@ from .stages import (
     drop_lowest,
     early_tokens,
     enough_margin,
+    even,
     explore_then_refine,
     extrapolated,
     floored,
@@ -37,8 +38,8 @@ from .stages import (
     mixture_floor,
     nothing,
     power_difference,
-    product,
     shuffled_inside_rows,
+    shuffled_over_rows,
     surprising_or_plausible,
     trusted,
     uncertain_teacher,
@@ -52,15 +53,17 @@ INF = float("inf")
 
 
 def refuse_outside(name: str, value: float, low: float, high: float, example: float) -> None:
-    """A number must lie in `[low, high]`."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value}: give a number from {low} to {high}, for example {example}.")
+    """A number must be one, whole where the example is, and lie in `[low, high]`."""
+    kind = int if isinstance(example, int) else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        what = "a whole number" if isinstance(example, int) else "a number"
+        raise ValueError(f"{name}={value!r}: give {what} from {low} to {high}, for example {example}.")
 
 
-def refuse_other(name: str, value: str, names: tuple[str, ...]) -> None:
+def refuse_other(name: str, value: str | bool, names: tuple) -> None:
     """A choice must be one of `names`."""
-    if value not in names:
-        raise ValueError(f"{name}={value!r} is unknown. Use one of: {', '.join(names)}.")
+    if value not in names or type(value) is not type(names[0]):
+        raise ValueError(f"{name}={value!r} is unknown. Use one of: {', '.join(map(str, names))}.")
 
 
 # The paper and its own ablations
@@ -105,11 +108,9 @@ def fire(
         tokens (`str`): `"soft"` weighs them; `"hard"` keeps those of the highest weight (Table 6; ours as well).
         keep_tokens (`float`): With hard tokens, the share of each trajectory that is kept, in (0, 1].
     """
-    if not 0 <= drop_fraction < 1:
-        raise ValueError(f"drop_fraction={drop_fraction}: give a share in [0, 1), for example 0.2; 0 keeps every row.")
-    for name, value in (("confidence", confidence), ("confusion", confusion)):
-        if not 0 <= value < INF:
-            raise ValueError(f"{name}={value}: give a finite number of at least 0; 0 switches this factor off.")
+    refuse_outside("drop_fraction", drop_fraction, 0, 1 - 1e-9, 0.2)
+    refuse_outside("confidence", confidence, 0, 1e9, 1.0)
+    refuse_outside("confusion", confusion, 0, 1e9, 1.0)
     refuse_other("scope", scope, SCOPES)
     refuse_other("rows", rows, ("hard", "soft"))
     refuse_other("tokens", tokens, ("hard", "soft"))
@@ -124,13 +125,12 @@ def fire(
     reweight: Callable = partial(confidence_and_confusion, confidence=confidence, confusion=confusion, scope=scope)
     if tokens == "hard":
         reweight = partial(highest_weights, weigh=reweight, keep=keep_tokens)
-    if rows == "soft":
-        reweight = partial(product, factors=(reweight, partial(likely_rows, drop_fraction=drop_fraction)))
     return Method(
         "fire",
         signals=(*PAIR, *entropies),
         filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else keep_all,
         reweight=reweight,
+        row_weight=partial(likely_rows, drop_fraction=drop_fraction) if rows == "soft" else None,
     )
 
 
@@ -207,9 +207,10 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
         s_t = h + d - h d; keep the floor(keep |y|) highest of each trajectory (at least one);
         minimise the mean of KL(pi_theta || pi_T) over the full vocabulary on the kept tokens.
 
-    Defaults: half of the tokens (Eq. 8). Source: the paper; its repository has no such selector. With `full=False` the
-    kept tokens follow the sampled-token gradient of `opd` instead, and `tip(keep=1, full=False)` is `opd`;
-    `tip(keep=1)` is `opd_full`.
+    Defaults: half of the tokens (Eq. 8). Source: the paper; its repository has no such selector. A trajectory's kept
+    tokens weigh as much as all of them would, so that `loss_type` keeps its meaning; the paper's mean over all kept
+    tokens is that of `loss_type="dapo"` up to the rounding of K. With `full=False` the kept tokens follow the
+    sampled-token gradient of `opd` instead, and `tip(keep=1, full=False)` is `opd`; `tip(keep=1)` is `opd_full`.
 
     Args:
         keep (`float`): Share of a trajectory's tokens, in (0, 1].
@@ -218,6 +219,7 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
     """
     refuse_outside("keep", keep, 1e-9, 1, 0.5)
     refuse_outside("clip_quantile", clip_quantile, 1e-9, 1, 0.98)
+    refuse_other("full", full, (True, False))
     chosen = partial(unsure_or_far, keep=keep, clip_quantile=clip_quantile)
     method = Method("tip", signals=(*PAIR, "student_entropy_BT", "reverse_kl_BT"), reweight=chosen)
     return replace(method, advantage=nothing, divergence=Divergence(weight=chosen)) if full else method
@@ -230,7 +232,8 @@ def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
         policy gradient of a_t  +  alpha 1[H_T(t) > tau] sum_{v in top-k of pi_T} pi_T(v) log(pi_T(v) / pi_theta(v)).
 
     Defaults: tau = 0.8 nats, k = 16; alpha = `coef` = 1 is an assumption. As described in an audit that quotes the
-    authors' code; added, not switched to, and divided by all tokens, not by those above tau. `eopd(coef=0)` is `opd`.
+    authors' code; added, not switched to, and divided by all tokens (`loss_type="dapo"`), not by those above tau.
+    `eopd(coef=0)` is `opd`.
     """
     refuse_outside("threshold", threshold, 0, 1e3, 0.8)
     refuse_outside("top_k", top_k, 1, 1024, 16)
@@ -274,8 +277,9 @@ def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both
         every token of a correct row: A_t = a_t + s/2; of a wrong row: A_t = a_t - s/2.
 
     Defaults: the authors' recipe (margin 0.4 between means, both directions); `calibrate="mask"` with
-    `statistic="minmax"` is the paper's text, which drops such prompts. Source: code; greedy masking and balancing of
-    the data are left out. Needs rewards (above 0: correct) and several generations. `uni_opd(-inf)` is `opd`.
+    `statistic="minmax"` is the paper's text, which drops such prompts. Source: code; its greedy masking, its mask of
+    tokens with |a_t| >= 10 and its balancing of the data are left out. Needs rewards (above 0: correct) and several
+    generations. `uni_opd(-inf)` is `opd`.
 
     Args:
         margin (`float`): The margin wanted, in nats a token.
@@ -356,12 +360,14 @@ def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
         correct rows: A_t = w, w ~ PPL_S^(1/tau);   wrong rows: A_t = w a_t, w ~ PPL_T^(-1/tau);
 
     the weights of each path have mean 1 inside the prompt (the code; 1 in sum in the paper). Default: tau =
-    `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round.
+    `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round;
+    here both paths go through the clipped surrogate and one mean, in the code the likelihood has a mean of its own.
     Needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
     `scope(inf, imitate=False)` is `opd`.
     """
     refuse_outside("temperature", temperature, 1e-9, INF, 1.0)
-    method = Method("scope", reweight=partial(surprising_or_plausible, temperature=temperature), needs=OUTCOMES)
+    refuse_other("imitate", imitate, (True, False))
+    method = Method("scope", row_weight=partial(surprising_or_plausible, temperature=temperature), needs=OUTCOMES)
     return replace(method, advantage=imitate_correct) if imitate else method
 
 
@@ -376,6 +382,7 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
     or all wrong, and needs several generations. Needs rewards. `opdvr(conflict=1)` is `opd`.
     """
     refuse_outside("conflict", conflict, 0, 1e3, 0.0)
+    refuse_other("group", group, (True, False))
     return Method(
         "opdvr",
         filter=mixed_outcomes if group else keep_all,
@@ -430,20 +437,32 @@ CONTROLS = ("none", "filter", "tokens", "both")
 
 def control(method: Method, what: str = "both") -> Method:
     """
-    The random control of any method, at its own budget: as many trajectories survive as under its filter, but drawn at
-    random; token weights, and those of a divergence, keep their values and change places inside each trajectory. What
-    a method gains over this it gains by knowing something.
+    The random control of any method that selects or weighs, at its own budget: of each window as many trajectories
+    survive as under its filter, but drawn at random, and weights of trajectories change places; token weights, and
+    those of a divergence, keep their values and change places inside each trajectory. What a method gains over this it
+    gains by knowing something.
 
     Args:
         method ([`Method`]): The method.
         what (`str`): What becomes random: the `"filter"`, the `"tokens"`, `"both"`, or `"none"` of it.
     """
     refuse_other("control", what, CONTROLS)
+    if what == "none":
+        return method
+    divergence, changed = method.divergence, method
     if what in ("filter", "both") and method.filter is not keep_all:
-        method = replace(method, filter=partial(as_many_at_random, filter=method.filter))
-    if what in ("tokens", "both"):
-        method = replace(method, reweight=partial(shuffled_inside_rows, weigh=method.reweight))
-        if method.divergence:
-            shuffled = partial(shuffled_inside_rows, weigh=method.divergence.weight)
-            method = replace(method, divergence=replace(method.divergence, weight=shuffled))
-    return method if what == "none" else replace(method, name=f"{method.name}, random {what}")
+        changed = replace(changed, filter=partial(as_many_at_random, filter=method.filter))
+    if what in ("filter", "both") and method.row_weight:
+        changed = replace(changed, row_weight=partial(shuffled_over_rows, weigh=method.row_weight))
+    if what in ("tokens", "both") and (method.reweight is not even or (divergence and divergence.weight is not even)):
+        changed = replace(changed, reweight=partial(shuffled_inside_rows, weigh=method.reweight))
+        if divergence:
+            shuffled = partial(shuffled_inside_rows, weigh=divergence.weight)
+            changed = replace(changed, divergence=replace(divergence, weight=shuffled))
+    if changed is method:
+        parts = {"filter": "trajectory", "tokens": "token", "both": "trajectory or token"}
+        raise ValueError(
+            f"control={what!r} has nothing to randomise: {method.name!r} selects and weighs no {parts[what]}. Leave "
+            "control at 'none'."
+        )
+    return replace(changed, name=f"{method.name}, random {what}")

@@ -15,8 +15,8 @@ from .stages import (
     log_ratio,
     mean_teacher_logp,
     refuse_broken_student,
-    refuse_misshapen,
     refuse_missing,
+    sound,
     usable_B,
     window_metrics,
 )
@@ -33,6 +33,7 @@ class Method:
         score (`Callable`): `(rollout, scores, context) -> score_B`, one number for each trajectory.
         filter (`Callable`): `(score_B, rollout, context) -> keep_B`, which trajectories train.
         reweight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much each of their tokens counts.
+        row_weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_B`, how much a trajectory counts.
         advantage (`Callable`): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
@@ -44,6 +45,7 @@ class Method:
     score: Callable[[Rollout, Scores, Context], torch.Tensor] = mean_teacher_logp
     filter: Callable[[torch.Tensor, Rollout, Context], torch.Tensor] = keep_all
     reweight: Callable[[Rollout, Scores, Context], torch.Tensor] = even
+    row_weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
     advantage: Callable[[Rollout, Scores, Context], torch.Tensor] = log_ratio
     divergence: Divergence | None = None
     rollout_correction: bool = True
@@ -88,23 +90,20 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
     Returns:
         [`Signal`]: Survivors, token weights, weighted advantages, metrics.
     """
-    context = context or Context()
-    refuse_missing(method.name, rollout, method.needs)
-    refuse_missing(method.name, scores, method.signals)
+    context, name = context or Context(), method.name
+    refuse_missing(name, rollout, scores, method.needs, method.signals)
     scores = scores.only(method.signals)
     refuse_broken_student(rollout, scores, method.signals, context.world)
 
     usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
-    score_B = method.score(usable, scores, context)
-    keep_B = method.filter(score_B, usable, context)
-    refuse_misshapen(method.name, rollout, score=score_B, filter=keep_B)
+    score_B = sound(name, "score", method.score(usable, scores, context), usable)
+    keep_B = sound(name, "filter", method.filter(score_B, usable, context), usable)
     kept = usable.only(keep_B.bool())
-    weight_BT = method.reweight(kept, scores, context)
-    raw_BT = method.advantage(kept, scores, context)
-    divergence_BT = method.divergence.weight(kept, scores, context) if method.divergence else None
-
-    refuse_misshapen(method.name, rollout, reweight=weight_BT, advantage=raw_BT, divergence=divergence_BT)
-    advantage_BT = weight_BT * raw_BT
-
+    row_B = sound(name, "row_weight", method.row_weight(kept, scores, context), kept) if method.row_weight else None
+    row_B1 = 1.0 if row_B is None else row_B.unsqueeze(1)
+    weight_BT = row_B1 * sound(name, "reweight", method.reweight(kept, scores, context), kept)
+    advantage_BT = weight_BT * sound(name, "advantage", method.advantage(kept, scores, context), kept)
+    pull_BT = method.divergence.weight(kept, scores, context) if method.divergence else None
+    divergence_BT = None if pull_BT is None else row_B1 * sound(name, "divergence", pull_BT, kept)
     metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, divergence_BT, context)
     return Signal(kept.alive_B, weight_BT, advantage_BT, metrics, divergence_BT)

@@ -6,7 +6,7 @@ from typing import Any
 
 from .methods import CONTROLS, METHODS
 from .pipeline import Method
-from .stages import LOSS_TYPES, SCOPES
+from .stages import LOSS_TYPES, SCOPES, refuse_incomplete
 
 
 Right = Callable[[Any], bool]
@@ -110,6 +110,7 @@ def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:
                 "no effect. Remove it there, and give the recipe its arguments itself."
             )
     method = method or args.build_method()
+    refuse_incomplete(method.name, method.signals)
     if not rewarded and (args.reward_coef or "reward_B" in method.needs):
         why = f"reward_coef={args.reward_coef}" if args.reward_coef else f"method={method.name!r}"
         other = "set it to 0" if args.reward_coef else "use a method without rewards"

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate.utils import gather_object
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
 
@@ -39,6 +40,10 @@ def named_teachers(
             "teacher_model_name_or_path."
         )
     teachers = teacher_model if isinstance(teacher_model, dict) else {"teacher": teacher_model}
+    if taken := [name for name in teachers if name in ("student", "reference")]:
+        raise ValueError(
+            f"teacher_model: a teacher may not be called {taken[0]!r}, which names another model in the logs."
+        )
     if any(teacher is student for teacher in teachers.values() if not isinstance(teacher, str)):
         raise ValueError("teacher_model is the very module that is trained. Pass a copy of it (copy.deepcopy).")
     return teachers
@@ -48,7 +53,12 @@ def from_pretrained_kwargs(args: FiReOPDConfig) -> dict[str, Any]:
     """Arguments with which a teacher is loaded: its own dtype, no remote code unless the config allows it."""
     given = args.teacher_model_init_kwargs or {}
     assert isinstance(given, dict)  # TrainingArguments has parsed the CLI's JSON
-    defaults = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
+    return placeable(args, {"dtype": "auto", "revision": args.teacher_model_revision, **given})
+
+
+def placeable(args: FiReOPDConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a frozen model of this run."""
+    defaults: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
         defaults["device_map"] = None  # "auto" would spread one copy over the cards of other ranks
     return {key: value for key, value in {**defaults, **given}.items() if value is not None or key == "device_map"}
@@ -113,6 +123,12 @@ def refuse_other_tokens(
         )
 
 
+def reads_whole_distributions(method: Method) -> bool:
+    """Whether a method compares student and teacher over the whole vocabulary."""
+    divergence = method.divergence
+    return "reverse_kl_BT" in method.signals or (divergence is not None and not divergence.top_k)
+
+
 def checked_configs(
     teachers: dict[str, Teacher],
     tokenizer: PreTrainedTokenizerBase,
@@ -121,7 +137,7 @@ def checked_configs(
     method: Method,
 ) -> list[PretrainedConfig]:
     """The teachers' configs, once each is known to read the student's tokens; no weight is loaded."""
-    whole = "reverse_kl_BT" in method.signals or (method.divergence and not method.divergence.top_k)
+    whole = reads_whole_distributions(method)
     hub = {"trust_remote_code": args.trust_remote_code, "revision": args.teacher_model_revision}
     configs = []
     for name, teacher in teachers.items():
@@ -134,6 +150,11 @@ def checked_configs(
                 "compares whole distributions, which must be over the same tokens. Cut the student's embeddings to "
                 "the teacher's rows (resize_token_embeddings), or use a method of the sampled token."
             )
+    named = args.reference_model_name_or_path
+    if named is not None:
+        code = {"trust_remote_code": args.trust_remote_code}
+        rows = config_of(named, **code).get_text_config().vocab_size
+        refuse_other_tokens(tokenizer, tokenizer_of(named, **code), rows, f"reference_model_name_or_path={named!r}")
     return configs
 
 
@@ -147,6 +168,11 @@ def placed_teachers(teachers: dict[str, Teacher], student_rows: int, trainer) ->
             stands for take no probability.
         trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments, the method.
     """
+    if reads_whole_distributions(trainer.method) and trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        raise ValueError(
+            f"method={trainer.method.name!r} reads the heads of whole models, which FSDP 1 keeps in pieces. Use FSDP "
+            "2 (fsdp_version: 2) or DeepSpeed ZeRO-3."
+        )
     placed = {}
     for name, teacher in teachers.items():
         if isinstance(teacher, str):
@@ -176,26 +202,38 @@ def beside_student(model: PreTrainedModel, trainer) -> torch.nn.Module:
 
 def reference_of(model: Teacher, method: Method, args: FiReOPDConfig) -> Teacher | None:
     """The reference model of a method that has one: the one named, or the student as it is before training."""
+    named = args.reference_model_name_or_path
     if "reference_logp_BT" not in method.signals:
-        if args.reference_model_name_or_path is not None:
+        if named is not None:
             raise ValueError(
-                f"reference_model_name_or_path={args.reference_model_name_or_path!r} has no effect on method="
-                f"{method.name!r}. Remove it, or use a method with a reference: exopd."
+                f"reference_model_name_or_path={named!r} has no effect on method={method.name!r} as it is set. "
+                "Remove it, or use exopd with an extrapolation other than 1."
             )
         return None
-    if args.reference_model_name_or_path is not None or isinstance(model, str):
-        return args.reference_model_name_or_path or model
+    if named is not None or isinstance(model, str):
+        return named or model
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"method={method.name!r} needs the student as it starts, and under ZeRO-3 a module cannot be copied. Pass "
+            "the student by name, or set reference_model_name_or_path."
+        )
     reference: Any = copy.deepcopy(model)  # a module: before the trainer changes it
     return reference.merge_and_unload() if hasattr(reference, "merge_and_unload") else reference
 
 
-def placed_reference(reference: Any, trainer) -> torch.nn.Module | None:
-    """The reference model, loaded as the student was, frozen beside it."""
-    if isinstance(reference, str):
-        reference = create_model_from_path(reference, **{"dtype": "float32", **(trainer.args.model_init_kwargs or {})})
+def placed_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Module | None:
+    """The reference model, frozen beside the student; loaded as the student was, unless it has a name of its own."""
+    args = trainer.args
     if reference is None:
         return None
-    add_fused_lm_head(reference, trainer.temperature, trainer.args.cast_lm_head_to_fp32)
+    if isinstance(reference, str):
+        given = {"dtype": "float32", **(args.model_init_kwargs or {})}
+        if args.reference_model_name_or_path is not None:
+            given.pop("revision", None)  # that of another repository
+        reference = create_model_from_path(reference, **placeable(args, given))
+    if reference.config.get_text_config().vocab_size > student_rows:
+        reference.resize_token_embeddings(student_rows, mean_resizing=False)
+    add_fused_lm_head(reference, trainer.temperature, args.cast_lm_head_to_fp32)
     return beside_student(reference.requires_grad_(False).eval(), trainer)
 
 

@@ -108,7 +108,7 @@ class FiReOPDTrainer(GRPOTrainer):
         self._step_sums = StepSums(self.world)
         make_observable(base_of(self.model), args.cast_lm_head_to_fp32)
         self.teachers = placed_teachers(teachers, student_rows, self)
-        self.reference = placed_reference(reference, self)
+        self.reference = placed_reference(reference, student_rows, self)
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
@@ -237,6 +237,7 @@ class FiReOPDTrainer(GRPOTrainer):
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = []  # the last window goes before the next one comes
             self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
         if part["rows_in_step"] == 0:

@@ -111,7 +111,15 @@ def test_an_objective_of_grpo_that_is_not_ours_is_refused(name):
         ({"method_kwargs": {"scope": "x"}}, "scope='x' is unknown. Use one of: batch"),
         ({"method": "tip", "method_kwargs": {"keep": 2}}, "keep=2: give a number from .* for example 0.5"),
         ({"method": "exopd", "confidence": 0.5}, "confidence=0.5 has no effect on method='exopd'"),
-        ({"method_kwargs": {"drop_fraction": "a"}}, "method_kwargs=.* is refused"),
+        ({"method_kwargs": {"drop_fraction": "a"}}, "drop_fraction='a': give a number from 0 .* for example 0.2"),
+        ({"method": "eopd", "method_kwargs": {"top_k": 4.5}}, "top_k=4.5: give a whole number from 1 .* example 16"),
+        ({"method": "eopd", "method_kwargs": {"top_k": "16"}}, "top_k='16': give a whole number"),
+        ({"method": "exopd", "method_kwargs": {"extrapolation": True}}, "extrapolation=True: give a number"),
+        (
+            {"method": "opdvr", "method_kwargs": {"group": "false"}},
+            "group='false' is unknown. Use one of: True, False",
+        ),
+        ({"method": "tip", "method_kwargs": {"full": 1}}, "full=1 is unknown. Use one of: True, False"),
         ({"drop_fraction": 0.1, "method_kwargs": {"drop_fraction": 0.3}}, "drop_fraction=0.1 is also set in"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs=3 is refused. Give a dict"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
@@ -150,12 +158,26 @@ def test_the_knobs_reach_the_recipe(name):
         assert "teacher_entropy_BT" not in method.signals and "student_entropy_BT" in method.signals
 
 
+# What a control can make random: which trajectories, or which tokens, and how much they weigh.
+ROWS = {"fire", "fire_released", "fire_full", "random", "scope"}
+TOKENS = {"fire", "fire_released", "fire_full", "random", "tip", "eopd", "reopold", "iw_opd", "opdvr", "tropd"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("what", ["filter", "tokens", "both"])
-def test_every_method_has_its_random_control(name, what):
-    method = config(method=name, control=what, num_generations=2).build_method()
-    assert method.name == f"{name}, random {what}"
-    assert method.signals == METHODS[name]().signals and method.needs == METHODS[name]().needs
+def test_a_control_is_there_where_something_can_be_random_and_refused_elsewhere(name, what):
+    wanted = {"method": name, "control": what, "num_generations": 2}
+    if name in {"filter": ROWS, "tokens": TOKENS, "both": ROWS | TOKENS}[what]:
+        method = config(**wanted).build_method()
+        assert method.name == f"{name}, random {what}"
+        assert method.signals == METHODS[name]().signals and method.needs == METHODS[name]().needs
+        assert (method.filter, method.reweight, method.row_weight) != (
+            METHODS[name]().filter, METHODS[name]().reweight, METHODS[name]().row_weight)  # fmt: skip
+    else:
+        with pytest.raises(
+            ValueError, match=f"control='{what}' has nothing to randomise: '{name}' .* Leave control at"
+        ):
+            config(**wanted)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "group_B" in METHODS[name]().needs])

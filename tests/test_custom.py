@@ -1,6 +1,7 @@
 """A recipe of one's own: the README's example as it stands there, and what is said when something in it is wrong."""
 
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import fire_opd_trl
 from fire_opd_trl import METHODS, Context, Divergence, FiReOPDConfig, FiReOPDTrainer, Method, Rollout, Scores, distil
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.teachers import placeable
 
 
 README = (Path(fire_opd_trl.__file__).parent.parent / "README.md").read_text()
@@ -48,7 +50,7 @@ def test_the_readmes_example_trains_with_a_stage_of_its_own(tmp_path, monkeypatc
     assert log["fire/kept_rows"] == 15 and 0 < log["fire/active_token_ratio"] < 1  # floor(0.1 * 16) is dropped
 
 
-@pytest.mark.parametrize("stage", ["score", "filter", "reweight", "advantage", "divergence"])
+@pytest.mark.parametrize("stage", ["score", "filter", "reweight", "row_weight", "advantage", "divergence"])
 def test_a_function_of_ones_own_stands_at_any_stage(stage, tmp_path):
     seen = []
 
@@ -64,7 +66,13 @@ def test_a_function_of_ones_own_stands_at_any_stage(stage, tmp_path):
         seen.append(stage)
         return rollout.mask_BT.float()
 
-    change = {"score": row_stage, "filter": own_filter, "reweight": token_stage, "advantage": token_stage}
+    change = {
+        "score": row_stage,
+        "row_weight": row_stage,
+        "filter": own_filter,
+        "reweight": token_stage,
+        "advantage": token_stage,
+    }
     value = change.get(stage, Divergence(top_k=3, weight=token_stage))
     method = replace(METHODS["opd"](), name="mine", **{stage: value})
     trainer = built({"batch": 16, "accumulation": 2, "max_steps": 1}, str(tmp_path), method=method)
@@ -142,10 +150,43 @@ def test_a_stage_that_returns_another_shape_is_named(stage, shape, words):
         distil(Rollout(torch.ones(4, 3)), Scores(logp_BT, logp_BT), method, Context())
 
 
+def test_a_weight_of_trajectories_weighs_tokens_and_divergence_alike():
+    logp_BT = -torch.rand(4, 3)
+    weight_B = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    method = Method("mine", row_weight=lambda *_: weight_B, divergence=Divergence())
+    signal = distil(Rollout(torch.ones(4, 3)), Scores(logp_BT, 2 * logp_BT), method, Context())
+    wanted_BT = weight_B.unsqueeze(1).expand(4, 3)
+    assert torch.equal(signal.weight_BT, wanted_BT) and torch.equal(signal.divergence_BT, wanted_BT)
+    assert torch.equal(signal.advantage_BT, wanted_BT * -logp_BT)
+
+
 def test_a_signal_that_does_not_exist_is_named():
     logp_BT = -torch.rand(4, 3)
     with pytest.raises(ValueError, match="method='mine' reads teacher_surprise_BT, which `scores` lacks"):
-        distil(Rollout(torch.ones(4, 3)), Scores(logp_BT, logp_BT), Method("mine", signals=("teacher_surprise_BT",)))
+        signals = ("teacher_logp_BT", "student_logp_BT", "teacher_surprise_BT")
+        distil(Rollout(torch.ones(4, 3)), Scores(logp_BT, logp_BT), Method("mine", signals=signals))
+
+
+def test_a_method_without_the_two_log_probabilities_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="method='mine': signals lacks teacher_logp_BT, which every method reads"):
+        method = Method("mine", signals=("student_logp_BT",))
+        built({"batch": 16, "accumulation": 2}, str(tmp_path), method=method)
+
+
+def test_a_stage_that_ignores_the_mask_is_contained(tmp_path):
+    def everywhere(rollout, *_):
+        return torch.ones_like(rollout.mask_BT, dtype=torch.float32)
+
+    for top_k in (0, 3):
+        divergence = Divergence(top_k=top_k, weight=everywhere)
+        method = Method("mine", reweight=everywhere, divergence=divergence)
+        plain = Method("mine", divergence=replace(divergence, weight=METHODS["opd"]().reweight))
+        ends = []
+        for one in (method, plain):
+            trainer = built({"batch": 16, "accumulation": 2, "max_steps": 1}, str(tmp_path), method=one)
+            trainer.train()
+            ends.append(trainer.model.state_dict())
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 # Rewards and references
@@ -250,3 +291,71 @@ def test_divergences_in_bfloat16_are_near_those_in_float32(method, fp32_head, tm
         trainer.train()
         (losses[name],) = [log["fire/divergence"] for log in trainer.state.log_history if "grad_norm" in log]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05) and losses["float32"] > 0.05
+
+
+@pytest.mark.parametrize("name", ["student", "reference"])
+def test_a_teacher_with_the_name_of_another_model_is_refused(name, tmp_path):
+    args = FiReOPDConfig(str(tmp_path), **SMALL)
+    with pytest.raises(ValueError, match=f"a teacher may not be called '{name}'"):
+        FiReOPDTrainer(loaded("student"), {name: loaded("teacher")}, args, train_dataset=task.dataset("train", 64))
+
+
+@pytest.mark.parametrize("kind", ["MULTI_GPU", "DEEPSPEED", "FSDP", "NO"])
+def test_frozen_models_are_not_spread_over_the_cards_of_other_ranks(kind, tmp_path, monkeypatch):
+    args = FiReOPDConfig(str(tmp_path), **SMALL)
+    monkeypatch.setattr(args.distributed_state, "distributed_type", kind)
+    kwargs = placeable(args, {"dtype": "float32"})
+    assert kwargs.pop("device_map", "absent") == ("absent" if kind == "NO" else None)
+    assert kwargs == {"dtype": "float32", "trust_remote_code": False}
+
+
+def test_a_padded_reference_loses_its_phantom_rows_and_one_of_other_tokens_is_refused(tmp_path):
+    padded, losses = loaded("student"), []
+    padded.resize_token_embeddings(64, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[16:] = 10.0
+    padded.save_pretrained(tmp_path / "padded")
+    narrow = loaded("student")
+    narrow.resize_token_embeddings(12)
+    narrow.save_pretrained(tmp_path / "narrow")
+    for folder in (tmp_path / "padded", tmp_path / "narrow"):
+        for file in Path(model_path("student")).glob("tokenizer*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    for path in (model_path("student"), str(tmp_path / "padded")):
+        config = {"reference_model_name_or_path": path}
+        trainer = built(
+            {"batch": 16, "accumulation": 2, "max_steps": 2, "method": "exopd", "config": config},
+            str(tmp_path / "out"),
+        )
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "grad_norm" in log])
+    assert losses[0] == losses[1]
+    config = {"reference_model_name_or_path": str(tmp_path / "narrow")}
+    with pytest.raises(ValueError, match="reference_model_name_or_path=.* has 12 token rows, too few"):
+        built({"batch": 16, "accumulation": 2, "method": "exopd", "config": config}, str(tmp_path))
+
+
+def test_hidden_states_of_a_window_are_gone_before_the_next_one_is_sampled(tmp_path):
+    trainer = built({"batch": 16, "accumulation": 2, "max_steps": 2, "method": "opd_full"}, str(tmp_path))
+    held, alive = [], []
+    slices, generate = trainer._slices, trainer._generate_single_turn
+
+    def watched(batch):
+        held.extend(weakref.ref(states) for states in batch["teacher_hidden"])
+        return slices(batch)
+
+    rollout = trainer.rollout_func
+    trainer._slices, trainer._generate_single_turn = watched, generate
+    trainer.rollout_func = lambda *args: alive.append(sum(ref() is not None for ref in held)) or rollout(*args)
+    trainer.train()
+    assert len(held) == 64 and alive == [0, 0]
+
+
+def test_an_infinite_reward_is_no_reward(tmp_path):
+    def sometimes(prompts, **_):
+        return [float("inf") if row == 3 else float(row % 2) for row in range(len(prompts))]
+
+    trainer = sampling_trainer(tmp_path, rows=8, method="gc_opd", num_generations=4, reward_funcs=[sometimes])
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "grad_norm" in log]
+    assert log["fire/empty"] == 1.0 and 0 < abs(log["loss"]) < 100

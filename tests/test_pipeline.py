@@ -14,6 +14,8 @@ from fire_opd_trl.stages import log_ratio, nothing
 GARBAGE = [NAN, INF, -INF, 1e30]
 CONTEXT = Context(seed=7)
 
+# They neither select nor weigh trajectories or tokens: they have no control.
+UNCONTROLLED = {"opd", "exopd", "uni_opd", "opd_full", "power_opd", "gc_opd"}
 # Every method as it is by default, its other modes, and the random control of each.
 RECIPES: dict[str, Method] = {
     **{name: recipe() for name, recipe in METHODS.items()},
@@ -34,7 +36,8 @@ RECIPES: dict[str, Method] = {
     "scope, distilling": METHODS["scope"](imitate=False),
     "opdvr, group": METHODS["opdvr"](group=True),
     "tropd, mask": METHODS["tropd"](outliers="mask"),
-    **{f"control of {name}": control(recipe()) for name, recipe in METHODS.items()},
+    **{f"control of {name}": control(recipe()) for name, recipe in METHODS.items() if name not in UNCONTROLLED},
+    "control of fire, soft rows": control(METHODS["fire"](rows="soft")),
     "control of opdvr, group": control(METHODS["opdvr"](group=True)),
     "control of uni_opd, paper": control(METHODS["uni_opd"](calibrate="mask", statistic="minmax")),
 }
@@ -62,11 +65,9 @@ NEUTRAL = [
     ("opdvr", {"conflict": 1}, "opd"),
     ("tropd", {"outliers": "opd"}, "opd"),
 ]
-# No filter, and weights that are even inside a row: their control has nothing to shuffle and is the method itself.
-IDLE = {"opd", "exopd", "uni_opd", "opd_full", "power_opd", "gc_opd", "scope"}
 CONTROLS = {name for name in RECIPES if name.startswith("control of ")}
 # What depends on the number of the row.
-DRAWS = {"random", "random, per teacher", "tropd", "tropd, mask"} | CONTROLS - {f"control of {name}" for name in IDLE}
+DRAWS = {"random", "random, per teacher", "tropd", "tropd, mask"} | CONTROLS
 # What needs nothing from other rows.
 LOCAL = {"opd", "fire_released", "fire, per trajectory", "exopd", "exopd 2", "eopd", "opd_full", "iw_opd"}
 LOCAL |= {"power_opd", "opdvr", "tropd", "tropd, mask"}
@@ -126,6 +127,7 @@ LAW = {
     "fire, soft rows, hard tokens": mean_1_over_the_rows,
     **dict.fromkeys(["reopold", "reopold, refining"], mean_1_over_the_window),
     **dict.fromkeys(["scope", "scope, distilling"], even_rows_of_mean_1_in_each_path_of_a_prompt),
+    "control of scope": mean_1_over_the_rows,  # whose weights went to other prompts
     "iw_opd": between_1_and_1_and_a_half,
     **dict.fromkeys(["opdvr", "opdvr, group", "tropd", "tropd, mask"], zero_or_one),
 }  # and in all others the mean is 1 in each row
@@ -135,13 +137,13 @@ HARD |= {"reopold, refining", "opdvr", "opdvr, group", "tropd", "tropd, mask"}  
 
 def assert_the_law_of_its_weights(name: str, signal: Signal, rollout: Rollout):
     """A control keeps the law of its method. A divergence weighs as the tokens do, but where it is another path."""
-    train_BT, name = rollout.mask_BT & signal.keep_B.unsqueeze(1), name.removeprefix("control of ")
-    LAW.get(name, mean_1_in_each_row)(signal.weight_BT, train_BT, rollout)
+    train_BT, base = rollout.mask_BT & signal.keep_B.unsqueeze(1), name.removeprefix("control of ")
+    LAW.get(name, LAW.get(base, mean_1_in_each_row))(signal.weight_BT, train_BT, rollout)
     divergence_BT = signal.divergence_BT
-    assert (divergence_BT is not None) == (name in ("fire_full", "tip", "opd_full", "eopd", "tropd"))
-    if name == "eopd":
+    assert (divergence_BT is not None) == (base in ("fire_full", "tip", "opd_full", "eopd", "tropd"))
+    if base == "eopd":
         assert ((divergence_BT == 0) | (divergence_BT == 1)).all()
-    elif name == "tropd":
+    elif base == "tropd":
         assert torch.equal(divergence_BT, train_BT.to(divergence_BT) - signal.weight_BT)
     elif divergence_BT is not None:
         assert torch.equal(divergence_BT, signal.weight_BT)
@@ -420,6 +422,15 @@ def test_a_filter_of_ones_own_cannot_bring_back_an_empty_or_broken_row(method):
     assert (~signal.keep_B).nonzero().flatten().tolist() == [2, 3]
 
 
+def test_dropped_rows_set_no_weight_of_the_others():
+    rollout, scores = window()
+    soft, hard = METHODS["fire"](rows="soft"), METHODS["fire"]()
+    both = distil(rollout, scores, replace(soft, filter=hard.filter), CONTEXT)
+    dropped = (~both.keep_B).nonzero().flatten().tolist()
+    alone = distil(emptied(rollout, dropped), scores, soft, CONTEXT)
+    assert len(dropped) == 8 and torch.equal(both.weight_BT, alone.weight_BT)
+
+
 def test_a_filter_of_ones_own_sees_no_score_of_a_broken_row():
     rollout, scores = window()
     seen = []
@@ -472,12 +483,6 @@ def test_the_seed_matters_to_random_methods_alone(name, method):
         assert any(not torch.equal(value_BT, tensors(other)[key]) for key, value_BT in tensors(one).items())
     else:
         assert_bitwise(one, other)
-
-
-@pytest.mark.parametrize("name", sorted(IDLE))
-def test_the_control_of_a_method_without_filter_and_token_weights_is_the_method_itself(name):
-    rollout, scores = window()
-    assert_bitwise(*(distil(rollout, scores, RECIPES[n], CONTEXT) for n in (name, f"control of {name}")))
 
 
 # Refusals

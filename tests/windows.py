@@ -86,17 +86,28 @@ def hash_in_plain_python(seed: int, *keys: int) -> float:
 
 
 class Meeting:
-    """Where the threads of one window meet: each leaves a value, all read, and nobody leaves before."""
+    """
+    Where the threads of one window meet: each leaves a value, all read, and nobody leaves before. Between meetings one
+    thread works at a time, so that no two are ever inside torch at once.
+    """
 
     def __init__(self, ranks: int):
         self.barrier = threading.Barrier(ranks, timeout=10)
         self.values = [None] * ranks
+        self.turn = threading.Lock()
+
+    def wait(self):
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
 
     def exchange(self, rank: int, operation: str, value) -> list:
         self.values[rank] = (operation, value)
-        self.barrier.wait()
+        self.wait()
         values = list(self.values)
-        self.barrier.wait()
+        self.wait()
         assert {name for name, _ in values} == {operation}, f"ranks meet in different collectives: {values}"
         return [value for _, value in values]
 
@@ -126,13 +137,14 @@ def on_ranks(count: int, work: Callable[[int, World], object]) -> list:
     meeting, results, errors = Meeting(count), [None] * count, []
 
     def run(rank: int):
-        try:
-            results[rank] = work(rank, Rank(meeting, rank))
-        except FloatingPointError as error:
-            results[rank] = error
-        except Exception as error:  # a bug: no rank waits for this one, and the test shows it
-            errors.append(error)
-            meeting.barrier.abort()
+        with meeting.turn:
+            try:
+                results[rank] = work(rank, Rank(meeting, rank))
+            except FloatingPointError as error:
+                results[rank] = error
+            except Exception as error:  # a bug: no rank waits for this one, and the test shows it
+                errors.append(error)
+                meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:

@@ -87,7 +87,7 @@ _ARMS = [
     Arm("random", "random"),
     Arm("fire: random filter", "fire", config={"control": "filter"}),
     Arm("fire: random tokens", "fire", config={"control": "tokens"}),
-    Arm("fire_released", "fire_released"),
+    Arm("fire_released", "fire_released", control="fire_released: random tokens"),
     Arm("exopd", "exopd"),
     Arm("tip", "tip", control="tip: random tokens"),
     Arm("tip: random tokens", "tip", config={"control": "tokens"}),
@@ -98,25 +98,37 @@ _ARMS = [
     Arm("reopold: random tokens", "reopold", config={"control": "tokens"}),
     Arm("tropd", "tropd", {"top_k": 8}, control="tropd: random tokens"),
     Arm("tropd: random tokens", "tropd", {"top_k": 8}, {"control": "tokens"}),
-    Arm("iw_opd", "iw_opd"),
+    Arm("iw_opd", "iw_opd", control="iw_opd: random tokens"),
     Arm("power_opd", "power_opd"),
     Arm("opd_full", "opd_full"),
     Arm("fire_full", "fire_full", control="fire_full: random"),
     Arm("fire_full: random", "fire_full", config={"control": "both"}),
     Arm("uni_opd", "uni_opd", **GROUP),
     Arm("gc_opd", "gc_opd", **GROUP),
-    Arm("scope", "scope", **GROUP),
+    Arm("scope", "scope", control="scope: random rows", **GROUP),
     Arm("opdvr", "opdvr", control="opdvr: random tokens", **GROUP),
     Arm("opdvr: random tokens", "opdvr", config={"control": "tokens"}, **GROUP),
     # The parts of fire
     Arm("fire: no filter", "fire", config={"drop_fraction": 0.0}),
     Arm("fire: no confidence", "fire", config={"confidence": 0.0}),
     Arm("fire: no confusion", "fire", config={"confusion": 0.0}),
-    Arm("fire: filter only", "fire", config={"confidence": 0.0, "confusion": 0.0}),
+    Arm("fire: filter only", "fire", config={"confidence": 0.0, "confusion": 0.0}, control="random filter only"),
+    Arm("random filter only", "fire", config={"confidence": 0.0, "confusion": 0.0, "control": "filter"}),
     # Hard or soft, over trajectories and over tokens; `fire` itself is hard on rows and soft on tokens
-    Arm("fire: hard rows, hard tokens", "fire", {"rows": "hard", "tokens": "hard"}),
-    Arm("fire: soft rows, soft tokens", "fire", {"rows": "soft", "tokens": "soft"}),
-    Arm("fire: soft rows, hard tokens", "fire", {"rows": "soft", "tokens": "hard"}),
+    *[
+        arm
+        for rows, tokens in (("hard", "hard"), ("soft", "soft"), ("soft", "hard"))
+        for name in (f"fire: {rows} rows, {tokens} tokens",)
+        for given in ({"rows": rows, "tokens": tokens},)
+        for arm in (
+            Arm(name, "fire", given, control=f"{name}, at random"),
+            Arm(f"{name}, at random", "fire", given, {"control": "both"}),
+        )
+    ],
+    # Controls of what weighs mildly; not in `all`
+    Arm("fire_released: random tokens", "fire_released", config={"control": "tokens"}),
+    Arm("iw_opd: random tokens", "iw_opd", config={"control": "tokens"}),
+    Arm("scope: random rows", "scope", config={"control": "filter"}, **GROUP),
     # How strong
     *[Arm(f"fire: alpha={value:g}", "fire", config={"confidence": float(value)}) for value in SWEEP],
     *[Arm(f"fire: beta={value:g}", "fire", config={"confusion": float(value)}) for value in SWEEP],
@@ -124,6 +136,13 @@ _ARMS = [
 ]
 ARMS = {arm.name: arm for arm in _ARMS}
 assert len(ARMS) == len(_ARMS), "two arms have one name"
+
+
+def with_controls(*names: str) -> tuple[str, ...]:
+    """These arms, and behind them the random controls that they have."""
+    controls = [ARMS[name].control for name in names]
+    return tuple(dict.fromkeys([*names, *(name for name in controls if name is not None)]))
+
 
 PRESETS = {
     "smoke": Preset(
@@ -137,15 +156,17 @@ PRESETS = {
     ),
     "paper-table2": Preset(
         "The methods of the paper's main table",
-        ("opd", "opd-n4", "sft", "grpo", "exopd", "tip", "eopd", "reopold", "uni_opd", "fire"),
+        with_controls("opd", "opd-n4", "sft", "grpo", "exopd", "tip", "eopd", "reopold", "uni_opd", "fire"),
     ),
     "paper-table5": Preset(
         "Which parts of fire matter?",
-        ("opd", "fire", "fire: no filter", "fire: no confidence", "fire: no confusion", "fire: filter only"),
+        with_controls(
+            "opd", "fire", "fire: no filter", "fire: no confidence", "fire: no confusion", "fire: filter only"
+        ),
     ),
     "paper-table6": Preset(
         "Hard or soft, over trajectories and over tokens",
-        (
+        with_controls(
             "opd",
             "fire",
             "fire: hard rows, hard tokens",
@@ -155,14 +176,14 @@ PRESETS = {
     ),
     "paper-table7": Preset(
         "How strong should the token weights be?",
-        ("opd", "fire", *[f"fire: {knob}={value:g}" for knob in ("alpha", "beta") for value in SWEEP]),
+        with_controls("opd", "fire", *[f"fire: {knob}={value:g}" for knob in ("alpha", "beta") for value in SWEEP]),
     ),
     "paper-table8": Preset(
         "How many trajectories should be dropped?",
-        ("opd", "fire", *[f"fire: drop={value:g}" for value in FRACTIONS]),
+        with_controls("opd", "fire", *[f"fire: drop={value:g}" for value in FRACTIONS]),
     ),
     "all": Preset(
-        "Every method, every random control, and TRL's own SFT and GRPO",
+        "Every method, random controls of those that select, and TRL's own SFT and GRPO",
         tuple(arm.name for arm in _ARMS[: [arm.name for arm in _ARMS].index("fire: no filter")]),
     ),
 }

@@ -1,5 +1,7 @@
 """One run of a comparison: train a student, measure it, write what was seen. And the process that does many."""
 
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -216,7 +218,19 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "trl": trl.__version__,
         "python": platform.python_version(),
+        "code": source_hash(),
     }
+
+
+@functools.cache
+def source_hash() -> str:
+    """Twelve digits that change with any line of the package: a report then shows that code changed between runs."""
+    package = Path(__file__).parent.parent
+    files = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] != "report"]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def attempt(job: dict[str, Any]) -> dict[str, Any]:

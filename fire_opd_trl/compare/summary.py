@@ -18,6 +18,7 @@ class Row:
         seeds (`list[int]`): The seeds that it has.
         after, greedy ([`Estimate`]): Held-out accuracy, sampled at temperature 1 and greedy.
         difference ([`Estimate`], *optional*): To `arm.against`, paired by seed.
+        greedy_difference ([`Estimate`], *optional*): The same of the greedy accuracy.
         differs (`bool`, *optional*): Whether that is distinguishable from 0, after Holm over the table.
         to_control ([`Estimate`], *optional*): Difference to `arm.control`, paired by seed.
         beats_chance (`bool`, *optional*): Whether that is distinguishable from 0, after Holm over the table.
@@ -32,6 +33,7 @@ class Row:
     after: Estimate
     greedy: Estimate
     difference: Estimate | None
+    greedy_difference: Estimate | None
     to_control: Estimate | None
     cost: float | None
     kept: float | None
@@ -87,6 +89,11 @@ def row_of(arm: Arm, by_arm: dict[str, dict[int, Run]]) -> Row:
         after=estimate(list(after.values())),
         greedy=estimate(list(values(arm.name, "after_greedy").values())),
         difference=paired(after, values(arm.against, "after")) if arm.against != arm.name else None,
+        greedy_difference=(
+            paired(values(arm.name, "after_greedy"), values(arm.against, "after_greedy"))
+            if arm.against != arm.name
+            else None
+        ),
         to_control=paired(after, values(arm.control, "after")),
         cost=fmean(ratios) if ratios else None,
         kept=mean("kept_token_ratio"),

@@ -18,6 +18,7 @@ HEAD = (
     "difference, points",
     "distinguishable",
     "greedy, %",
+    "greedy difference",
     "difference to random control",
     "distinguishable",
     "s/step",
@@ -27,11 +28,15 @@ HEAD = (
 )
 NOTES = """\
 Accuracy is exact match on the same held-out problems for all arms of a seed, sampled at temperature 1 unless the
-column says greedy. `±` and brackets are 95 % t-intervals over seeds; differences are paired by seed. *distinguishable*
+column says greedy. Sampled, an answer of thirty tokens is right only if every draw is: this measures how sharp the
+student has become as much as what it knows; greedy answers are nearly all right in the end, and the arms lie close.
+`±` and brackets are 95 % t-intervals over seeds; differences are paired by seed. *distinguishable*
 means different from 0 at 5 % after Holm's correction over all differences in that column of this table; *no* does not
 mean equal, and `–` is for a single seed, or seeds that agree to the last digit, which give no interval. The intervals
-are not corrected, so that one may leave out 0 beside a *no*. A *random control* drops or weights as much as its method
-does, but at random: what a method gains over it, it gains by knowing something. `s/step` is CPU time on one thread
+are not corrected, so that one may leave out 0 beside a *no*; those of greedy differences have no verdict. A *random
+control* follows the rule of its method in every window, as many trajectories and the same weights, but at random: what
+a method gains over it, it gains by knowing something. All arms have one learning rate, and their signals differ in
+scale; AdamW evens out much of that, not all. `s/step` is CPU time on one thread
 relative to `opd`, without the first two steps and without measuring; for SFT it includes what the teacher writes.
 Kept tokens are those with any weight; a method without policy gradient has no advantage. Lengths are tokens in the
 first and the last five steps.
@@ -85,6 +90,10 @@ def results(runs: list[Run], rows: list[Row], title: str, expected: int) -> dict
         "expected_runs": expected,
         **{name: mean_over_seeds(runs, name) for name in ("before", "before_greedy", "teacher", "teacher_greedy")},
         "rows": [asdict(row) for row in rows],
+        "accuracy_by_seed": {
+            row.arm.name: {run["seed"]: run["after"] for run in runs if run["arm"]["name"] == row.arm.name}
+            for row in rows
+        },
     }
 
 
@@ -125,6 +134,7 @@ def cells(row: Row) -> list[str]:
         bracketed(row.difference) + (beside if row.difference else ""),
         said(row.differs),
         plus_minus(row.greedy),
+        bracketed(row.greedy_difference),
         bracketed(row.to_control),
         said(row.beats_chance),
         f"{row.cost:.2f}" if row.cost is not None else "–",
@@ -150,14 +160,21 @@ def sentences(rows: list[Row]) -> list[str]:
         said += verdicts(f"Against `{against}`", [(row.arm.name, row.difference, row.differs) for row in group])
     controlled = [row for row in rows if row.to_control is not None]
     pairs = [(f"{row.arm.name}` against `{row.arm.control}", row.to_control, row.beats_chance) for row in controlled]
-    said += verdicts("Against the random control of the same budget", pairs) if pairs else []
-    widths = [row.difference.half_width for row in rows if row.difference and row.difference.half_width]
+    said += verdicts("Against its random control", pairs) if pairs else []
+    kept = {row.arm.name: row.kept for row in rows}
+    uneven = [row.arm.name for row in controlled if abs((row.kept or 0) - (kept[row.arm.control or ""] or 0)) > 0.05]
+    if uneven:
+        said.append(
+            f"`{'`, `'.join(uneven)}` and the control ended with different shares of kept tokens: the rule is the "
+            "same in each window, and the students, which differ, change what it keeps."
+        )
+    widths = [e.half_width for e in (row.difference for row in rows) if e is not None and e.half_width is not None]
     if widths:
         said.append(
             f"The intervals of the differences are ± {100 * median(widths):.1f} points in the median: what is much "
             "smaller cannot be seen with these seeds."
         )
-    elif rows:
+    elif any(row.difference is not None for row in rows):
         said.append("There are too few seeds for any interval: nothing can be said about which arm is better.")
     return said
 

@@ -25,9 +25,9 @@ from .reweight import (
     even,
     likely_rows,
     mean_one_BT,
-    product,
     share_of_max_BT,
     shuffled_inside_rows,
+    shuffled_over_rows,
     surprising_or_plausible,
 )
 from .rollout import Rollout, masked_mean_B, masked_sum_B
@@ -41,7 +41,7 @@ from .select import (
     unit_range_BT,
     unsure_or_far,
 )
-from .soundness import refuse_broken_student, refuse_misshapen, refuse_missing, usable_B
+from .soundness import refuse_broken_student, refuse_incomplete, refuse_missing, sound, usable_B
 from .world import Context, World, global_row_B, uniform_hash
 
 
@@ -93,16 +93,17 @@ __all__ = [
     "outcome_margin_B",
     "over_group_B",
     "power_difference",
-    "product",
     "reference_kl",
     "refuse_broken_student",
-    "refuse_misshapen",
+    "refuse_incomplete",
     "refuse_missing",
     "row_scale",
     "scope_B",
     "scope_max_B",
     "share_of_max_BT",
     "shuffled_inside_rows",
+    "shuffled_over_rows",
+    "sound",
     "surprising_or_plausible",
     "top_share_BT",
     "trusted",

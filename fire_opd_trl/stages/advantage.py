@@ -96,9 +96,10 @@ def group_calibrated(
     mean_B = masked_mean_B(advantage_BT, mask_BT)
     reward_B = torch.where(rollout.alive_B, rollout.reward_B.to(mean_B.dtype), 0.0)
     surprise_B = group_z_B(reward_B, rollout, context.world) - group_z_B(mean_B, rollout, context.world)
-    centred_BT = torch.where(mask_BT, advantage_BT - mean_B.unsqueeze(1), 0.0)
+    exact_BT = advantage_BT.double()  # a row of equal values has deviation 0, which float32 misses
+    centred_BT = torch.where(mask_BT, exact_BT - masked_mean_B(exact_BT, mask_BT).unsqueeze(1), 0.0)
     spread_B = masked_mean_B(centred_BT.square(), mask_BT).sqrt().clamp(min=SMALLEST_SPREAD)
-    share_BT = 1.0 + torch.tanh(centred_BT / spread_B.unsqueeze(1) / 2)
+    share_BT = (1.0 + torch.tanh(centred_BT / spread_B.unsqueeze(1) / 2)).to(advantage_BT.dtype)
     advantage_BT = (advantage_BT + strength * share_BT * surprise_B.unsqueeze(1)).clamp(-largest, largest)
     return torch.where(mask_BT, advantage_BT, 0.0)
 

@@ -37,10 +37,11 @@ def group_mean_B(value_B: torch.Tensor, member_B: torch.Tensor, rollout: Rollout
 
 def group_z_B(value_B: torch.Tensor, rollout: Rollout, world: World) -> torch.Tensor:
     """`(x - mean) / std` inside the prompt group, with the population's deviation; 0 where nothing differs, `[B]`."""
-    alive_B = rollout.alive_B
-    centred_B = value_B - group_mean_B(value_B, alive_B, rollout, world)
+    alive_B, exact_B = rollout.alive_B, value_B.double()  # in float32 the mean of ten times 33.3 is another number
+    centred_B = exact_B - group_mean_B(exact_B, alive_B, rollout, world)
     spread_B = group_mean_B(centred_B.square(), alive_B, rollout, world).sqrt()
-    return torch.where(spread_B < SMALLEST_SPREAD, 0.0, centred_B / spread_B.clamp(min=SMALLEST_SPREAD))
+    z_B = torch.where(spread_B < SMALLEST_SPREAD, 0.0, centred_B / spread_B.clamp(min=SMALLEST_SPREAD))
+    return z_B.to(value_B.dtype)
 
 
 def correct_B(rollout: Rollout) -> torch.Tensor:

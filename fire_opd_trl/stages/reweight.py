@@ -74,19 +74,17 @@ def likely_rows(rollout: Rollout, scores: Scores, context: Context, *, drop_frac
         w(y) = sigmoid((s(y) - s_p) / std s), divided by its mean over the window's trajectories.
 
     Returns:
-        `torch.Tensor`: `weight_BT`, the same for all tokens of a trajectory; 1 everywhere when nothing would be
-        dropped.
+        `torch.Tensor`: `weight_B`; 1 everywhere when nothing would be dropped.
     """
     world, alive_B = context.world, rollout.alive_B
     score_B = mean_teacher_logp(rollout, scores, context)
     score_N = world.gather(score_B)[world.gather(alive_B)].sort().values
     drop = int(drop_fraction * len(score_N) + 1e-9)
     if not drop:
-        return even(rollout, scores, context)
+        return torch.ones_like(score_B)
     spread = score_N.std(correction=0).clamp(min=SMALLEST_MAX)
     mean = ((score_N - score_N[drop]) / spread).sigmoid().mean()
-    weight_B = ((score_B - score_N[drop]) / spread).sigmoid() / mean
-    return torch.where(rollout.mask_BT, weight_B.unsqueeze(1), 0.0)
+    return torch.where(alive_B, ((score_B - score_N[drop]) / spread).sigmoid() / mean, 0.0)
 
 
 def early_tokens(rollout: Rollout, scores: Scores, context: Context, *, strength: float) -> torch.Tensor:
@@ -109,7 +107,7 @@ def surprising_or_plausible(rollout: Rollout, scores: Scores, context: Context, 
     of a prompt `w ~ PPL_S^(1/tau)`, among its wrong ones `w ~ PPL_T^(-1/tau)`, each with mean 1.
 
     Returns:
-        `torch.Tensor`: `weight_BT`, the same for all tokens of a trajectory.
+        `torch.Tensor`: `weight_B`.
     """
     world, mask_BT, right_B = context.world, rollout.mask_BT, correct_B(rollout)
     surprise_B = -masked_mean_B(scores.student_logp_BT, mask_BT)
@@ -121,12 +119,27 @@ def surprising_or_plausible(rollout: Rollout, scores: Scores, context: Context, 
         raw_B = torch.where(member_B, log_weight_B - top_B, 0.0).exp()
         mean_B = group_mean_B(raw_B, member_B, rollout, world)
         weight_B = torch.where(member_B, raw_B / mean_B.clamp(min=SMALLEST_MAX), weight_B)
-    return torch.where(mask_BT, weight_B.unsqueeze(1), 0.0)
+    return weight_B
 
 
-def product(rollout: Rollout, scores: Scores, context: Context, *, factors: tuple[Weigh, ...]) -> torch.Tensor:
-    """Several token weights at once: `w_t = prod_i w_it`. Returns `weight_BT`."""
-    return torch.stack([weigh(rollout, scores, context) for weigh in factors]).prod(dim=0)
+def shuffled_over_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:
+    """
+    The same weights of trajectories, given to those of the window in a random order: the control of a soft filter.
+
+    Args:
+        weigh (`Callable`): The weights, `(rollout, scores, context) -> weight_B`.
+
+    Returns:
+        `torch.Tensor`: `weight_B`, over all ranks a permutation of the weights of the trajectories that have a token.
+    """
+    world, alive_B = context.world, rollout.alive_B
+    rows = len(alive_B)
+    alive_N, weight_N = world.gather(alive_B), world.gather(weigh(rollout, scores, context))
+    draw_B = uniform_hash(context.seed, global_row_B(rows, world, alive_B.device))
+    draw_N = torch.where(alive_N, world.gather(draw_B), 2.0)
+    first_N = (~alive_N).to(torch.uint8).argsort(stable=True)  # rows with a token in order, then the others
+    shuffled_N = torch.empty_like(weight_N).scatter(0, draw_N.argsort(stable=True), weight_N[first_N])
+    return torch.where(alive_B, shuffled_N[world.own(rows)], 0.0)
 
 
 def shuffled_inside_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:

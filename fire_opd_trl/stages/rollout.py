@@ -17,7 +17,7 @@ class Rollout:
         mask_BT (`torch.Tensor`): True on sampled tokens that train; false on padding, tool output, dropped rows.
         teacher_B (`torch.Tensor`, *optional*): Number of the teacher that scored the row.
         group_B (`torch.Tensor`, *optional*): Number of the prompt, equal for all rows sampled from it.
-        reward_B (`torch.Tensor`, *optional*): Outcome reward of the row.
+        reward_B (`torch.Tensor`, *optional*): Outcome reward of the row; finite wherever the row has a token.
         finished_B (`torch.Tensor`, *optional*): Whether the row ended by itself rather than at the length limit.
     """
 

@@ -15,23 +15,35 @@ def usable_B(rollout: Rollout, scores: Scores, signals: Sequence[str]) -> torch.
     return torch.stack([finite_B(value_BT, rollout.mask_BT) for value_BT in read]).all(dim=0)
 
 
-def refuse_missing(name: str, record: Rollout | Scores, fields: Sequence[str]) -> None:
+def refuse_incomplete(name: str, signals: Sequence[str]) -> None:
+    """Every method is logged by the two log-probabilities of the sampled token."""
+    if lacking := [field for field in ("teacher_logp_BT", "student_logp_BT") if field not in signals]:
+        raise ValueError(f"method={name!r}: signals lacks {', '.join(lacking)}, which every method reads. Add it.")
+
+
+def refuse_missing(name: str, rollout: Rollout, scores: Scores, needs: Sequence[str], signals: Sequence[str]) -> None:
     """A signal that is absent is an error; falling back to another method in silence would be worse."""
-    if missing := [field for field in fields if vars(record).get(field) is None]:
-        where = "`scores` lacks" if isinstance(record, Scores) else "`rollout` lacks"
-        raise ValueError(f"method={name!r} reads {', '.join(missing)}, which {where}. Compute and pass it.")
-
-
-def refuse_misshapen(name: str, rollout: Rollout, **outputs: torch.Tensor | None) -> None:
-    """A stage of one's own that returns another shape than it must would broadcast, or fail far from here."""
-    rows, tokens = rollout.mask_BT.shape
-    for stage, value in outputs.items():
-        wanted = (rows,) if stage in ("score", "filter") else (rows, tokens)
-        if value is not None and tuple(value.shape) != wanted:
+    refuse_incomplete(name, signals)
+    for where, record, fields in (("rollout", rollout, needs), ("scores", scores, signals)):
+        if missing := [field for field in fields if vars(record).get(field) is None]:
             raise ValueError(
-                f"method={name!r}: {stage} returned a tensor of shape {tuple(value.shape)}. It must be {wanted}: one "
-                f"value for each {'trajectory' if len(wanted) == 1 else 'token of each trajectory'}."
+                f"method={name!r} reads {', '.join(missing)}, which `{where}` lacks. Compute and pass it."
             )
+
+
+def sound(name: str, stage: str, value: torch.Tensor, rollout: Rollout) -> torch.Tensor:
+    """
+    What a stage returned, 0 outside the mask. A stage of one's own that returns another shape than it must would
+    broadcast, or fail far from here.
+    """
+    rows, tokens = rollout.mask_BT.shape
+    wanted = (rows,) if stage in ("score", "filter", "row_weight") else (rows, tokens)
+    if tuple(value.shape) != wanted:
+        raise ValueError(
+            f"method={name!r}: {stage} returned a tensor of shape {tuple(value.shape)}. It must be {wanted}: one "
+            f"value for each {'trajectory' if len(wanted) == 1 else 'token of each trajectory'}."
+        )
+    return value if len(wanted) == 1 else torch.where(rollout.mask_BT, value, 0.0)
 
 
 def refuse_broken_student(rollout: Rollout, scores: Scores, signals: Sequence[str], world: World) -> None:
