@@ -119,7 +119,7 @@ def test_the_script_trains_under_accelerate_launch(data):
         ),
         (
             [*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--reward_coef", "0.5", "--num_generations", "4"],
-            "reward_coef=0.5 has no reward to weigh. Pass reward_funcs, or set it to 0.",
+            "reward_coef=0.5 has no reward to read. Pass reward_funcs, or set it to 0.",
         ),
     ],
 )
