@@ -82,6 +82,14 @@ def test_a_name_means_one_setting_and_a_setting_has_one_name():
     assert len(set(files)) == len(files) and all(re.fullmatch(r"[a-z0-9.=_-]+", file.name) for file in files)
 
 
+def test_arms_whose_names_have_commas_can_be_named_too():
+    wanted = ["opd", "fire: soft rows, hard tokens", "eopd: tau=0.1, random tokens", "fire"]
+    assert main.arm_names("opd, fire: soft rows, hard tokens,eopd: tau=0.1, random tokens,fire") == wanted
+    assert main.arm_names("opd,nothing") == ["opd", "nothing"]
+    for name in ARMS:
+        assert main.arm_names(f"{name}, opd") == [name, "opd"]
+
+
 def test_a_preset_may_be_called_by_its_short_name():
     parse = main.build_parser().parse_args
     assert [parse(["--preset", name]).preset for name in ("table5", "paper-table5", "smoke")] == [

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fire-opd compare",
         description=(__doc__ or "").split("\n\n", 1)[1],
-        epilog=f"presets:\n{about}\n\narms, for --methods:\n  {', '.join(ARMS)}",
+        epilog=f"presets:\n{about}\n\narms, for --methods:\n  {'; '.join(ARMS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole = parser.add_argument
@@ -40,6 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def arm_names(text: str) -> list[str]:
+    """Names separated by commas, some of which have commas themselves: the longest that there is counts."""
+    parts, names = [part.strip() for part in text.split(",")], []
+    while parts:
+        ends = [end for end in range(len(parts), 0, -1) if ", ".join(parts[:end]) in ARMS]
+        end = ends[0] if ends else 1
+        names.append(", ".join(parts[:end]))
+        parts = parts[end:]
+    return names
+
+
 def preset_name(name: str) -> str:
     """`table5` is `paper-table5`."""
     return f"paper-{name}" if f"paper-{name}" in PRESETS else name
@@ -50,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     preset = PRESETS[options.preset]
-    names = [name.strip() for name in options.methods.split(",")] if options.methods else None
+    names = arm_names(options.methods) if options.methods else None
     for name in names or []:
         if name not in ARMS:
             close = difflib.get_close_matches(name, ARMS, n=1)
