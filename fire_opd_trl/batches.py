@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+from trl.trainer.utils import pad, split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from .slices import shortest, slices, step_N
 from .stages import Rollout, World, global_row_B, row_scale
@@ -82,6 +82,21 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
         elif key in VISION_KEYS or key in ROW_KEYS:
             taken[key] = [value[row] for row in rows] if isinstance(value, list) else value[index]
     return unsplit_pixel_values_by_grid(taken)
+
+
+def with_prompts(batch: Batch, prompts: list[list[int] | None], pad_token_id: int) -> Batch:
+    """The same completions after other prompts; a row without one keeps its own."""
+    if all(ids is None for ids in prompts):
+        return batch
+    device = batch["prompt_ids"].device
+    own = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    rows = [mine if ids is None else torch.tensor(ids, device=device) for mine, ids in zip(own, prompts, strict=True)]
+    other = {key: value for key, value in batch.items() if key not in (*WHOLE_KEYS, *VISION_KEYS)}
+    return {
+        **other,
+        "prompt_ids": pad(rows, padding_value=pad_token_id, padding_side="left"),
+        "prompt_mask": pad([torch.ones_like(ids) for ids in rows], padding_value=0, padding_side="left"),
+    }
 
 
 def rollout_of(

@@ -1,8 +1,7 @@
 """FiReOPDConfig: GRPO's arguments, plus the method, its knobs and its teachers. Wrong values are refused here."""
 
 import inspect
-import math
-import warnings
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,7 +9,14 @@ from trl import GRPOConfig
 
 from .methods import METHODS, control
 from .pipeline import Method
-from .refusals import KNOBS, NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES, refuse_unless
+from .refusals import (
+    KNOBS,
+    NEUTRAL_GRPO_OPTIONS,
+    RIGHT_VALUES,
+    refuse_unless,
+    refuse_wrong_combinations,
+    warn_of_what_has_no_effect,
+)
 
 
 class _OnePerPrompt(int):
@@ -43,12 +49,22 @@ class FiReOPDConfig(GRPOConfig):
             Weight of the student's confusion, beta in the paper.
         statistics_scope (`str`, *optional*, defaults to `"batch"`):
             Where to rank and normalise: `"batch"`, `"teacher"` or `"trajectory"`.
-        teacher_model_name_or_path (`str`, *optional*):
-            Teacher, if the trainer is not given one.
-        teacher_model_revision (`str`, *optional*):
+        teacher_model_name_or_path (`str` or `dict`, *optional*):
+            Teacher, or teachers by name, if the trainer is not given one.
+        teacher_model_revision (`str` or `dict`, *optional*):
             Revision of the teacher.
         teacher_model_init_kwargs (`dict`, *optional*):
             Arguments of `from_pretrained` for the teacher.
+        teacher_placement (`str`, *optional*, defaults to `"auto"`):
+            Where teachers are: `"auto"`, `"sharded"`, `"replicated"` or `"offload"`.
+        teacher_deepspeed (`str` or `dict`, *optional*):
+            DeepSpeed configuration of the teachers.
+        teacher_chat_template (`str` or `dict`, *optional*):
+            Chat template of the teacher's prompt.
+        teacher_chat_template_kwargs (`dict`, *optional*):
+            Variables of that template.
+        teacher_prompt_column (`str`, *optional*, defaults to `"teacher_prompt"`):
+            Dataset column with a prompt for the teacher alone.
         reference_model_name_or_path (`str`, *optional*):
             Reference model of the methods that have one, by default the student as it starts.
         teacher_column (`str`, *optional*, defaults to `"teacher_id"`):
@@ -63,6 +79,8 @@ class FiReOPDConfig(GRPOConfig):
             Longest prompt, in tokens.
         overlong_prompts (`str`, *optional*, defaults to `"error"`):
             What happens to longer ones: `"error"` or `"drop"`.
+        preflight (`bool`, *optional*, defaults to `True`):
+            Print, before training, what was checked.
 
     Example:
 
@@ -72,7 +90,14 @@ class FiReOPDConfig(GRPOConfig):
     ```
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs", "method_kwargs"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
+        "method_kwargs",
+        "teacher_model_name_or_path",
+        "teacher_model_revision",
+        "teacher_model_init_kwargs",
+        "teacher_deepspeed",
+        "teacher_chat_template_kwargs",
+    ]
 
     # The method
     method: str = field(default="fire", metadata={"help": f"Distillation recipe, one of: {', '.join(METHODS)}."})
@@ -111,15 +136,56 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     # The teacher
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Teacher: a model id on the Hub or a local folder with safetensors weights."}
+    teacher_model_name_or_path: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Teacher: a model id on the Hub, a local folder with safetensors weights, or a PEFT adapter of "
+            "either kind; 'self' is the student without its adapter. Several teachers by name: a mapping in YAML, "
+            'JSON on the CLI, for example \'{"math": "org/math", "code": "org/code"}\'.'
+        },
     )
-    teacher_model_revision: str | None = field(
-        default=None, metadata={"help": "Revision of the teacher (branch, tag or commit)."}
+    teacher_model_revision: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Revision of the teacher (branch, tag or commit), or one by teacher's name."}
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Arguments of `from_pretrained` for the teacher. `dtype` is 'auto' unless given here."},
+        metadata={
+            "help": "Arguments of `from_pretrained` for the teacher, or such a dict by teacher's name. `dtype` is "
+            "'auto' unless given here; a `quantization_config` quantizes it."
+        },
+    )
+    teacher_placement: str = field(
+        default="auto",
+        metadata={
+            "help": "Where teachers are: 'sharded' over ranks with the student's ZeRO-3 or FSDP, 'replicated' in each "
+            "process, 'offload' on the host (ZeRO-3: partitioned there; else read from its files layer by layer). "
+            "'auto' is sharded where the student is, else replicated."
+        },
+    )
+    teacher_deepspeed: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "DeepSpeed configuration of the teachers (JSON file); by default the student's."},
+    )
+    teacher_chat_template: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template with which the teacher's prompt is rendered: 'own' (its tokenizer's), a .jinja "
+            "file, or the text; or one by teacher's name. Unset: the teacher reads the student's prompt tokens."
+        },
+    )
+    teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the teacher's template in place of chat_template_kwargs, for example "
+            "'{\"enable_thinking\": true}'; or such a dict by teacher's name."
+        },
+    )
+    teacher_prompt_column: str = field(
+        default="teacher_prompt",
+        metadata={
+            "help": "Dataset column with a prompt for the teacher alone (a worked solution, a hint, a system prompt), "
+            "after which it scores the student's very tokens. Rows without one: the student's prompt."
+        },
     )
     reference_model_name_or_path: str | None = field(
         default=None,
@@ -165,6 +231,10 @@ class FiReOPDConfig(GRPOConfig):
             "help": "Rows with a longer prompt: 'error' names the first one, 'drop' leaves them out and counts."
         },
     )
+    preflight: bool = field(
+        default=True,
+        metadata={"help": "Print before training what was checked, and one prompt as each model sees it."},
+    )
 
     # GRPO's own fields whose defaults differ here
     num_generations: int = field(
@@ -196,6 +266,8 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.teacher_chat_template, str) and self.teacher_chat_template.lstrip().startswith('{"'):
+            self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
         for name, (right, fix) in RIGHT_VALUES.items():
             refuse_unless(right(getattr(self, name)), self, name, fix)
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
@@ -207,13 +279,13 @@ class FiReOPDConfig(GRPOConfig):
         self.num_generations, self.num_generations_eval = generations, generations_eval
         for name, (neutral, reason) in NEUTRAL_GRPO_OPTIONS.items():
             refuse_unless(getattr(self, name) == neutral, self, name, f"{reason} Leave it at {neutral!r}.")
-        for name in ("teacher_model_init_kwargs", "method_kwargs"):
+        for name in ("teacher_model_init_kwargs", "teacher_chat_template_kwargs", "method_kwargs"):
             refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
-        self._refuse_wrong_combinations()
+        refuse_wrong_combinations(self)
         group = f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8."
         alone = "group_B" in self.build_method().needs and self.num_generations < 2
         refuse_unless(not alone, self, "num_generations", group)
-        self._warn_of_what_has_no_effect()
+        warn_of_what_has_no_effect(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
 
     def build_method(self) -> Method:
         """The recipe with its knobs: the fields that it takes, and `method_kwargs`."""
@@ -243,56 +315,12 @@ class FiReOPDConfig(GRPOConfig):
         except TypeError as error:
             raise ValueError(f"method_kwargs={self.method_kwargs!r} is refused: {error}.") from error
 
-    def _refuse_wrong_combinations(self):
-        refuse_unless(
-            self.reward_coef == 0 or self.num_generations >= 2,
-            self,
-            "reward_coef",
-            f"GRPO's advantage compares completions of one prompt, and num_generations={self.num_generations}. Set "
-            "num_generations to at least 2, or reward_coef=0 to only log rewards.",
-        )
-        refuse_unless(
-            self.generation_batch_size % self.num_generations == 0,
-            self,
-            "generation_batch_size",
-            f"A window must hold whole prompts, and num_generations={self.num_generations}. Make "
-            "per_device_train_batch_size x processes x steps_per_generation a multiple of it.",
-        )
-        refuse_unless(
-            self.steps_per_generation % self.gradient_accumulation_steps == 0,
-            self,
-            "steps_per_generation",
-            f"A window must not be split inside an optimizer step, and gradient_accumulation_steps="
-            f"{self.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
-        )
-        refuse_unless(
-            self.teacher_model_revision is None or self.teacher_model_name_or_path is not None,
-            self,
-            "teacher_model_revision",
-            "It names a revision of teacher_model_name_or_path, which is not set.",
-        )
-
-    def _warn_of_what_has_no_effect(self):
-        takes = inspect.signature(METHODS[self.method]).parameters
-        alone = "drop_fraction" in takes and (self.statistics_scope == "trajectory" or "scope" not in takes)
-        if alone and self.drop_fraction != type(self).drop_fraction:
-            warnings.warn(
-                f"drop_fraction={self.drop_fraction} drops nothing: each trajectory is ranked alone (statistics_scope="
-                f"{self.statistics_scope!r}, method={self.method!r}).",
-                stacklevel=4,
-            )
-        if "drop_fraction" in takes and not alone and 0 < self.drop_fraction * self.generation_batch_size < 1:
-            warnings.warn(
-                f"drop_fraction={self.drop_fraction} of a window of {self.generation_batch_size} rows drops none. "
-                f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / self.drop_fraction)} or more.",
-                stacklevel=4,
-            )
-        if self.top_p != 1.0 or self.top_k not in (0, -1) or self.min_p:
-            warnings.warn(
-                f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p}: the student samples from a part of its "
-                "distribution, and its log-probabilities are of the whole. The estimate of the KL is then biased.",
-                stacklevel=4,
-            )
+    def of_teacher(self, name: str, teacher: str, teachers: list[str]) -> Any:
+        """A field as one teacher has it: its own where the keys of a dict are names of teachers, else that of all."""
+        value = getattr(self, name)
+        if isinstance(value, dict) and value and set(value) <= set(teachers):
+            return value.get(teacher)
+        return value
 
 
 def _shown_to_grpo(generations: int) -> int:

@@ -1,6 +1,9 @@
 """The dataset, checked before a model is loaded: every fault is named with its row."""
 
 import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -12,20 +15,21 @@ if TYPE_CHECKING:
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
+ROWS_AT_ONCE = 1000  # tokenized together, on all cores
 
 
-def refuse_malformed(row: dict[str, Any], index: int, name: str) -> None:
+def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "prompt") -> None:
     """A prompt is a non-empty string, or a non-empty list of messages with a known role each."""
     where = f"{name} row {index}"
-    if row.get("prompt") is None:
-        raise ValueError(f"{where}: `prompt` is missing. Give a string or a list of messages.")
-    prompt = row["prompt"]
+    if row.get(column) is None:
+        raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
+    prompt = row[column]
     if isinstance(prompt, str):
         if not prompt:
-            raise ValueError(f"{where}: `prompt` is empty. Give a string or a list of messages, or remove the row.")
+            raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
         return
     if not isinstance(prompt, list) or not prompt:
-        raise ValueError(f"{where}: `prompt` is {prompt!r}. Give a string or a non-empty list of messages.")
+        raise ValueError(f"{where}: `{column}` is {prompt!r}. Give a string or a non-empty list of messages.")
     for message in prompt:
         if not isinstance(message, dict) or (message.get("content") is None and not message.get("tool_calls")):
             raise ValueError(f"{where}: the message {message!r} has no `content`. Give each a `role` and a `content`.")
@@ -44,66 +48,157 @@ def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, tea
         )
 
 
-def prompt_length(prompt: Any, tokenizer: "PreTrainedTokenizerBase", template_kwargs: dict[str, Any]) -> int:
-    """Tokens of the prompt as the student will see it."""
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def prompt_ids(
+    prompts: list[Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str | None = None,
+    template_kwargs: dict[str, Any] | None = None,
+    tools: list | None = None,
+) -> list[list[int]]:
+    """Tokens of prompts as a model will see them: a text as it is, messages through a chat template."""
+    ids: list[list[int]] = [[]] * len(prompts)
+    texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    rendered = [
+        tokenizer.apply_chat_template(
+            prompts[row],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **(template_kwargs or {}),
+        )
+        for row in chats
+    ]
+    # A template writes its own special tokens; to a text the tokenizer adds those that it adds to every text.
+    for rows, written, special in ((texts, [prompts[row] for row in texts], True), (chats, rendered, False)):
+        if rows:
+            encoded = tokenizer(written, add_special_tokens=special)["input_ids"]
+            for row, values in zip(rows, encoded, strict=True):
+                ids[row] = values
+    return ids
+
+
+@dataclass
+class Reader:
+    """How a model's prompts are read off a dataset, and which of them it can take."""
+
+    ids: Callable[[list[dict[str, Any]]], list[list[int] | None]]
+    limit: int | None
+    unknown: frozenset[int] = frozenset()
+    rows: int | None = None
+
+
+def no_ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:
+    """Prompts whose tokens only the rollout knows."""
+    return [None] * len(rows)
+
+
+@dataclass
+class Facts:
+    """What the check saw of a dataset."""
+
+    rows: int = 0
+    dropped: int = 0
+    longest: int = 0
+    routed: Counter = field(default_factory=Counter)
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def checked_dataset(
     dataset: "Dataset",
     name: str,
     *,
-    tokenizer: "PreTrainedTokenizerBase | None",
-    template_kwargs: dict[str, Any],
-    limit: int | None,
+    student: Reader,
+    teachers: dict[str, Reader],
     overlong: str,
-    column: str,
-    teachers: list[str],
-) -> "Dataset":
+    columns: tuple[str, str],
+) -> tuple["Dataset", Facts]:
     """
     The dataset with every row checked, without the rows that are too long if those are to be dropped.
 
     Args:
         name (`str`): What to call the dataset in an error.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Counts prompt tokens; `None` skips lengths (images, custom
-            rollouts), whose prompts only the rollout knows.
-        limit (`int`, *optional*): Longest prompt in tokens.
+        student ([`Reader`]): Its prompts; `None` for all of them skips lengths (images, custom rollouts), which only
+            the rollout knows.
+        teachers (`dict`): The teachers' prompts, `None` where they read the student's.
         overlong (`str`): `"error"` or `"drop"`.
-        column, teachers: The routing column and the names it may hold.
+        columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.
+
+    Returns:
+        The dataset, and what was seen of it.
     """
-    fitting = []
+    names, facts, fitting = list(teachers), Facts(rows=len(dataset)), []
     if "prompt" not in dataset.column_names:
         refuse_malformed({}, 0, name)
-    columns = ["prompt", *([column] if column in dataset.column_names else [])]
-    read = dataset.select_columns(columns)  # images are not decoded for this
-    for index, row in enumerate(tqdm(read, desc=f"checking {name}", disable=len(dataset) < 5000)):
-        refuse_malformed(row, index, name)
-        if len(teachers) > 1:
-            refuse_unrouted(row, index, name, column, teachers)
-        if tokenizer is not None:
-            length = prompt_length(row["prompt"], tokenizer, template_kwargs)
-            if length == 0:
-                raise ValueError(f"{name} row {index}: `prompt` has no token. Remove the row.")
-            if limit is not None and length > limit:
-                if overlong == "drop":
-                    continue
-                raise ValueError(
-                    f"{name} row {index}: the prompt has {length} tokens, and {limit} fit (max_prompt_length, or the "
-                    "models' context beside max_completion_length). Prompts are never cut: shorten it, lower "
-                    "max_completion_length, or set overlong_prompts='drop'."
-                )
-        fitting.append(index)
-    if len(fitting) < len(dataset):
+    read = dataset.select_columns(["prompt", *(c for c in columns if c in dataset.column_names)])  # no images decoded
+    starts = range(0, len(read), ROWS_AT_ONCE)
+    for start in tqdm(starts, desc=f"checking {name}", unit_scale=ROWS_AT_ONCE, disable=len(read) < 5000):
+        rows = read.select(range(start, min(start + ROWS_AT_ONCE, len(read)))).to_list()
+        for index, row in enumerate(rows, start):
+            refuse_malformed(row, index, name)
+            if len(names) > 1:
+                refuse_unrouted(row, index, name, columns[0], names)
+            if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
+                refuse_malformed(row, index, name, columns[1])
+        routed = [teacher_of(row, columns[0], names) for row in rows]
+        theirs: dict[int, list[int] | None] = {}
+        for who, reader in teachers.items():
+            mine = [offset for offset, owner in enumerate(routed) if owner == who]
+            theirs.update(zip(mine, reader.ids([rows[offset] for offset in mine]), strict=True))
+        for offset, ids in enumerate(student.ids(rows)):
+            who, row, index, own = routed[offset], rows[offset], start + offset, theirs[offset]
+            fits = refuse_unfit(ids, student, f"{name} row {index}: the prompt", overlong)
+            whose = f"{name} row {index}: the prompt of teacher {who!r}"
+            fits &= refuse_unfit(ids if own is None else own, teachers[who], whose, overlong)
+            if not fits:
+                continue
+            fitting.append(index)
+            facts.routed[who] += 1
+            facts.first.setdefault(who, row)
+            facts.longest = max(facts.longest, len(ids or []))
+    facts.dropped = len(dataset) - len(fitting)
+    if facts.dropped:
         warnings.warn(
-            f"{name}: {len(dataset) - len(fitting)} of {len(dataset)} rows left out, their prompts are longer than "
-            f"{limit} tokens (overlong_prompts='drop').",
+            f"{name}: {facts.dropped} of {len(dataset)} rows left out, their prompts are too long "
+            "(overlong_prompts='drop').",
             stacklevel=2,
         )
         dataset = dataset.select(fitting)
-    return dataset
+    return dataset, facts
+
+
+def teacher_of(row: dict[str, Any], column: str, names: list[str]) -> str:
+    """Name of a row's teacher; with one teacher no column is needed."""
+    return names[0] if len(names) == 1 else row[column]
+
+
+def refuse_unfit(ids: list[int] | None, reader: Reader, what: str, overlong: str) -> bool:
+    """Whether a prompt fits; one that no model could take is refused."""
+    if ids is None:
+        return True
+    if not ids:
+        raise ValueError(f"{what} has no token. Remove the row.")
+    if unknown := reader.unknown & set(ids):
+        raise ValueError(
+            f"{what} holds the token id {min(unknown)}, which the teacher's tokenizer does not have. Give the teacher "
+            "a prompt of its own (teacher_chat_template='own', or the column of teacher_prompt_column), or change "
+            "chat_template_kwargs."
+        )
+    if reader.rows is not None and max(ids) >= reader.rows:
+        raise ValueError(
+            f"{what} holds the token id {max(ids)}, and teacher and student share {reader.rows} token rows. Use a "
+            "template without it."
+        )
+    if reader.limit is None or len(ids) <= reader.limit:
+        return True
+    if overlong == "drop":
+        return False
+    raise ValueError(
+        f"{what} has {len(ids)} tokens, and {reader.limit} fit (max_prompt_length, or the models' context beside "
+        "max_completion_length). Prompts are never cut: shorten it, lower max_completion_length, or set "
+        "overlong_prompts='drop'."
+    )
 
 
 def refuse_less_than_a_window(dataset: "Dataset", prompts: int) -> None:

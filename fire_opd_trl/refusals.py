@@ -1,6 +1,7 @@
 """What a field of the configuration may be, and what a user is told to do about any other value."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ KNOBS = {
     "confusion": "confusion",
     "statistics_scope": "scope",
 }
+PLACEMENTS = ("auto", "sharded", "replicated", "offload")
 VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
@@ -30,6 +32,10 @@ def _whole(low: int) -> Right:
 
 def _text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _text_or_dict(value: Any) -> bool:
+    return _text(value) or isinstance(value, dict)
 
 
 def _one_of(*names: str) -> Right:
@@ -49,8 +55,16 @@ RIGHT_VALUES: dict[str, tuple[Right, str]] = {
     "confidence": (_number(0), "Give a number of at least 0; 0 switches it off."),
     "confusion": (_number(0), "Give a number of at least 0; 0 switches it off."),
     "statistics_scope": (_one_of(*SCOPES), f"Use one of: {', '.join(SCOPES)}."),
-    "teacher_model_name_or_path": (_unset_or(_text), "Give a model id or a local folder."),
+    "teacher_model_name_or_path": (
+        _unset_or(_text_or_dict),
+        "Give a model id or a local folder, or a dict of them by name.",
+    ),
+    "teacher_placement": (_one_of(*PLACEMENTS), f"Use one of: {', '.join(PLACEMENTS)}."),
+    "teacher_deepspeed": (_unset_or(_text_or_dict), "Give the path of a JSON file, or leave it unset."),
+    "teacher_chat_template": (_unset_or(_text_or_dict), "Give 'own', a .jinja file or the text of a template."),
+    "teacher_prompt_column": (_text, "Give the name of a dataset column."),
     "teacher_column": (_text, "Give the name of a dataset column."),
+    "preflight": (lambda value: isinstance(value, bool), "Use true or false."),
     "teacher_nonfinite_limit": (_number(0, 1), "Give a share in [0, 1], for example 0.1."),
     "scoring_token_budget": (_whole(1), "Give a whole number of at least 1, for example 16384."),
     "reward_coef": (_number(0), "Give a number of at least 0; 0 only logs rewards."),
@@ -91,6 +105,69 @@ def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
     """Raise with the field, its value, and what to change, unless the value is right."""
     if not right:
         raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")
+
+
+def refuse_wrong_combinations(config: Any) -> None:
+    """Fields that are right alone and wrong together."""
+    refuse_unless(
+        config.reward_coef == 0 or config.num_generations >= 2,
+        config,
+        "reward_coef",
+        f"GRPO's advantage compares completions of one prompt, and num_generations={config.num_generations}. Set "
+        "num_generations to at least 2, or reward_coef=0 to only log rewards.",
+    )
+    refuse_unless(
+        config.generation_batch_size % config.num_generations == 0,
+        config,
+        "generation_batch_size",
+        f"A window must hold whole prompts, and num_generations={config.num_generations}. Make "
+        "per_device_train_batch_size x processes x steps_per_generation a multiple of it.",
+    )
+    refuse_unless(
+        config.steps_per_generation % config.gradient_accumulation_steps == 0,
+        config,
+        "steps_per_generation",
+        f"A window must not be split inside an optimizer step, and gradient_accumulation_steps="
+        f"{config.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
+    )
+    refuse_unless(
+        config.teacher_model_revision is None or config.teacher_model_name_or_path is not None,
+        config,
+        "teacher_model_revision",
+        "It names a revision of teacher_model_name_or_path, which is not set.",
+    )
+    teachers = config.teacher_model_name_or_path
+    if isinstance(teachers, dict):
+        named = bool(teachers) and all(_text(part) for pair in teachers.items() for part in pair)
+        fix = "Give each teacher a name, and a model id or a local folder."
+        refuse_unless(named, config, "teacher_model_name_or_path", fix)
+        fix = f"With several teachers give a dict with these keys: {', '.join(map(str, teachers))}."
+        revision = config.teacher_model_revision
+        by_name = revision is None or isinstance(revision, dict) and set(revision) <= set(teachers)
+        refuse_unless(by_name, config, "teacher_model_revision", fix)
+
+
+def warn_of_what_has_no_effect(config: Any, takes: set[str]) -> None:
+    """`takes`: the arguments of the config's recipe."""
+    alone = "drop_fraction" in takes and (config.statistics_scope == "trajectory" or "scope" not in takes)
+    if alone and config.drop_fraction != type(config).drop_fraction:
+        warnings.warn(
+            f"drop_fraction={config.drop_fraction} drops nothing: each trajectory is ranked alone (statistics_scope="
+            f"{config.statistics_scope!r}, method={config.method!r}).",
+            stacklevel=4,
+        )
+    if "drop_fraction" in takes and not alone and 0 < config.drop_fraction * config.generation_batch_size < 1:
+        warnings.warn(
+            f"drop_fraction={config.drop_fraction} of a window of {config.generation_batch_size} rows drops none. "
+            f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / config.drop_fraction)} or more.",
+            stacklevel=4,
+        )
+    if config.top_p != 1.0 or config.top_k not in (0, -1) or config.min_p:
+        warnings.warn(
+            f"top_p={config.top_p}, top_k={config.top_k}, min_p={config.min_p}: the student samples from a part of "
+            "its distribution, and its log-probabilities are of the whole. The estimate of the KL is then biased.",
+            stacklevel=4,
+        )
 
 
 def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:

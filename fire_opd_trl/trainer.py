@@ -13,21 +13,16 @@ from .batches import Batch, StandStill, filled_holes, micro_batches, model_kwarg
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable, observed
 from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, no_reward, said_at_step
-from .pipeline import Context, Method, Scores, distil
-from .preflight import checked_inputs
+from .pipeline import Context, Method, Rollout, Scores, Signal, distil
+from .placement import placed_reference, placed_teachers
+from .preflight.inspection import checked_inputs
 from .ranks import Ranks
 from .refusals import chosen_method
-from .scoring import Window, token_scores
-from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, nothing, reference_kl
-from .teachers import (
-    Teacher,
-    named_teachers,
-    placed_reference,
-    placed_teachers,
-    reference_of,
-    refuse_broken_teacher,
-    route_B,
-)
+from .scoring import Window, taught, token_scores
+from .stages import aggregate, clipped_surrogate, masked_mean_B, metrics_by_teacher, mixed, nothing, reference_kl
+from .teachers import named_teachers, reference_of, refuse_broken_teacher, route_B
+from .tokens import Teacher
+from .views import teacher_prompts
 from .vocabulary import compared, look_while_scoring, padded
 
 
@@ -38,9 +33,10 @@ class FiReOPDTrainer(GRPOTrainer):
 
     Args:
         model (`str` or `PreTrainedModel` or `PeftModel`): The student.
-        teacher_model (`str`, `PreTrainedModel` or `dict` of them, *optional*):
-            The teacher, or teachers by name; by default `args.teacher_model_name_or_path`. A module that is passed
-            in is frozen, given a fused head, and cut to the student's token rows, in place.
+        teacher_model (`str`, `PreTrainedModel`, `PeftModel` or `dict` of them, *optional*):
+            The teacher, or teachers by name; by default `args.teacher_model_name_or_path`. A string names a model, an
+            adapter, or is `"self"`: the student without its adapter. A module that is passed in is frozen, given a
+            fused head, and cut to the student's token rows, in place.
         args ([`FiReOPDConfig`], *optional*): The configuration.
         train_dataset (`Dataset` or `IterableDataset`): Rows with a `prompt`; with several teachers also
             `args.teacher_column`.
@@ -78,26 +74,19 @@ class FiReOPDTrainer(GRPOTrainer):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
         self._compares = "reverse_kl_BT" in self.method.signals
-        teachers, reference = named_teachers(teacher_model, model, args), reference_of(model, self.method, args)
-
-        processing_class, train_dataset, eval_dataset, student_rows = checked_inputs(
-            model,
-            teachers,
-            args,
-            self.method,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            prompts_are_text=kwargs.get("rollout_func") is None,
-            prompts_exist=kwargs.get("environment_factory") is None,
+        adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
+        sources = named_teachers(teacher_model, model, args, adapted)
+        reference = reference_of(model, self.method, args)
+        self.checked = checked_inputs(
+            model, sources, args, self.method, train_dataset, eval_dataset, processing_class, kwargs
         )
         super().__init__(
             model=model,
             reward_funcs=reward_funcs or (None if kwargs.get("environment_factory") else [no_reward]),
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            train_dataset=self.checked.train_dataset,
+            eval_dataset=self.checked.eval_dataset,
+            processing_class=self.checked.processing_class,
             **kwargs,
         )
         if self.rollout_func is not None:
@@ -107,8 +96,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self.add_callback(self._stand_still)
         self._step_sums = StepSums(self.world)
         make_observable(base_of(self.model), args.cast_lm_head_to_fp32)
-        self.teachers = placed_teachers(teachers, student_rows, self)
-        self.reference = placed_reference(reference, student_rows, self)
+        self.teachers = placed_teachers(sources, self.checked.unknown, self.checked.student_rows, self)
+        self.reference = placed_reference(reference, self.checked.student_rows, self)
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
@@ -129,8 +118,9 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         mode = "train" if self.model.training else "eval"
-        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column)
-        self.window = Window(mode, torch.tensor(teacher_B, device=self.accelerator.device))
+        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column, self.world, self.accelerator.device)
+        prompts = teacher_prompts(self.checked.views, inputs, teacher_B.tolist(), self.tools)
+        self.window = Window(mode, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
         reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), self.window.teacher_B
@@ -147,26 +137,26 @@ class FiReOPDTrainer(GRPOTrainer):
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = mixed(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
-        for name, value in signal.metrics.items():
+        for name, value in self._named_metrics(rollout, scores, signal):
             self._metrics[mode][f"fire/{name}"].append(value)
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[mode], self._logs)
         fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
-        batch["old_per_token_logps"] = scores.student_logp_BT
+        batch["old_per_token_logps"], batch["teacher_logps"] = scores.student_logp_BT, scores.teacher_logp_BT
         minus_advantage_BT = scores.student_logp_BT - scores.teacher_logp_BT
         batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
         if mode == "train" and signal.divergence_BT is not None:
             batch.update(self.window.taught[2], divergence=signal.divergence_BT)
-        self.window = Window(mode, self.window.teacher_B)  # its hidden states are large
+        self.window = Window(mode, teacher_B, prompts)  # its hidden states are large
         return batch
 
     def _scores(self, batch: Batch) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
             student = asked[0] if asked else self._token_scores("student", self.model, batch)
-            teacher = self._teacher_scores(batch)
+            teacher = taught(self, batch)
             reference = self._token_scores("reference", self.reference, batch)[0] if self.reference else None
         scores = Scores(
             teacher_logp_BT=teacher[0],
@@ -178,29 +168,25 @@ class FiReOPDTrainer(GRPOTrainer):
         )
         return scores.only(self.method.signals)  # OPD needs no entropy
 
-    def _teacher_scores(self, batch: Batch) -> tuple:
-        """Every row by its own teacher, once for each window, and what the loss must have seen of it."""
-        if not self.window.taught:
-            teacher_B = self.window.teacher_B.tolist()
-            scored = [
-                self._token_scores(name, module, batch, [row for row, t in enumerate(teacher_B) if t == number])
-                for number, (name, module) in enumerate(self.teachers.items())
-            ]
-            names = {name for *_, seen in scored for name in seen}
-            seen = {name: [scored[t][2][name][row] for row, t in enumerate(teacher_B)] for name in names}
-            self.window.taught = sum(logp for logp, *_ in scored), sum(entropy for _, entropy, _ in scored), seen
-        return self.window.taught
+    def _named_metrics(self, rollout: Rollout, scores: Scores, signal: Signal) -> list[tuple[str, float]]:
+        """The window's metrics, and with several teachers those of each one's rows."""
+        named, several = list(signal.metrics.items()), len(self.teachers) > 1
+        signals, count = self.method.signals, len(self.teachers)
+        each = metrics_by_teacher(rollout, scores, signals, signal.keep_B, count, self.world) if several else []
+        for teacher, metrics in zip(self.teachers, each, strict=False):
+            named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
+        return named
 
-    def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows: list[int] | None = None):
-        entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else model is self.model
-        if model is self.model and self._compares:
-            batch = {**batch, **self._teacher_scores(batch)[2], "teacher_number": self.window.teacher_B}
+    def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows=None, unknown=frozenset()):
+        entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else name == "student"
+        if name == "student" and self._compares:
+            batch = {**batch, **taught(self, batch)[2], "teacher_number": self.window.teacher_B}
         started = time.perf_counter()
         vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
         budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
         forward = partial(self._forward, model, look=look_while_scoring(self, name), compute_entropy=entropies)
         model.eval()  # dropout would be noise in the advantage (no chaining: DeepSpeed's eval() returns None)
-        scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple)
+        scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple, unknown)
         model.train(training)
         self._metrics[self.window.mode][f"time/score_{name}"].append(time.perf_counter() - started)
         return scores

@@ -210,7 +210,7 @@ def compared(trainer, key: str, divergence: Divergence | None, part: Batch) -> O
     chosen_BT = part[key] != 0
     if divergence and divergence.top_k:
         return TopKDivergence(part, chosen_BT, trainer.temperature)
-    teachers = [trainer.accelerator.unwrap_model(teacher) for teacher in trainer.teachers.values()]
+    teachers = [teacher.base(trainer) for teacher in trainer.teachers.values()]
     return FullDivergence(part, chosen_BT, teachers, divergence.mixture if divergence else 1.0, trainer.temperature)
 
 

@@ -14,7 +14,7 @@ import fire_opd_trl
 from fire_opd_trl import METHODS, Context, Divergence, FiReOPDConfig, FiReOPDTrainer, Method, Rollout, Scores, distil
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.teachers import placeable
+from fire_opd_trl.placement import placeable
 
 
 README = (Path(fire_opd_trl.__file__).parent.parent / "README.md").read_text()

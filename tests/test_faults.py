@@ -54,7 +54,7 @@ def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = f
 def test_f1_one_broken_teacher_value_costs_one_trajectory(monkeypatch, tmp_path, value):
     row = 3
     trainer = built({**CASE, "method": "opd", "max_steps": 1}, str(tmp_path / "broken"))
-    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"], [row], value)
+    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"].module, [row], value)
     trainer.train()
     (log,) = logs_of(trainer)
     assert (log["fire/nonfinite_teacher"], log["fire/kept_rows"]) == (1, 26)  # 32 rows, 5 empty
@@ -197,7 +197,7 @@ def test_f6_an_empty_step_leaves_the_learning_rates_to_their_schedule(scheduler,
 
 def test_f1_the_limit_of_broken_teacher_values_is_the_configured_one(monkeypatch, tmp_path):
     trainer = built({**CASE, "max_steps": 1, "config": {"teacher_nonfinite_limit": 0.02}}, str(tmp_path))
-    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"], [3])
+    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"].module, [3])
     with pytest.raises(FloatingPointError, match="3% of the window"):
         trainer.train()
 

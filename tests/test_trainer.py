@@ -14,7 +14,8 @@ import fire_opd_trl.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.teachers import from_pretrained_kwargs
+from fire_opd_trl.placement import from_pretrained_kwargs
+from fire_opd_trl.teachers import source_of
 
 
 CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
@@ -51,7 +52,7 @@ def test_another_teacher_gives_another_gradient_and_the_student_as_teacher_gives
 
 def test_the_teacher_is_frozen_unchanged_and_has_no_optimizer_state(tmp_path):
     trainer = trained({**CASE, "optim": "adamw_torch"}, str(tmp_path))
-    (teacher,) = trainer.teachers.values()
+    (teacher,) = (placed.module for placed in trainer.teachers.values())
     fresh = loaded("teacher").state_dict()
     assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
     assert furthest(fresh, teacher.state_dict()) == 0.0
@@ -241,7 +242,7 @@ def test_a_row_is_scored_by_the_teacher_that_it_names(tmp_path, name):
 def test_removing_columns_with_several_teachers_is_refused(tmp_path):
     routed = task.dataset("train", 64, seed=0).add_column("teacher_id", ["left"] * 64)
     teachers = {"left": loaded("teacher"), "right": loaded("teacher")}
-    with pytest.raises(ValueError, match="remove_unused_columns=True would remove the column 'teacher_id'"):
+    with pytest.raises(ValueError, match="remove_unused_columns=True would remove 'teacher_id'"):
         sampling_trainer(tmp_path, dataset=routed, teacher=teachers, remove_unused_columns=True)
 
 
@@ -271,7 +272,10 @@ def test_the_rollout_correction_applies_in_every_method_but_the_released_one(met
         engine.train()
     losses = [next(log["loss"] for log in t.state.log_history if "grad_norm" in log) for t in (plain, engine)]
     assert losses[1] == pytest.approx(losses[0] * (1 if method == "fire_released" else 5), rel=1e-5)
-    assert calls == [engine.model, engine.teachers["teacher"]]  # old log-probabilities and entropies: one forward
+    assert calls == [
+        engine.model,
+        engine.teachers["teacher"].module,
+    ]  # old log-probabilities and entropies: one forward
     assert ("entropy" in engine.state.log_history[0]) and engine.state.log_history[0]["fire/kept_rows"] > 0
 
 
@@ -326,7 +330,7 @@ def test_both_clipping_bounds_reach_the_surrogate(tmp_path):
 
 def test_a_teacher_in_training_mode_is_put_in_evaluation_mode(tmp_path):
     trainer = sampling_trainer(tmp_path, teacher=loaded("teacher").train())
-    assert not trainer.teachers["teacher"].training
+    assert not trainer.teachers["teacher"].module.training
 
 
 def test_a_teacher_is_loaded_as_its_config_says():
@@ -335,7 +339,8 @@ def test_a_teacher_is_loaded_as_its_config_says():
         teacher_model_init_kwargs={"attn_implementation": "eager"},
     )  # fmt: skip
     expected = {"dtype": "auto", "trust_remote_code": False, "revision": "v2", "attn_implementation": "eager"}
-    assert from_pretrained_kwargs(args) == expected
+    source = source_of("teacher", args.teacher_model_name_or_path, args, ["teacher"])
+    assert from_pretrained_kwargs(args, source) == expected
 
 
 def with_dropout():
@@ -418,7 +423,7 @@ def test_what_is_saved_loads_and_the_card_names_the_method(tmp_path):
 def test_the_loss_watches_no_tensor_of_the_size_of_the_logits(tmp_path, monkeypatch):
     """Every score and every loss goes through TRL's fused head, never through `lm_head`."""
     trainer = sampling_trainer(tmp_path)
-    (teacher,) = trainer.teachers.values()
+    (teacher,) = (placed.module for placed in trainer.teachers.values())
     calls = []
     teacher.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     trainer.train()

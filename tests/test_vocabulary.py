@@ -311,7 +311,7 @@ def test_a_slice_without_a_chosen_token_is_a_zero_that_can_be_differentiated(top
 def test_one_forward_of_each_model_scores_a_window_and_one_updates(method, tmp_path):
     config = {"method_kwargs": {"top_k": 4}} if method in ("eopd", "tropd") else {}
     trainer = built({**CASE, "method": method, "scoring_token_budget": 10**6, "config": config}, str(tmp_path))
-    (teacher,) = trainer.teachers.values()
+    (teacher,) = (placed.module for placed in trainer.teachers.values())
     calls = {"student": 0, "teacher": 0}
     for name, module in (("student", trainer.model), ("teacher", teacher)):
         module.model.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))

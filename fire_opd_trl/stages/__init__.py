@@ -18,7 +18,7 @@ from .divergence import Divergence, distrusted, trusted, uncertain_teacher
 from .filter import as_many_at_random, drop_lowest, enough_margin, keep_all, mixed_outcomes
 from .group import correct_B, group_mean_B, group_z_B, mixed_outcome_B, outcome_margin_B, over_group_B
 from .loss import LOSS_TYPES, aggregate, clipped_surrogate, reference_kl, row_scale
-from .metrics import window_metrics
+from .metrics import metrics_by_teacher, window_metrics
 from .reweight import (
     confidence_and_confusion,
     early_tokens,
@@ -112,6 +112,7 @@ __all__ = [
     "unit_range_BT",
     "unsure_or_far",
     "usable_B",
+    "metrics_by_teacher",
     "window_metrics",
     "window_quantile",
 ]

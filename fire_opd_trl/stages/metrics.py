@@ -1,11 +1,14 @@
 """What a window looked like: plain numbers over all ranks, returned by the mathematics and logged by the trainer."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .reweight import SMALLEST_MAX
 from .rollout import Rollout, masked_mean_B, masked_sum_B
 from .score import Scores
-from .world import Context
+from .soundness import usable_B
+from .world import Context, World
 
 
 def window_metrics(
@@ -93,4 +96,40 @@ def window_metrics(
     for name in ("finished", "truncated"):
         if total.get(f"usable_{name}"):
             metrics[f"keep_ratio_{name}"] = total[f"kept_{name}"] / total[f"usable_{name}"]
+    return metrics
+
+
+def metrics_by_teacher(
+    rollout: Rollout, scores: Scores, signals: Sequence[str], keep_B: torch.Tensor, teachers: int, world: World
+) -> list[dict[str, float]]:
+    """
+    Of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of `log pi_S - log pi_T`),
+    `teacher_logp` (mean over trajectories), and `teacher_entropy` where it is known. Only `rows` without any.
+
+    Args:
+        rollout ([`Rollout`]): Every row as sampled; `teacher_B` numbers the teachers.
+        signals (`tuple[str]`): What the method reads: a row in which it is not finite counts nowhere but in `rows`.
+        keep_B (`torch.Tensor`): Survivors of the filter.
+        teachers (`int`): How many there are.
+    """
+    assert rollout.teacher_B is not None
+    usable = rollout.only(usable_B(rollout, scores, signals))
+    entropy_BT, tokens_B = scores.teacher_entropy_BT, usable.mask_BT.sum(dim=1)
+    values = [
+        torch.ones_like(usable.alive_B),
+        usable.alive_B,
+        keep_B,
+        tokens_B,
+        masked_sum_B(scores.student_logp_BT - scores.teacher_logp_BT, usable.mask_BT),
+        masked_mean_B(scores.teacher_logp_BT, usable.mask_BT),
+        tokens_B * 0 if entropy_BT is None else masked_sum_B(entropy_BT, usable.mask_BT),
+    ]
+    value_BX = torch.stack([value_B.float() for value_B in values], dim=1)
+    mine_BN = torch.nn.functional.one_hot(rollout.teacher_B, teachers).float()
+    metrics = []
+    for rows, alive, kept, tokens, reverse_kl, logp, entropy in world.sum(mine_BN.T @ value_BX).tolist():
+        metrics.append({"rows": rows})
+        if alive and tokens:
+            metrics[-1].update(keep_ratio=kept / alive, reverse_kl=reverse_kl / tokens, teacher_logp=logp / alive)
+            metrics[-1].update({} if entropy_BT is None else {"teacher_entropy": entropy / tokens})
     return metrics

@@ -94,7 +94,12 @@ def built(case: dict, output_dir: str, **kwargs):
             "logprobs": None,
         }
 
-    rows = [{"prompt": text, "teacher_id": "ab"[row % 2]} for row, text in enumerate(texts[::generations])]
+    def teacher_of(row: int) -> str:  # "halves": on two ranks each has no row of one of the teachers
+        return "ab"[row >= len(texts) / generations / 2] if case.get("routing") == "halves" else "ab"[row % 2]
+
+    rows = [{"prompt": text, "teacher_id": teacher_of(row)} for row, text in enumerate(texts[::generations])]
+    if case.get("hint"):  # a prompt for the teacher alone, of another length in each row
+        rows = [{**row, "teacher_prompt": f"{number}={row['prompt']}"} for number, row in enumerate(rows)]
     teacher = case.get("teacher") or str(models / case.get("demo_teacher", "teacher"))
     if case.get("two_teachers"):  # of different widths: the second is the student itself
         teacher = {"a": teacher, "b": str(models / "student")}
@@ -102,7 +107,9 @@ def built(case: dict, output_dir: str, **kwargs):
     if case.get("lora"):
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.0)
+        # "stirred": an adapter that already says something else than its base
+        targets, start = ["q_proj", "v_proj", "down_proj"], case["lora"] != "stirred"
+        peft_config = LoraConfig(r=4, target_modules=targets, lora_dropout=0.0, init_lora_weights=start)
     args = FiReOPDConfig(
         output_dir,
         method=case.get("method", "fire"),
@@ -163,6 +170,7 @@ def is_sharded(module: torch.nn.Module) -> bool:
 
 def result(trainer) -> dict:
     """Full parameters, losses, gradient norms and the shape of the world, gathered on every rank."""
+    teachers = [placed.module for placed in trainer.teachers.values() if placed.module is not None]
     parameters = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     rows_of_slices = [int((part["scale"] > 0).sum()) for part in trainer._buffered_inputs]
@@ -179,8 +187,8 @@ def result(trainer) -> dict:
         "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
         "zero_stage": trainer._dist.zero_stage,
         "student_is_sharded": is_sharded(trainer.model),
-        "teachers_are_sharded": all(is_sharded(teacher) for teacher in trainer.teachers.values()),
-        "teachers_train": any(p.requires_grad for t in trainer.teachers.values() for p in t.parameters()),
+        "teachers_are_sharded": all(is_sharded(module) for module in teachers),
+        "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),
     }
 
 

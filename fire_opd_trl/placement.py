@@ -1,0 +1,274 @@
+"""Teachers where they run: loaded, frozen, partitioned, replicated or on the host; adapters of one base share it."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.models.utils import prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head, create_model_from_path, use_adapter
+
+from .config import FiReOPDConfig
+from .heads import base_of, make_observable
+from .teachers import Source, reads_whole_distributions
+from .tokens import config_of
+from .zero import deepspeed_stage, loading_under, teacher_deepspeed_config, under_deepspeed
+
+
+@dataclass(frozen=True)
+class Placed:
+    """
+    A teacher where it runs.
+
+    Args:
+        module (`torch.nn.Module`, *optional*): What scores; `None`: the student, without its adapter.
+        adapter (`str`, *optional*): The adapter of `module` that is this teacher.
+        shared (`bool`): Whether `module` has adapters, of which this teacher is one, or its base.
+        unknown (`frozenset[int]`): Ids that mean nothing to it.
+    """
+
+    module: torch.nn.Module | None
+    adapter: str | None = None
+    shared: bool = False
+    unknown: frozenset[int] = frozenset()
+
+    @contextmanager
+    def speaking(self, trainer) -> Iterator[torch.nn.Module]:
+        """The module that scores, as this teacher."""
+        if self.module is None:
+            with use_adapter(trainer.accelerator.unwrap_model(trainer.model), None):
+                yield trainer.model
+        elif not self.shared:
+            yield self.module
+        else:
+            with use_adapter(trainer.accelerator.unwrap_model(self.module), self.adapter):
+                yield self.module
+            self.module.requires_grad_(False)  # PEFT makes the adapter that it switches on trainable
+
+    def base(self, trainer) -> PreTrainedModel:
+        """The model itself, inside all wrappers: its head, its config."""
+        return base_of(trainer.accelerator.unwrap_model(trainer.model if self.module is None else self.module))
+
+
+# Where
+
+
+def placement_of(args: FiReOPDConfig, source: Source, sharding: str | None) -> str:
+    """
+    Where a teacher goes: `"sharded"`, `"replicated"` or `"offload"`. What cannot be is refused.
+
+    Args:
+        sharding (`str`, *optional*): What partitions the student over ranks: `"ZeRO-3"`, `"FSDP"`.
+    """
+    chosen, name, stage = args.teacher_placement, source.name, deepspeed_stage(args.teacher_deepspeed)
+    quantized = is_quantized(source)
+    whole = "sharded" if sharding and not quantized else "replicated"
+    if chosen == "auto" and stage is not None:
+        chosen = "sharded" if stage == 3 else "replicated"
+    chosen = whole if chosen == "auto" else chosen
+    if chosen == "sharded" and not sharding:
+        raise ValueError(
+            "teacher_placement='sharded' partitions the teacher as the student is, and the student is whole on every "
+            "rank. Launch with ZeRO-3 or FSDP 2 (configs/accelerate/zero3.yaml, fsdp2.yaml), or use 'replicated' or "
+            "'offload'."
+        )
+    if quantized and chosen != "replicated":
+        raise ValueError(
+            f"teacher_placement={chosen!r}: teacher {name!r} is quantized, and its packed weights can be neither "
+            "partitioned nor streamed. Use 'replicated'."
+        )
+    if stage is not None and (stage == 3) != (chosen == "sharded" or chosen == "offload" and sharding == "ZeRO-3"):
+        raise ValueError(
+            f"teacher_deepspeed is of ZeRO stage {stage}, which does not fit teacher_placement={chosen!r}. Sharded "
+            "and offloaded teachers want stage 3, replicas stage 0."
+        )
+    if chosen == "offload" and sharding != "ZeRO-3":
+        if source.adapter is not None:
+            raise ValueError(
+                f"teacher_placement='offload': teacher {name!r} is an adapter, whose base is streamed from the host "
+                "only under ZeRO-3. Merge it (merge_and_unload), save that and name it, or use 'replicated'."
+            )
+        if source.base is not None and not isinstance(source.base, str):
+            raise ValueError(
+                f"teacher_placement='offload': teacher {name!r} is a module that is already in memory. Name its "
+                "folder or id, from where it is read layer by layer."
+            )
+    return chosen
+
+
+def is_quantized(source: Source) -> bool:
+    """Whether a teacher's weights are packed, by its own config or by the arguments it is loaded with."""
+    if source.init_kwargs.get("quantization_config") is not None:
+        return True
+    return source.base is not None and bool(getattr(config_of(source.base, **source.hub), "quantization_config", None))
+
+
+# Load and place
+
+
+def placed_teachers(
+    sources: dict[str, Source], unknown: dict[str, frozenset[int]], student_rows: int, trainer
+) -> dict[str, Placed]:
+    """
+    The teachers as frozen modules in evaluation mode, without optimizer. Those that are one base, or adapters of it,
+    share it.
+
+    Args:
+        unknown (`dict`): Ids that mean nothing to a teacher.
+        student_rows (`int`): Token rows of the student; a teacher padded to more loses them, so that rows no token
+            stands for take no probability.
+        trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments, the method.
+    """
+    if reads_whole_distributions(trainer.method) and trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        raise ValueError(
+            f"method={trainer.method.name!r} reads the heads of whole models, which FSDP 1 keeps in pieces. Use FSDP "
+            "2 (fsdp_version: 2) or DeepSpeed ZeRO-3."
+        )
+    modules: dict[str, torch.nn.Module] = {}
+    placed = {}
+    for name, source in sources.items():
+        if source.base is None:
+            placed[name] = Placed(None, unknown=unknown[name])
+            continue
+        alike = [other for other in sources.values() if other.key == source.key]
+        if source.key not in modules:
+            modules[source.key] = placed_base(source, alike, student_rows, trainer)
+        shared = any(other.adapter for other in alike)
+        adapter = name if source.adapter else None
+        placed[name] = Placed(modules[source.key], adapter, shared, unknown[name])
+    return placed
+
+
+def placed_base(source: Source, alike: list[Source], student_rows: int, trainer) -> torch.nn.Module:
+    """One base with the adapters of all teachers that share it, where it runs."""
+    sharding = "ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if trainer.is_fsdp_enabled else None
+    where = placement_of(trainer.args, source, sharding)
+    config = teacher_deepspeed_config(trainer, where)
+    with loading_under(config, trainer):
+        model = source.base
+        if isinstance(model, str):
+            given = from_pretrained_kwargs(trainer.args, source)
+            if where == "offload" and sharding != "ZeRO-3":
+                given.update(streamed(model, trainer.accelerator.device, source.hub))
+            model = create_model_from_path(model, **given)
+        model = model.requires_grad_(False).eval()
+        if base_of(model).config.get_text_config().vocab_size > student_rows:
+            base_of(model).resize_token_embeddings(student_rows, mean_resizing=False)
+    refuse_unreadable_head(base_of(model), source.name)
+    add_fused_lm_head(  # before wrapping, so that [B, T, V] never exists
+        base_of(model),
+        temperature=trainer.temperature,
+        cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
+        outputs=("log_probs", "entropy") if "teacher_entropy_BT" in trainer.method.signals else ("log_probs",),
+    )
+    make_observable(base_of(model), trainer.args.cast_lm_head_to_fp32)
+    for other in alike:
+        if other.adapter is not None:
+            model = with_adapter(model, other)
+    if where == "offload" and sharding != "ZeRO-3":
+        return model  # its hooks bring each layer to the device
+    return beside_student(model.requires_grad_(False).eval(), trainer, where, config)
+
+
+def from_pretrained_kwargs(args: FiReOPDConfig, source: Source) -> dict[str, Any]:
+    """Arguments with which a teacher is loaded: its own dtype, no remote code unless the config allows it."""
+    return placeable(args, {"dtype": "auto", **source.hub, **source.init_kwargs})
+
+
+def placeable(args: FiReOPDConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a frozen model of this run."""
+    defaults: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
+        defaults["device_map"] = None  # "auto" would spread one copy over the cards of other ranks
+    return {key: value for key, value in {**defaults, **given}.items() if value is not None or key == "device_map"}
+
+
+def with_adapter(model: Any, source: Source) -> torch.nn.Module:
+    """The model with one more adapter, named after its teacher, in the model's own precision."""
+    from peft import PeftModel
+
+    given = {"adapter_name": source.name, "autocast_adapter_dtype": False, **source.adapter_hub}
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, source.adapter, **given)
+    model.load_adapter(source.adapter, **given)
+    return model
+
+
+def refuse_unreadable_head(model: PreTrainedModel, name: str) -> None:
+    """The fused head reads the last layer's weight, which must then be plain numbers."""
+    weight = model.get_output_embeddings().weight
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"teacher {name!r}: the head is quantized ({weight.dtype}), and the fused head reads its weight. Leave it "
+            "out in the quantization_config (llm_int8_skip_modules=['lm_head'])."
+        )
+
+
+def beside_student(
+    model: PreTrainedModel, trainer, where: str = "auto", config: dict[str, Any] | None = None
+) -> torch.nn.Module:
+    """A frozen model where the student is: partitioned when the student is, or a replica."""
+    if config is not None or trainer.is_deepspeed_enabled:
+        return under_deepspeed(model, trainer, config or trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
+    if trainer.is_fsdp_enabled and where != "replicated":
+        return prepare_fsdp(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled or getattr(model, "is_quantized", False):
+        return model if getattr(model, "is_quantized", False) else model.to(trainer.accelerator.device)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def skeleton_of(config: PretrainedConfig) -> Any:
+    """A model without numbers, for its names and shapes; `None` for a class that transformers does not have."""
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if kind is None:
+        return None
+    with torch.device("meta"):  # the class itself: from_config would partition it under ZeRO-3
+        return kind(config)
+
+
+def streamed(model: str, device: torch.device, hub: dict[str, Any]) -> dict[str, Any]:
+    """
+    Arguments of `from_pretrained` that leave a model's layers in its files, memory-mapped: each is brought to the
+    device for its own forward. Embeddings and head, which the fused head reads directly, are on the device.
+    """
+    skeleton = skeleton_of(config_of(model, **hub))
+    if skeleton is None:
+        raise ValueError(
+            f"teacher_placement='offload': {model!r} is of a class that transformers does not have, so that its "
+            "layers are not known. Use 'replicated', or ZeRO-3."
+        )
+    layers = [name for name, module in skeleton.named_modules() if type(module).__name__ in skeleton._no_split_modules]
+    if not layers:
+        raise ValueError(
+            f"teacher_placement='offload': {type(skeleton).__name__} does not say what its layers are "
+            "(_no_split_modules), so that it cannot be streamed. Use 'replicated', or ZeRO-3."
+        )
+    tensors = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers())
+    others = {name.rpartition(".")[0] for name, _ in tensors if not name.startswith(tuple(f"{x}." for x in layers))}
+    where = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(others, device)}
+    folder = tempfile.mkdtemp(prefix="fire-opd-teacher-")  # for weights that differ from those of the files
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"device_map": where, "offload_folder": folder}
+
+
+def placed_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Module | None:
+    """The reference model, frozen beside the student; loaded as the student was, unless it has a name of its own."""
+    args = trainer.args
+    if reference is None:
+        return None
+    if isinstance(reference, str):
+        given = {"dtype": "float32", **(args.model_init_kwargs or {})}
+        if args.reference_model_name_or_path is not None:
+            given.pop("revision", None)  # that of another repository
+        reference = create_model_from_path(reference, **placeable(args, given))
+    if reference.config.get_text_config().vocab_size > student_rows:
+        reference.resize_token_embeddings(student_rows, mean_resizing=False)
+    add_fused_lm_head(reference, trainer.temperature, args.cast_lm_head_to_fp32)
+    return beside_student(reference.requires_grad_(False).eval(), trainer)

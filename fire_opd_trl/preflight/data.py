@@ -1,0 +1,124 @@
+"""The dataset, the window, and one prompt as each model sees it."""
+
+import math
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..config import FiReOPDConfig
+from ..pipeline import Method
+from ..prompts import Facts, Reader, no_ids, prompt_ids
+from .findings import Checked
+
+
+SHOWN = 400  # characters of a prompt
+
+
+def student_ids(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]):
+    """How the student's prompt tokens are read off rows."""
+    if others.get("rollout_func") is not None:
+        return no_ids
+    template_kwargs, tools = args.chat_template_kwargs or {}, others.get("tools")
+    return lambda rows: prompt_ids([row["prompt"] for row in rows], checked.tokenizer, None, template_kwargs, tools)
+
+
+def refuse_lost_columns(args: FiReOPDConfig, dataset: Any, names: list[str]) -> None:
+    """TRL may drop columns it does not know, before anyone reads them."""
+    columns = getattr(dataset, "column_names", None) or []
+    read = [args.teacher_column] * (len(names) > 1) + [c for c in [args.teacher_prompt_column] if c in columns]
+    if args.remove_unused_columns and read:
+        raise ValueError(
+            f"remove_unused_columns=True would remove {', '.join(map(repr, read))}, which says whose teacher a row "
+            "has, or what it reads. Set it to False."
+        )
+
+
+def refuse_views_that_cannot_be(checked: Checked, args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:
+    """Settings of the teacher's prompt that would do nothing, or the wrong thing."""
+    columns = getattr(dataset, "column_names", None) or []
+    set_here = [n for n in ("teacher_chat_template", "teacher_chat_template_kwargs") if getattr(args, n) is not None]
+    column = args.teacher_prompt_column in columns
+    if not set_here and not column:
+        return
+    what = ", ".join(set_here) or f"the column {args.teacher_prompt_column!r}"
+    if others.get("environment_factory") is not None:
+        raise ValueError(f"{what}: an environment writes the prompts as it goes, so the teacher can have no other.")
+    if {"image", "images"} & set(columns):
+        raise ValueError(f"{what}: a prompt with images cannot be rendered anew for the teacher. Remove it.")
+    if set_here and not column and isinstance(dataset, Dataset) and len(dataset) and "prompt" in columns:
+        if all(isinstance(prompt, str) for prompt in dataset["prompt"][:100]):
+            raise ValueError(
+                f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` as "
+                f"messages, or a column {args.teacher_prompt_column!r}."
+            )
+
+
+def say_of_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReOPDConfig) -> None:
+    """How many rows, how long, and whose."""
+    if not facts.rows:
+        checked.says("dataset", "a stream, or prompts that a rollout makes: checked as they are sampled")
+        return
+    left = f", {facts.dropped} left out as too long" if facts.dropped else ""
+    longest = f", the longest prompt has {facts.longest} tokens" if facts.longest else ""
+    checked.says("dataset", f"{facts.rows} rows{left}{longest}, completions up to {args.max_completion_length}")
+    if len(names) > 1:
+        shares = ", ".join(f"{name} {facts.routed[name]}" for name in names)
+        alone = [name for name in names if not facts.routed[name]]
+        never = f"; no row names {', '.join(alone)}" if alone else ""
+        checked.says("routing", f"`{args.teacher_column}`: {shares}{never}", "warning" if alone else "ok")
+
+
+def say_of_window(checked: Checked, args: FiReOPDConfig, method: Method, names: list[str], facts: Facts) -> None:
+    """Batch arithmetic: the window, what the filter drops, forwards."""
+    rows, ranks = args.generation_batch_size, args.world_size
+    steps = args.steps_per_generation // args.gradient_accumulation_steps
+    prompts = rows // args.num_generations
+    epoch = f"; {len(checked.train_dataset) // prompts} windows an epoch" if facts.rows and prompts else ""
+    checked.says(
+        "window",
+        f"{rows} trajectories = {ranks} process{'es' * (ranks > 1)} x {args.per_device_train_batch_size} x "
+        f"{args.steps_per_generation} (per_device_train_batch_size x steps_per_generation): {prompts} prompts, "
+        f"{args.num_generations} completion{'s' * (args.num_generations > 1)} each; {steps} optimizer "
+        f"step{'s' * (steps > 1)}{epoch}",
+    )
+    if method.filter is not method.unfiltered().filter:
+        among = {"teacher": " among each teacher's", "trajectory": " (each ranked alone)"}.get(
+            args.statistics_scope, ""
+        )
+        drops = math.floor(args.drop_fraction * rows)
+        text = f"{method.name} drops floor({args.drop_fraction} x {rows}) = {drops}{among}, and updates on the rest"
+        checked.says("filter", text)
+    longest = facts.longest + args.max_completion_length
+    at_once = max(1, args.scoring_token_budget // longest)
+    forwards = math.ceil(rows / ranks / at_once)
+    models = " + ".join(["student", *names])
+    checked.says(
+        "work",
+        f"a window and rank: sampling; scoring in at most {forwards} forward{'s' * (forwards > 1)} under each of "
+        f"{models} ({at_once} row{'s' * (at_once > 1)} of {longest} tokens at once); {args.steps_per_generation} "
+        f"micro-batches forward and backward",
+    )
+
+
+def prompts_seen(checked: Checked, facts: Facts, names: list[str], student: Reader, column: str) -> str:
+    """One prompt of each teacher's, as student and teacher see it."""
+    lines: list[str] = []
+    for name, view in zip(names, checked.views, strict=False):
+        row = facts.first.get(name)
+        if row is None:
+            continue
+        (mine,), (own,) = student.ids([row]), view.ids([row])
+        lines += [f"\na prompt as the student sees it: {shown(mine, checked.tokenizer)}"]
+        text = "the same tokens" if own is None else shown(own, view.tokenizer)
+        lines += [f"and as teacher {name} sees it:     {text}"]
+    return "\n".join(lines)
+
+
+def shown(ids: list[int] | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tokens for a person."""
+    if ids is None:
+        return "known only to the rollout"
+    text = tokenizer.decode(ids)
+    cut = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} [...] {text[-SHOWN // 2 :]}"
+    return f"{len(ids)} tokens, {cut!r}"

@@ -1,0 +1,120 @@
+"""All checks in order. A fault in one does not hide the others."""
+
+import warnings
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoProcessor, PreTrainedTokenizerBase
+
+from ..config import FiReOPDConfig
+from ..pipeline import Method
+from ..prompts import Facts, Reader, checked_dataset, no_ids, refuse_less_than_a_window
+from ..teachers import Source
+from ..tokens import Teacher, Vocabulary, config_of
+from .data import (
+    prompts_seen,
+    refuse_lost_columns,
+    refuse_views_that_cannot_be,
+    say_of_dataset,
+    say_of_window,
+    student_ids,
+)
+from .findings import Checked
+from .models import check_reference, description, room, teacher_reader
+
+
+def checked_inputs(
+    model: Teacher,
+    sources: dict[str, Source],
+    args: FiReOPDConfig,
+    method: Method,
+    train_dataset,
+    eval_dataset,
+    processing_class,
+    others: dict[str, Any],
+) -> Checked:
+    """What the trainer starts with: any fault is raised, warnings are given, and the main process prints the table."""
+    checked = inspected(model, sources, args, method, train_dataset, eval_dataset, processing_class, others)
+    if checked.faults:
+        raise ValueError("\n".join(checked.faults))
+    for finding in checked.findings:
+        if finding.outcome == "warning":
+            warnings.warn(f"{finding.subject}: {finding.text}", stacklevel=3)
+    if args.preflight and args.distributed_state.is_main_process:
+        print(f"{checked.table()}\n{checked.example}", flush=True)
+    return checked
+
+
+def inspected(
+    model: Teacher,
+    sources: dict[str, Source],
+    args: FiReOPDConfig,
+    method: Method,
+    train_dataset,
+    eval_dataset,
+    processing_class,
+    others: dict[str, Any],
+) -> Checked:
+    """
+    Look at everything but weights: configs, tokenizers, templates, every row of the map-style datasets, the window.
+    Streams are checked as they are sampled.
+
+    Args:
+        model (`str` or `PreTrainedModel`): The student.
+        sources (`dict`): The teachers.
+        others (`dict`): What else the trainer was given: whether a `rollout_func` makes the prompts' tokens, or an
+            `environment_factory` the prompts.
+    """
+    checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
+    hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
+    with checked.check("student"):
+        config = config_of(model, **hub)
+        checked.processing_class = processing_class or AutoProcessor.from_pretrained(
+            model if isinstance(model, str) else config._name_or_path, padding_side="left", **hub
+        )
+        text_only = isinstance(checked.processing_class, PreTrainedTokenizerBase)
+        checked.tokenizer = checked.processing_class if text_only else checked.processing_class.tokenizer
+        student = Vocabulary.of(model, config, checked.tokenizer, revision=hub["revision"])
+        checked.student_rows = student.rows
+        limit = room(config, args, "the student")
+        dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
+        checked.says("student", description(model, config, student, dtype))
+    if checked.faults:
+        checked.says("the rest", "not checked, since nothing is known of the student", "warning")
+        return checked
+
+    named: dict[str, Reader] = {}
+    for name, source in sources.items():
+        named[name] = teacher_reader(checked, source, list(sources), config, student, args, method, others)
+    if args.reference_model_name_or_path is not None:
+        check_reference(checked, student, args)
+
+    own = None if args.max_prompt_length is None else args.max_prompt_length
+    limit = min((bound for bound in (limit, own) if bound is not None), default=None)
+    student_reader = Reader(student_ids(checked, args, others), limit)
+    prompts_exist = others.get("environment_factory") is None
+    facts = Facts()
+    with checked.check("dataset"):
+        refuse_lost_columns(args, train_dataset, list(sources))
+        refuse_views_that_cannot_be(checked, args, train_dataset, others)
+        checking = {"student": student_reader, "teachers": named, "overlong": args.overlong_prompts}
+        columns = (args.teacher_column, args.teacher_prompt_column)
+
+        def rows_of(dataset: Any, called: str) -> tuple[Any, Facts]:
+            if not isinstance(dataset, Dataset) or not prompts_exist:
+                return dataset, Facts()
+            reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
+            return checked_dataset(dataset, called, columns=columns, **{**checking, "student": reader})
+
+        checked.train_dataset, facts = rows_of(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            checked.eval_dataset = {n: rows_of(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
+        else:
+            checked.eval_dataset = rows_of(eval_dataset, "eval_dataset")[0]
+        say_of_dataset(checked, facts, list(sources), args)
+    with checked.check("window"):
+        if isinstance(checked.train_dataset, Dataset):
+            refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
+        say_of_window(checked, args, method, list(sources), facts)
+    checked.example = prompts_seen(checked, facts, list(sources), student_reader, args.teacher_column)
+    return checked

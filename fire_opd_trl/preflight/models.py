@@ -1,0 +1,158 @@
+"""Student, teachers, reference: configs, tokenizers, placement, without a weight."""
+
+import math
+import os
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from ..config import FiReOPDConfig
+from ..pipeline import Method
+from ..placement import placement_of, skeleton_of
+from ..prompts import Reader, no_ids
+from ..teachers import Source, reads_whole_distributions
+from ..tokens import Teacher, Vocabulary, config_of, said_of_ends, tokenizer_of, unknown_to
+from ..views import view_of
+from .findings import Checked
+
+
+def room(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
+    """Prompt tokens that a model's context leaves beside the longest completion."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context <= args.max_completion_length:
+        raise ValueError(
+            f"max_completion_length={args.max_completion_length} leaves no room for a prompt in the context of {who}, "
+            f"{context} tokens. Lower it."
+        )
+    return None if context is None else context - args.max_completion_length
+
+
+def description(model: Teacher | None, config: PretrainedConfig, vocabulary: Vocabulary, dtype: Any) -> str:
+    """A model in one line: class, size, precision, vocabulary, context, end tokens."""
+    kind, text = (config.architectures or [type(config).__name__])[0], config.get_text_config()
+    dtype = str(getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype).removeprefix("torch.")
+    size = parameters_of(model, config)
+    width = torch.finfo(getattr(torch, dtype)).bits / 8 if isinstance(getattr(torch, dtype, None), torch.dtype) else 0
+    facts = [kind]
+    if size:
+        facts.append(f"{counted(size)} parameters" + (f" in {dtype} ({counted(size * width)}B)" if width else ""))
+    facts.append(f"{len(vocabulary.tokens)} tokens in {vocabulary.rows} rows")
+    if getattr(text, "max_position_embeddings", None):
+        facts.append(f"context {text.max_position_embeddings}")
+    return ", ".join([*facts, f"ends with {vocabulary.named(vocabulary.ends)}"])
+
+
+def parameters_of(model: Teacher | None, config: PretrainedConfig) -> int | None:
+    """How many parameters a model has, without its weights; `None` for kinds that cannot be built from a config."""
+    if model is not None and not isinstance(model, str):
+        return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    skeleton = skeleton_of(config)
+    return None if skeleton is None else sum(p.numel() for p in skeleton.parameters())
+
+
+def counted(number: float) -> str:
+    """A large number for a person: `4.02 G`."""
+    power = min(3, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.3g} {['', 'k', 'M', 'G'][power]}"
+
+
+def teacher_reader(
+    checked: Checked,
+    source: Source,
+    names: list[str],
+    student_config: PretrainedConfig,
+    student: Vocabulary,
+    args: FiReOPDConfig,
+    method: Method,
+    others: dict[str, Any],
+) -> Reader:
+    """Check one teacher, and say how its prompts are read off the dataset."""
+    name, subject = source.name, f"teacher {source.name}"
+    reader, tokenizer = Reader(no_ids, None), None
+    with checked.check(subject):
+        if source.base is None:
+            checked.unknown[name], reader.limit = frozenset(), room(student_config, args, subject)
+            checked.says(subject, "the student with its adapter switched off: no second model")
+        else:
+            config = config_of(source.base, **source.hub)
+            tokenizer = teacher_tokenizer(source)
+            rows = config.get_text_config().vocab_size
+            theirs = None
+            if tokenizer is not None:
+                theirs = Vocabulary.of(source.base, config, tokenizer, revision=source.hub.get("revision"))
+            checked.unknown[name] = unknown_to(theirs, rows, student, f"teacher_model {name!r}")
+            reader.limit, reader.unknown = room(config, args, subject), checked.unknown[name]
+            reader.rows = min(rows, student.rows)
+            if reads_whole_distributions(method) and rows < student.rows:
+                raise ValueError(
+                    f"teacher_model {name!r} has {rows} token rows and the student {student.rows}: method="
+                    f"{method.name!r} compares whole distributions, which must be over the same tokens. Cut the "
+                    "student's embeddings to the teacher's rows (resize_token_embeddings), or use a method of the "
+                    "sampled token."
+                )
+            say_of_teacher(checked, source, config, theirs, student, args)
+    with checked.check(f"{subject}, prompt"):
+        view = view_of(name, names, args, checked.tokenizer, tokenizer)
+        tools = others.get("tools")
+        reader.ids = lambda rows: view.ids(rows, tools)
+        checked.views.append(view)
+    return reader
+
+
+def teacher_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
+    """An adapter may bring a tokenizer of its own; otherwise it is its base's."""
+    assert source.base is not None
+    if source.adapter is not None:
+        try:
+            return tokenizer_of(source.adapter, **source.adapter_hub)
+        except ValueError:
+            pass
+    return tokenizer_of(source.base, **source.hub)
+
+
+def say_of_teacher(
+    checked: Checked,
+    source: Source,
+    config: PretrainedConfig,
+    theirs: Vocabulary | None,
+    student: Vocabulary,
+    args: FiReOPDConfig,
+) -> None:
+    """Size, placement, tokens and ends of a teacher that was not refused."""
+    subject, unknown = f"teacher {source.name}", checked.unknown[source.name]
+    sharding = "ZeRO-3" if is_deepspeed_zero3_enabled() else None
+    sharding = sharding or ("FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None)
+    where = placement_of(args, source, sharding)
+    about = f"adapter {source.adapter} on " if source.adapter else ""
+    dtype = source.init_kwargs.get("dtype", "auto")
+    vocabulary = theirs or Vocabulary({}, frozenset(), config.get_text_config().vocab_size, frozenset())
+    checked.says(subject, f"{about}{description(source.base, config, vocabulary, dtype)}; {where}")
+    if theirs is None:
+        text = "a module in memory, whose tokenizer is not known: only its number of token rows was compared"
+        checked.says(f"{subject}, tokens", text)
+        return
+    agreed = f"{len(student.tokens) - len(unknown)} of the student's {len(student.tokens)} ids mean the same to it"
+    if unknown:
+        agreed += (
+            f"; it does not know {student.named(unknown)}. They were added to the student's tokenizer: an answer that "
+            "holds one is dropped and counted (fire/nonfinite_teacher). If the student writes them often, use another "
+            "chat template or another teacher"
+        )
+    checked.says(f"{subject}, tokens", agreed, "warning" if unknown else "ok")
+    if ends := said_of_ends(theirs, student, f"teacher {source.name!r}"):
+        checked.says(f"{subject}, ends", ends, "warning")
+    else:
+        checked.says(f"{subject}, ends", f"as the student: {student.named(student.ends)}")
+
+
+def check_reference(checked: Checked, student: Vocabulary, args: FiReOPDConfig) -> None:
+    """A reference model scores the student's tokens too, all of which it must know."""
+    named, code = args.reference_model_name_or_path, {"trust_remote_code": args.trust_remote_code}
+    with checked.check("reference"):
+        config, what = config_of(named, **code), f"reference_model_name_or_path={named!r}"
+        theirs = Vocabulary.of(named, config, tokenizer_of(named, **code))
+        if unknown := unknown_to(theirs, theirs.rows, student, what):
+            raise ValueError(f"{what} does not know the student's {student.named(unknown)}. Use the student itself.")
+        checked.says("reference", description(named, config, theirs, "float32"))
