@@ -75,14 +75,14 @@ class FiReOPDScriptArguments(ScriptArguments):
     )
 
 
-def make_parser(prog: str | None = None):
-    """The parser of this script, under the name `prog` in its help."""
+def make_parser(prog: str | None = None, config: type | None = None):
+    """The parser of this script, under the name `prog` in its help, for FiReOPDConfig or a subclass of it."""
     from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
     from fire_opd_trl import FiReOPDConfig
 
     return TrlParser(
-        (FiReOPDScriptArguments, FiReOPDConfig, ModelConfig, DatasetMixtureConfig),
+        (FiReOPDScriptArguments, config or FiReOPDConfig, ModelConfig, DatasetMixtureConfig),
         prog=prog,
         usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",
         description="On-policy distillation with FiRe-OPD. A YAML file given as --config sets any of these arguments.",
@@ -104,13 +104,10 @@ def imported_reward(path: str):
     return reward
 
 
-def main(script_args, training_args, model_args, dataset_args):
-    import transformers
+def assembled(script_args, training_args, model_args, dataset_args) -> dict:
+    """What FiReOPDTrainer takes, from the arguments of the command line: `fire-opd preflight` reads the same."""
     from datasets import load_dataset
-    from packaging.version import Version
     from trl import get_dataset, get_peft_config, get_quantization_config
-
-    from fire_opd_trl import FiReOPDTrainer
 
     if not model_args.model_name_or_path:
         raise ValueError("There is no student. Set --model_name_or_path to a model id or a local folder.")
@@ -154,20 +151,32 @@ def main(script_args, training_args, model_args, dataset_args):
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    training_args.teacher_model_init_kwargs = {  # not quantized, and in its own dtype
-        "attn_implementation": model_args.attn_implementation,
-        **(training_args.teacher_model_init_kwargs or {}),
+    given, teachers = training_args.teacher_model_init_kwargs or {}, training_args.teacher_model_name_or_path
+    general = {"attn_implementation": model_args.attn_implementation}  # not quantized, and in its own dtype
+    if given and isinstance(teachers, dict) and set(given) <= set(teachers):
+        own = {name: {**general, **(given.get(name) or {})} for name in teachers}
+    else:
+        own = {**general, **given}
+    training_args.teacher_model_init_kwargs = own
+
+    return {
+        "model": model_args.model_name_or_path,
+        "args": training_args,
+        "train_dataset": dataset[script_args.dataset_train_split],
+        "eval_dataset": dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        "reward_funcs": reward_funcs,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
     }
 
-    trainer = FiReOPDTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
-        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
-        reward_funcs=reward_funcs,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+
+def main(script_args, training_args, model_args, dataset_args):
+    import transformers
+    from packaging.version import Version
+
+    from fire_opd_trl import FiReOPDTrainer
+
+    trainer = FiReOPDTrainer(**assembled(script_args, training_args, model_args, dataset_args))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)

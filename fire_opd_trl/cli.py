@@ -18,7 +18,7 @@ def train(argv: list[str]) -> int | None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     script = packaged_folder("examples") / "train_fire.py"
-    configs = {file.stem: file for file in sorted((packaged_folder("configs") / "accelerate").glob("*.yaml"))}
+    configs = accelerate_configs()
     parser = loaded_module(script).make_parser(prog="fire-opd train")
     parser.epilog = (
         f"Besides these: --accelerate_config NAME, one of {', '.join(configs)}, or the path of such a file; and every "
@@ -36,11 +36,7 @@ def train(argv: list[str]) -> int | None:
         script_arguments = ["--config", options.config, *script_arguments]
 
     if options.accelerate_config is not None:
-        config = configs.get(options.accelerate_config, Path(options.accelerate_config))
-        if not config.is_file():
-            parser.error(
-                f"--accelerate_config {options.accelerate_config} is neither a file nor one of: {', '.join(configs)}."
-            )
+        config = accelerate_config(options.accelerate_config, parser)
         launch_options = ["--config_file", str(config), *launch_options]
 
     # --quiet: the traceback of the script is enough, accelerate need not add its own.
@@ -57,6 +53,32 @@ def train(argv: list[str]) -> int | None:
         )
     launch_command(launch)
     return 0
+
+
+def preflight(argv: list[str]) -> int | None:
+    """Find what is wrong before the GPUs start: the arguments of `train`, a table, an exit code."""
+    configs = accelerate_configs()
+    parser = argparse.ArgumentParser(
+        prog="fire-opd preflight",
+        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...] [--with-models]",
+        description=inspect.getdoc(preflight),
+        epilog="All other arguments are those of `fire-opd train`. Exit code 0: training can start; 1: it cannot.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--accelerate_config", help=f"of the planned run: {', '.join(configs)}, or a file")
+    parser.add_argument("--num_processes", type=int, help="of the planned run, by default that of accelerate_config")
+    parser.add_argument(
+        "--with-models", action="store_true", help="load the models, and compare them on a few answers of the student"
+    )
+    options, rest = parser.parse_known_args(argv)
+    config = None
+    if options.accelerate_config is not None:
+        config = accelerate_config(options.accelerate_config, parser)
+
+    from .preflight.main import run
+
+    script = loaded_module(packaged_folder("examples") / "train_fire.py")
+    return run(script, rest, config, options.num_processes, options.with_models)
 
 
 def demo(argv: list[str]) -> int | None:
@@ -88,6 +110,7 @@ def methods(argv: list[str]) -> int | None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "preflight": preflight,
     "demo": demo,
     "compare": compare,
     "methods": methods,
@@ -102,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         usage="%(prog)s [--help] [--version] COMMAND ...",
         description="On-policy distillation for TRL: filter trajectories, then reweight tokens (arXiv 2606.02684).",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<9}{command.__doc__}" for name, command in COMMANDS.items())
+        + "\n".join(f"  {name:<11}{command.__doc__}" for name, command in COMMANDS.items())
         + "\n\n`fire-opd COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -116,6 +139,19 @@ def packaged_folder(name: str) -> Path:
     """`configs` or `examples`: inside the installed package, and beside it in a checkout."""
     package = Path(__file__).parent
     return package / name if (package / name).is_dir() else package.parent / name
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """The accelerate configurations of this package, by name."""
+    return {file.stem: file for file in sorted((packaged_folder("configs") / "accelerate").glob("*.yaml"))}
+
+
+def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
+    """The file of a configuration that is given by name or path."""
+    config = accelerate_configs().get(name, Path(name))
+    if not config.is_file():
+        parser.error(f"--accelerate_config {name} is neither a file nor one of: {', '.join(accelerate_configs())}.")
+    return config
 
 
 def loaded_module(file: Path) -> ModuleType:

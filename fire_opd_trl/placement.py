@@ -1,6 +1,7 @@
 """Teachers where they run: loaded, frozen, partitioned, replicated or on the host; adapters of one base share it."""
 
 import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,14 +61,27 @@ class Placed:
 # Where
 
 
-def placement_of(args: FiReOPDConfig, source: Source, sharding: str | None) -> str:
+def engine_of(args: FiReOPDConfig) -> str | None:
+    """What trains the student on its ranks: `"ZeRO-3"`, `"DeepSpeed"` of a lower stage, `"FSDP"`, or nothing."""
+    if args.deepspeed_plugin is not None:
+        return "ZeRO-3" if is_deepspeed_zero3_enabled() else "DeepSpeed"
+    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
+
+
+def placement_of(args: FiReOPDConfig, source: Source, engine: str | None) -> str:
     """
     Where a teacher goes: `"sharded"`, `"replicated"` or `"offload"`. What cannot be is refused.
 
     Args:
-        sharding (`str`, *optional*): What partitions the student over ranks: `"ZeRO-3"`, `"FSDP"`.
+        engine (`str`, *optional*): See [`engine_of`].
     """
     chosen, name, stage = args.teacher_placement, source.name, deepspeed_stage(args.teacher_deepspeed)
+    sharding = engine in ("ZeRO-3", "FSDP")
+    if stage is not None and engine not in ("ZeRO-3", "DeepSpeed"):
+        raise ValueError(
+            "teacher_deepspeed is set, and this run is not one of DeepSpeed's. Launch it with a DeepSpeed "
+            "configuration (configs/accelerate/zero3.yaml), or remove teacher_deepspeed."
+        )
     quantized = is_quantized(source)
     whole = "sharded" if sharding and not quantized else "replicated"
     if chosen == "auto" and stage is not None:
@@ -84,12 +98,12 @@ def placement_of(args: FiReOPDConfig, source: Source, sharding: str | None) -> s
             f"teacher_placement={chosen!r}: teacher {name!r} is quantized, and its packed weights can be neither "
             "partitioned nor streamed. Use 'replicated'."
         )
-    if stage is not None and (stage == 3) != (chosen == "sharded" or chosen == "offload" and sharding == "ZeRO-3"):
+    if stage is not None and (stage == 3) != (chosen == "sharded" or chosen == "offload" and engine == "ZeRO-3"):
         raise ValueError(
             f"teacher_deepspeed is of ZeRO stage {stage}, which does not fit teacher_placement={chosen!r}. Sharded "
             "and offloaded teachers want stage 3, replicas stage 0."
         )
-    if chosen == "offload" and sharding != "ZeRO-3":
+    if chosen == "offload" and engine != "ZeRO-3":
         if source.adapter is not None:
             raise ValueError(
                 f"teacher_placement='offload': teacher {name!r} is an adapter, whose base is streamed from the host "
@@ -148,16 +162,17 @@ def placed_teachers(
 
 def placed_base(source: Source, alike: list[Source], student_rows: int, trainer) -> torch.nn.Module:
     """One base with the adapters of all teachers that share it, where it runs."""
-    sharding = "ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if trainer.is_fsdp_enabled else None
-    where = placement_of(trainer.args, source, sharding)
+    engine = engine_of(trainer.args)
+    where = placement_of(trainer.args, source, engine)
     config = teacher_deepspeed_config(trainer, where)
     with loading_under(config, trainer):
         model = source.base
         if isinstance(model, str):
             given = from_pretrained_kwargs(trainer.args, source)
-            if where == "offload" and sharding != "ZeRO-3":
+            if where == "offload" and engine != "ZeRO-3":
                 given.update(streamed(model, trainer.accelerator.device, source.hub))
             model = create_model_from_path(model, **given)
+        assert model is not None
         model = model.requires_grad_(False).eval()
         if base_of(model).config.get_text_config().vocab_size > student_rows:
             base_of(model).resize_token_embeddings(student_rows, mean_resizing=False)
@@ -172,7 +187,7 @@ def placed_base(source: Source, alike: list[Source], student_rows: int, trainer)
     for other in alike:
         if other.adapter is not None:
             model = with_adapter(model, other)
-    if where == "offload" and sharding != "ZeRO-3":
+    if where == "offload" and engine != "ZeRO-3":
         return model  # its hooks bring each layer to the device
     return beside_student(model.requires_grad_(False).eval(), trainer, where, config)
 
@@ -252,7 +267,7 @@ def streamed(model: str, device: torch.device, hub: dict[str, Any]) -> dict[str,
         )
     tensors = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers())
     others = {name.rpartition(".")[0] for name, _ in tensors if not name.startswith(tuple(f"{x}." for x in layers))}
-    where = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(others, device)}
+    where = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(others, "cpu" if device.type == "cpu" else str(device))}
     folder = tempfile.mkdtemp(prefix="fire-opd-teacher-")  # for weights that differ from those of the files
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {"device_map": where, "offload_folder": folder}

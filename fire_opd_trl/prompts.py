@@ -102,6 +102,7 @@ class Facts:
     dropped: int = 0
     longest: int = 0
     routed: Counter = field(default_factory=Counter)
+    own: Counter = field(default_factory=Counter)  # rows in which a teacher reads a prompt of its own
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -113,6 +114,7 @@ def checked_dataset(
     teachers: dict[str, Reader],
     overlong: str,
     columns: tuple[str, str],
+    quiet: bool = False,
 ) -> tuple["Dataset", Facts]:
     """
     The dataset with every row checked, without the rows that are too long if those are to be dropped.
@@ -124,6 +126,7 @@ def checked_dataset(
         teachers (`dict`): The teachers' prompts, `None` where they read the student's.
         overlong (`str`): `"error"` or `"drop"`.
         columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.
+        quiet (`bool`): Whether to leave out the progress bar.
 
     Returns:
         The dataset, and what was seen of it.
@@ -133,7 +136,8 @@ def checked_dataset(
         refuse_malformed({}, 0, name)
     read = dataset.select_columns(["prompt", *(c for c in columns if c in dataset.column_names)])  # no images decoded
     starts = range(0, len(read), ROWS_AT_ONCE)
-    for start in tqdm(starts, desc=f"checking {name}", unit_scale=ROWS_AT_ONCE, disable=len(read) < 5000):
+    hidden = quiet or len(read) < 5 * ROWS_AT_ONCE
+    for start in tqdm(starts, desc=f"checking {name}", unit_scale=ROWS_AT_ONCE, disable=hidden):
         rows = read.select(range(start, min(start + ROWS_AT_ONCE, len(read)))).to_list()
         for index, row in enumerate(rows, start):
             refuse_malformed(row, index, name)
@@ -155,7 +159,9 @@ def checked_dataset(
                 continue
             fitting.append(index)
             facts.routed[who] += 1
-            facts.first.setdefault(who, row)
+            if who not in facts.first or (own is not None and not facts.own[who]):
+                facts.first[who] = row  # one with a prompt for the teacher alone shows most
+            facts.own[who] += own is not None
             facts.longest = max(facts.longest, len(ids or []))
     facts.dropped = len(dataset) - len(fitting)
     if facts.dropped:

@@ -23,6 +23,7 @@ def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
             given = json.loads(Path(given).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"teacher_deepspeed={given!r} is not a JSON file that can be read: {error}.") from error
+    assert not isinstance(given, str)
     return given
 
 

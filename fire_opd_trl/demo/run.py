@@ -133,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
             logging_steps=1,
             save_strategy="no",
             disable_tqdm=True,
+            preflight=False,
             **settings,
         ),
         train_dataset=task.dataset(

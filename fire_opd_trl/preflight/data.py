@@ -69,12 +69,37 @@ def say_of_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReO
         checked.says("routing", f"`{args.teacher_column}`: {shares}{never}", "warning" if alone else "ok")
 
 
+def say_of_views(checked: Checked, facts: Facts, names: list[str]) -> None:
+    """Which prompts the teachers read."""
+    for name, view in zip(names, checked.views, strict=False):
+        subject = f"{title_of(name)}, prompt"
+        own, template = facts.own[name], view.tokenizer.chat_template
+        if own:
+            how = f", rendered with {view.template_kwargs}" if view.rendered and view.template_kwargs else ""
+            checked.says(subject, f"one of its own in {own} of {facts.routed[name]} rows{how}")
+        elif name not in facts.first or isinstance(facts.first[name]["prompt"], str):
+            checked.says(subject, "the student's")
+        elif template and template != checked.tokenizer.chat_template:
+            text = (
+                "the student's, whose chat template is another than its own; teacher_chat_template='own' changes that"
+            )
+            checked.says(subject, text, "warning")
+        else:
+            checked.says(subject, "the student's, rendered by the student's chat template")
+
+
+def title_of(name: str) -> str:
+    """What a teacher is called in a table."""
+    return name if name == "teacher" else f"teacher {name}"
+
+
 def say_of_window(checked: Checked, args: FiReOPDConfig, method: Method, names: list[str], facts: Facts) -> None:
     """Batch arithmetic: the window, what the filter drops, forwards."""
     rows, ranks = args.generation_batch_size, args.world_size
     steps = args.steps_per_generation // args.gradient_accumulation_steps
     prompts = rows // args.num_generations
-    epoch = f"; {len(checked.train_dataset) // prompts} windows an epoch" if facts.rows and prompts else ""
+    windows = len(checked.train_dataset) // prompts if facts.rows else 0
+    epoch = f"; {windows} window{'s' * (windows > 1)} an epoch" if windows else ""
     checked.says(
         "window",
         f"{rows} trajectories = {ranks} process{'es' * (ranks > 1)} x {args.per_device_train_batch_size} x "
@@ -109,9 +134,10 @@ def prompts_seen(checked: Checked, facts: Facts, names: list[str], student: Read
         if row is None:
             continue
         (mine,), (own,) = student.ids([row]), view.ids([row])
-        lines += [f"\na prompt as the student sees it: {shown(mine, checked.tokenizer)}"]
         text = "the same tokens" if own is None else shown(own, view.tokenizer)
-        lines += [f"and as teacher {name} sees it:     {text}"]
+        heads = "a prompt as the student sees it:", f"and as {title_of(name)} sees it:"
+        width = max(len(head) for head in heads)
+        lines += ["", f"{heads[0]:<{width}} {shown(mine, checked.tokenizer)}", f"{heads[1]:<{width}} {text}"]
     return "\n".join(lines)
 
 

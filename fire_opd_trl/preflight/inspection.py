@@ -16,6 +16,7 @@ from .data import (
     refuse_lost_columns,
     refuse_views_that_cannot_be,
     say_of_dataset,
+    say_of_views,
     say_of_window,
     student_ids,
 )
@@ -63,7 +64,7 @@ def inspected(
         model (`str` or `PreTrainedModel`): The student.
         sources (`dict`): The teachers.
         others (`dict`): What else the trainer was given: whether a `rollout_func` makes the prompts' tokens, or an
-            `environment_factory` the prompts.
+            `environment_factory` the prompts. `engine`: that of the run which is planned, if not of this one.
     """
     checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
     hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
@@ -97,14 +98,16 @@ def inspected(
     with checked.check("dataset"):
         refuse_lost_columns(args, train_dataset, list(sources))
         refuse_views_that_cannot_be(checked, args, train_dataset, others)
-        checking = {"student": student_reader, "teachers": named, "overlong": args.overlong_prompts}
         columns = (args.teacher_column, args.teacher_prompt_column)
 
         def rows_of(dataset: Any, called: str) -> tuple[Any, Facts]:
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
             reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
-            return checked_dataset(dataset, called, columns=columns, **{**checking, "student": reader})
+            overlong, quiet = args.overlong_prompts, args.disable_tqdm
+            return checked_dataset(
+                dataset, called, student=reader, teachers=named, overlong=overlong, columns=columns, quiet=quiet
+            )
 
         checked.train_dataset, facts = rows_of(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
@@ -112,6 +115,7 @@ def inspected(
         else:
             checked.eval_dataset = rows_of(eval_dataset, "eval_dataset")[0]
         say_of_dataset(checked, facts, list(sources), args)
+        say_of_views(checked, facts, list(sources))
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)

@@ -1,20 +1,19 @@
 """Student, teachers, reference: configs, tokenizers, placement, without a weight."""
 
 import math
-import os
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..config import FiReOPDConfig
 from ..pipeline import Method
-from ..placement import placement_of, skeleton_of
+from ..placement import engine_of, placement_of, skeleton_of
 from ..prompts import Reader, no_ids
 from ..teachers import Source, reads_whole_distributions
 from ..tokens import Teacher, Vocabulary, config_of, said_of_ends, tokenizer_of, unknown_to
 from ..views import view_of
+from .data import title_of
 from .findings import Checked
 
 
@@ -69,7 +68,7 @@ def teacher_reader(
     others: dict[str, Any],
 ) -> Reader:
     """Check one teacher, and say how its prompts are read off the dataset."""
-    name, subject = source.name, f"teacher {source.name}"
+    name, subject = source.name, title_of(source.name)
     reader, tokenizer = Reader(no_ids, None), None
     with checked.check(subject):
         if source.base is None:
@@ -92,7 +91,8 @@ def teacher_reader(
                     "student's embeddings to the teacher's rows (resize_token_embeddings), or use a method of the "
                     "sampled token."
                 )
-            say_of_teacher(checked, source, config, theirs, student, args)
+            engine = others.get("engine", engine_of(args))
+            say_of_teacher(checked, source, config, theirs, student, args, engine)
     with checked.check(f"{subject}, prompt"):
         view = view_of(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")
@@ -119,12 +119,11 @@ def say_of_teacher(
     theirs: Vocabulary | None,
     student: Vocabulary,
     args: FiReOPDConfig,
+    engine: str | None,
 ) -> None:
     """Size, placement, tokens and ends of a teacher that was not refused."""
-    subject, unknown = f"teacher {source.name}", checked.unknown[source.name]
-    sharding = "ZeRO-3" if is_deepspeed_zero3_enabled() else None
-    sharding = sharding or ("FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None)
-    where = placement_of(args, source, sharding)
+    subject, unknown = title_of(source.name), checked.unknown[source.name]
+    where = placement_of(args, source, engine)
     about = f"adapter {source.adapter} on " if source.adapter else ""
     dtype = source.init_kwargs.get("dtype", "auto")
     vocabulary = theirs or Vocabulary({}, frozenset(), config.get_text_config().vocab_size, frozenset())

@@ -138,20 +138,46 @@ def built(case: dict, output_dir: str, **kwargs):
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         model_init_kwargs={"dtype": "float32"},
-        teacher_model_init_kwargs={"dtype": "float32"},
+        teacher_model_init_kwargs={"dtype": "float32", **case.get("teacher_kwargs", {})},
         **case.get("config", {}),
     )
     trainer = FiReOPDTrainer(
         model=str(models / case.get("student", "student")),
-        teacher_model=teacher,
+        **{"teacher_model": teacher, **kwargs},
         args=args,
         train_dataset=Dataset.from_list(rows),
         peft_config=peft_config,
         rollout_func=None if case.get("sample") else rollout,
         **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
-        **kwargs,
     )
+    if case.get("watch_experts"):
+        trainer.experts = watched_experts(trainer)
     return trainer
+
+
+def watched_experts(trainer) -> list[list[tuple[int, int]]]:
+    """For each forward of the teacher to come, the experts that its tokens go to: layer and number."""
+    routers = [m for m in trainer.teachers["teacher"].module.modules() if type(m).__name__.endswith("TopKRouter")]
+    forwards: list[list[tuple[int, int]]] = []
+
+    def note(layer: int):
+        def hook(module, inputs, output):
+            if layer == 0:
+                forwards.append([])
+            forwards[-1] += [(layer, expert) for expert in output[-1].unique().tolist()]
+
+        return hook
+
+    for layer, router in enumerate(routers):
+        router.register_forward_hook(note(layer))
+    return forwards
+
+
+def leaves(module: torch.nn.Module) -> list[str]:
+    """Kinds of modules that ZeRO-3 gathers whole."""
+    from deepspeed.utils import z3_leaf_module
+
+    return sorted({type(inside).__name__ for inside in module.modules() if z3_leaf_module(inside)})
 
 
 def trained(case: dict, output_dir: str, **kwargs):
@@ -166,6 +192,18 @@ def is_sharded(module: torch.nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return all(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
+
+
+def watched(trainer) -> dict:
+    """The experts of every rank, if they were watched."""
+    from accelerate.utils import gather_object
+
+    if not hasattr(trainer, "experts"):
+        return {}
+    return {
+        "experts_of_ranks": gather_object([trainer.experts]),
+        "leaves": leaves(trainer.teachers["teacher"].module),
+    }
 
 
 def result(trainer) -> dict:
@@ -188,6 +226,7 @@ def result(trainer) -> dict:
         "zero_stage": trainer._dist.zero_stage,
         "student_is_sharded": is_sharded(trainer.model),
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
+        **watched(trainer),
         "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),
     }
 

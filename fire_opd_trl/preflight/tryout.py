@@ -1,0 +1,100 @@
+"""A few answers of the student under every teacher: are they nearly the same language?"""
+
+import math
+from typing import Any
+
+import torch
+
+from .data import title_of
+from .findings import Checked
+
+
+BEGINNING = 3  # tokens of an answer at which prompts that were rendered otherwise show first
+PART = 2.0  # nats by which a token is likelier to the student than to the teacher
+SHOWN = 5
+ROWS = 8
+
+
+def tried(trainer: Any, checked: Checked) -> str:
+    """
+    Sample a few answers, score them under their teachers, and add to the findings: the teachers' mean log-probability
+    of a token beside the student's own and that of guessing, -ln V.
+
+    Args:
+        trainer ([`FiReOPDTrainer`]): Ready to train.
+
+    Returns:
+        `str`: Where student and teacher first part, in the answers' own words.
+    """
+    names, column = list(trainer.teachers), trainer.args.teacher_column
+    rows = few_rows(trainer, names, column)
+    trainer.model.eval()
+    # As in an evaluation: nothing is filtered, no weight moves.
+    with torch.no_grad():
+        batch = trainer._prepare_inputs([row for row in rows for _ in range(trainer.num_generations_eval)])
+    mask_BT, student_BT, teacher_BT = batch["train_mask"], batch["old_per_token_logps"], batch["teacher_logps"]
+    gap_BT = torch.where(mask_BT, student_BT - teacher_BT, 0.0)
+    place_BT = mask_BT.cumsum(dim=1)
+    guessing = -math.log(checked.student_rows)
+    lines: list[str] = []
+    for number, name in enumerate(names):
+        mine_BT = mask_BT & (batch["teacher_number"] == number).unsqueeze(1)
+        title = title_of(name)
+        subject = f"{title}, answers"
+        if not mine_BT.any():
+            checked.says(subject, "no row of it among those tried", "warning")
+            continue
+        teacher, student = teacher_BT[mine_BT].mean().item(), student_BT[mine_BT].mean().item()
+        first = gap_BT[mine_BT & (place_BT <= BEGINNING)].mean().item()
+        later_BT = mine_BT & (place_BT > BEGINNING)
+        later = gap_BT[later_BT].mean().item() if later_BT.any() else first
+        text = (
+            f"mean log-probability of a token {teacher:.2f}, to the student itself {student:.2f}, guessing would be "
+            f"{guessing:.2f}; student above teacher by {first:.2f} on the first {BEGINNING} tokens of an answer, "
+            f"{later:.2f} after"
+        )
+        if not math.isfinite(teacher):
+            text = "NaN or infinite log-probabilities: look at its weights, its precision, and tokens it does not know"
+            checked.says(subject, text, "fault")
+        elif teacher <= guessing:
+            text += ". The teacher finds the answers no likelier than guessing: wrong weights, or other tokens"
+            checked.says(subject, text, "fault")
+        elif first > later + 1:
+            text += ". They part at once: probably the teacher expects another prompt (teacher_chat_template='own')"
+            checked.says(subject, text, "warning")
+        else:
+            checked.says(subject, text)
+        lines += partings(batch, mine_BT & (gap_BT > PART), gap_BT, title, checked.tokenizer)
+    return "\n".join(lines)
+
+
+def few_rows(trainer: Any, names: list[str], column: str) -> list[dict[str, Any]]:
+    """The first rows of each teacher."""
+    rows: list[dict[str, Any]] = []
+    counts = dict.fromkeys(names, 0)
+    for row in trainer.train_dataset:
+        name = names[0] if len(names) == 1 else row[column]
+        if counts[name] < ROWS:
+            counts[name] += 1
+            rows.append(row)
+        if min(counts.values()) == ROWS:
+            break
+    return rows
+
+
+def partings(
+    batch: dict[str, Any], part_BT: torch.Tensor, gap_BT: torch.Tensor, title: str, tokenizer: Any
+) -> list[str]:
+    """The first token of an answer that the teacher finds much less likely than the student, in some answers."""
+    rows = part_BT.any(dim=1).nonzero().flatten().tolist()
+    if not rows:
+        return []
+    lines = [f"\nwhere {title} first finds a token less likely than the student by more than {PART} nats:"]
+    for row in rows[:SHOWN]:
+        place = int(part_BT[row].int().argmax())
+        ids = batch["completion_ids"][row]
+        before = tokenizer.decode(ids[max(0, place - 20) : place])
+        lines.append(f"  {before!r} then {tokenizer.decode(ids[place])!r}, {gap_BT[row, place].item():.1f} nats")
+    if len(rows) > SHOWN:
+        lines.append(f"  and in {len(rows) - SHOWN} more answers")
+    return lines

@@ -1,0 +1,163 @@
+"""`fire-opd preflight` as a user runs it: the table, the exit code, with and without weights."""
+
+import json
+import shutil
+import sys
+import time
+
+import pytest
+from conftest import run_killably
+from transformers import AutoTokenizer
+
+from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
+
+
+FIRE_OPD = [sys.executable, "-m", "fire_opd_trl.cli"]
+SIZES = ["--max_completion_length", "33", "--gradient_accumulation_steps", "4"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Sixty-four additions in a file."""
+    path = tmp_path / "addition.jsonl"
+    task.dataset("train", 64, seed=0).to_json(path)
+    return str(path)
+
+
+@pytest.fixture
+def teacher_folder(tmp_path):
+    """A copy of the demo teacher that a test may change, without its weights."""
+    folder = tmp_path / "a_teacher"
+    shutil.copytree(model_path("teacher"), folder)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def preflight(data: str, teacher: str, *arguments: str) -> tuple[int, str]:
+    models = ["--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", teacher]
+    command = [*FIRE_OPD, "preflight", *models, "--dataset_name", data, *SIZES, *arguments]
+    return run_killably([*command, "--output_dir", "never"])
+
+
+def said(output: str) -> str:
+    """The table without its line breaks."""
+    return " ".join(output.split())
+
+
+def test_a_wrong_pair_is_found_in_under_30_seconds_without_weights(data, teacher_folder):
+    path = teacher_folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["3"], vocabulary["7"] = vocabulary["7"], vocabulary["3"]
+    path.write_text(json.dumps(tokenizer))
+    started = time.monotonic()
+    code, output = preflight(data, str(teacher_folder))
+    assert time.monotonic() - started < 30
+    three = AutoTokenizer.from_pretrained(model_path("student")).convert_tokens_to_ids("3")
+    assert code == 1 and "1 fault: training would not start." in output
+    assert f"id {three} is '3' to the student and '7' to the teacher" in said(output)
+    assert "dataset ok 64 rows" in said(output)  # one fault does not hide what else was checked
+
+
+def test_a_right_pair_passes_without_weights_and_writes_nothing(data, teacher_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, output = preflight(data, str(teacher_folder))
+    assert code == 0, output
+    assert "Training can start; no warnings. Weights were not looked at: --with-models does." in output
+    assert sorted(tmp_path.iterdir()) == before
+    assert max(len(line) for line in output.splitlines()) <= 118
+
+
+def test_the_window_is_that_of_the_planned_run(data, teacher_folder):
+    batch = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8"]
+    code, output = preflight(data, str(teacher_folder), "--accelerate_config", "zero3", *batch)
+    assert code == 0, output
+    assert "64 trajectories = 8 processes x 1 x 8" in said(output)
+    assert "fire drops floor(0.2 x 64) = 12" in said(output) and "; sharded" in said(output)
+    code, output = preflight(
+        data, str(teacher_folder), "--num_processes", "2", "--teacher_placement", "sharded", *batch
+    )
+    assert code == 1 and "the student is whole on every rank" in said(output)
+    assert "16 trajectories = 2 processes x 1 x 8" in said(output)
+
+
+def test_a_wrong_setting_and_an_unknown_argument_are_faults(data, teacher_folder):
+    code, output = preflight(data, str(teacher_folder), "--drop_fraction", "2")
+    assert code == 1 and "drop_fraction=2.0 is refused" in output
+    code, output = preflight(data, str(teacher_folder), "--drop_fractoin", "0.1")
+    assert code == 1 and "no such arguments: --drop_fractoin 0.1" in output
+
+
+def test_with_models_says_how_far_teacher_and_student_are_apart(data):
+    code, output = preflight(data, model_path("teacher"), "--with-models")
+    assert code == 0, output
+    text = said(output)
+    assert "teacher, answers ok mean log-probability of a token -0." in text and "guessing would be -2.77" in text
+    assert "where teacher first finds a token less likely than the student" in text and " then '" in text
+    assert "Training can start; no warnings.\n" in output
+
+
+def test_with_models_finds_weights_that_know_nothing(data, tmp_path):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path / "guesses"
+    shutil.copytree(model_path("teacher"), folder)
+    config = Qwen3Config.from_pretrained(folder, initializer_range=0.2)
+    Qwen3ForCausalLM(config).save_pretrained(folder)  # its tokenizer and config are right, its weights random
+    assert preflight(data, str(folder))[0] == 0
+    code, output = preflight(data, str(folder), "--with-models")
+    assert code == 1 and "The teacher finds the answers no likelier than guessing" in said(output)
+
+
+@pytest.fixture
+def two_teachers(tmp_path):
+    """A YAML file with two teachers, and its dataset."""
+    rows = [{"prompt": f"{a}+{a}=", "teacher_id": "ab"[a % 2], "teacher_prompt": f"{a}={a}+{a}="} for a in range(64)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {
+        "model_name_or_path": model_path("student"),
+        "teacher_model_name_or_path": {"a": model_path("teacher"), "b": model_path("student")},
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "max_completion_length": 33,
+        "per_device_train_batch_size": 16,
+        "max_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "two.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return tmp_path
+
+
+def test_two_teachers_from_a_yaml_file(two_teachers):
+    code, output = run_killably([*FIRE_OPD, "preflight", "--config", str(two_teachers / "two.yaml")])
+    assert code == 0, output
+    assert "`teacher_id`: a 32, b 32" in output and "and as teacher b sees it:" in output
+    assert "one of its own in 32 of 32 rows" in output
+
+
+def test_two_teachers_from_the_command_line_replace_those_of_the_file(two_teachers):
+    teachers = json.dumps({"a": model_path("teacher"), "c": model_path("teacher")})
+    command = [*FIRE_OPD, "preflight", "--config", str(two_teachers / "two.yaml")]
+    code, output = run_killably([*command, "--teacher_model_name_or_path", teachers])
+    assert code == 1
+    assert "row 1: `teacher_id` is 'b'. With several teachers each row names one of: a, c." in said(output)
+
+
+def test_two_teachers_train_from_a_yaml_file_and_training_begins_with_the_table(two_teachers):
+    code, output = run_killably(
+        [*FIRE_OPD, "train", "--accelerate_config", "cpu", "--config", str(two_teachers / "two.yaml")]
+    )
+    assert code == 0, output
+    assert output.count("`teacher_id`: a 32, b 32") == 1 and "'fire/a/keep_ratio'" in output
+    assert "'fire/b/reverse_kl'" in output
+    assert (two_teachers / "out" / "model.safetensors").is_file()
+
+
+def test_preflight_can_be_switched_off(two_teachers):
+    command = [*FIRE_OPD, "train", "--accelerate_config", "cpu", "--config", str(two_teachers / "two.yaml")]
+    code, output = run_killably([*command, "--preflight", "false"])
+    assert code == 0 and "trajectories = 1 process" not in output
