@@ -318,9 +318,13 @@ class FiReOPDConfig(GRPOConfig):
     def of_teacher(self, name: str, teacher: str, teachers: list[str]) -> Any:
         """A field as one teacher has it: its own where the keys of a dict are names of teachers, else that of all."""
         value = getattr(self, name)
-        if isinstance(value, dict) and value and set(value) <= set(teachers):
-            return value.get(teacher)
-        return value
+        by_name = isinstance(value, dict) and (name == "teacher_chat_template" or bool(set(value) & set(teachers)))
+        if not by_name:
+            return value
+        strange = ", ".join(str(key) for key in value if key not in teachers)
+        fix = f"It goes by teacher's name, and {strange} names none of: {', '.join(teachers)}."
+        refuse_unless(not strange, self, name, fix)
+        return value.get(teacher)
 
 
 def _shown_to_grpo(generations: int) -> int:

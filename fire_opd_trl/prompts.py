@@ -3,9 +3,10 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
 from tqdm.auto import tqdm
 
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+UNNAMED = "teacher"  # a single teacher that was given without a name
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 ROWS_AT_ONCE = 1000  # tokenized together, on all cores
 
@@ -40,11 +42,14 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
 
 
 def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, teachers: list[str]) -> None:
-    """With several teachers each row names one of them; there is no default, a wrong teacher would go unnoticed."""
-    if row.get(column) not in teachers:
+    """
+    Each row names one of several teachers; there is no default, a wrong teacher would go unnoticed. A single teacher
+    needs no column, but if it has a name and there is one, the two must agree.
+    """
+    alone = len(teachers) == 1 and (teachers == [UNNAMED] or column not in row)
+    if not alone and row.get(column) not in teachers:
         raise ValueError(
-            f"{name} row {index}: `{column}` is {row.get(column)!r}. With several teachers each row names one of: "
-            f"{', '.join(teachers)}."
+            f"{name} row {index}: `{column}` is {row.get(column)!r}. Each row names one of: {', '.join(teachers)}."
         )
 
 
@@ -59,17 +64,20 @@ def prompt_ids(
     ids: list[list[int]] = [[]] * len(prompts)
     texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
     chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
-    rendered = [
-        tokenizer.apply_chat_template(
-            prompts[row],
-            tools=tools or None,
-            chat_template=template,
-            add_generation_prompt=True,
-            tokenize=False,
-            **(template_kwargs or {}),
-        )
-        for row in chats
-    ]
+    try:
+        rendered = [
+            tokenizer.apply_chat_template(
+                prompts[row],
+                tools=tools or None,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **(template_kwargs or {}),
+            )
+            for row in chats
+        ]
+    except TemplateError as error:
+        raise ValueError(f"the chat template cannot render a prompt: {error}.") from error
     # A template writes its own special tokens; to a text the tokenizer adds those that it adds to every text.
     for rows, written, special in ((texts, [prompts[row] for row in texts], True), (chats, rendered, False)):
         if rows:
@@ -101,6 +109,7 @@ class Facts:
     rows: int = 0
     dropped: int = 0
     longest: int = 0
+    longest_read: int = 0
     routed: Counter = field(default_factory=Counter)
     own: Counter = field(default_factory=Counter)  # rows in which a teacher reads a prompt of its own
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -141,8 +150,7 @@ def checked_dataset(
         rows = read.select(range(start, min(start + ROWS_AT_ONCE, len(read)))).to_list()
         for index, row in enumerate(rows, start):
             refuse_malformed(row, index, name)
-            if len(names) > 1:
-                refuse_unrouted(row, index, name, columns[0], names)
+            refuse_unrouted(row, index, name, columns[0], names)
             if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
                 refuse_malformed(row, index, name, columns[1])
         routed = [teacher_of(row, columns[0], names) for row in rows]
@@ -154,7 +162,8 @@ def checked_dataset(
             who, row, index, own = routed[offset], rows[offset], start + offset, theirs[offset]
             fits = refuse_unfit(ids, student, f"{name} row {index}: the prompt", overlong)
             whose = f"{name} row {index}: the prompt of teacher {who!r}"
-            fits &= refuse_unfit(ids if own is None else own, teachers[who], whose, overlong)
+            reader = teachers[who] if own is None else replace(teachers[who], unknown=frozenset())
+            fits &= refuse_unfit(ids if own is None else own, reader, whose, overlong)
             if not fits:
                 continue
             fitting.append(index)
@@ -163,6 +172,7 @@ def checked_dataset(
                 facts.first[who] = row  # one with a prompt for the teacher alone shows most
             facts.own[who] += own is not None
             facts.longest = max(facts.longest, len(ids or []))
+            facts.longest_read = max(facts.longest_read, len(ids or []), len(own or []))
     facts.dropped = len(dataset) - len(fitting)
     if facts.dropped:
         warnings.warn(

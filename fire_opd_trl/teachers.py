@@ -12,7 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .config import FiReOPDConfig
 from .pipeline import Method, Rollout, Scores, Signal
-from .prompts import refuse_unrouted, teacher_of
+from .prompts import UNNAMED, refuse_unrouted, teacher_of
 from .stages import World, usable_B
 from .tokens import Teacher
 
@@ -70,7 +70,7 @@ def named_teachers(
             "teacher_model is missing: distillation needs a teacher. Pass teacher_model=... to the trainer, or set "
             "teacher_model_name_or_path."
         )
-    teachers = teacher_model if isinstance(teacher_model, dict) else {"teacher": teacher_model}
+    teachers = teacher_model if isinstance(teacher_model, dict) else {UNNAMED: teacher_model}
     if taken := [name for name in teachers if name in ("student", "reference")]:
         raise ValueError(
             f"teacher_model: a teacher may not be called {taken[0]!r}, which names another model in the logs."
@@ -172,11 +172,11 @@ def route_B(
     """Number of each row's teacher. A stream is not checked beforehand: a row that names none stops all ranks."""
     fault = None
     try:
-        for index, row in enumerate(inputs if len(names) > 1 else []):
+        for index, row in enumerate(inputs):
             refuse_unrouted(row, index, "window", column, names)
     except ValueError as error:
         fault = error
-    if len(names) > 1 and world.max(torch.tensor(int(fault is not None), device=device)):
+    if names != [UNNAMED] and world.max(torch.tensor(int(fault is not None), device=device)):
         raise fault or ValueError(f"`{column}` names no teacher in a row of another rank, whose message says which.")
     return torch.tensor([names.index(teacher_of(row, column, names)) for row in inputs], device=device)
 

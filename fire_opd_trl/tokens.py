@@ -21,6 +21,7 @@ from trl.trainer.utils import get_config_model_id
 
 
 Teacher: TypeAlias = str | PreTrainedModel
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*tekken*")
 
 
 def config_of(model: Teacher, **hub_kwargs) -> PretrainedConfig:
@@ -48,6 +49,8 @@ def tokenizer_of(model: Teacher, **hub_kwargs) -> PreTrainedTokenizerBase | None
     if not source or not (isinstance(model, str) or Path(source).is_dir()):
         return None
     try:
+        if Path(source).is_dir() and not any(any(Path(source).glob(name)) for name in TOKENIZER_FILES):
+            raise ValueError("no tokenizer files")  # some classes would return an empty tokenizer
         return AutoTokenizer.from_pretrained(source, **hub_kwargs)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         if not isinstance(model, str):
@@ -148,8 +151,8 @@ def said_of_ends(teacher: Vocabulary, student: Vocabulary, name: str) -> str | N
             f"the student stops at {student.named(fewer)}, which {name} never ends with, so that finishing is "
             "punished at every end"
         )
-    both = sorted(teacher.ends | student.ends) if more else sorted(teacher.ends & student.ends or teacher.ends)
+    own = "" if student.ends & teacher.ends else ", and eos_token in its tokenizer_config.json to one of them"
     return (
-        "; ".join(said) + f". Set eos_token_id to {both} in the student's generation_config.json (or "
-        "model.generation_config.eos_token_id), which is what ends a completion."
+        "; ".join(said) + f". Set eos_token_id to {sorted(teacher.ends)} in the student's generation_config.json (or "
+        f"model.generation_config.eos_token_id), which is what ends a completion{own}."
     )

@@ -119,7 +119,7 @@ class FiReOPDTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         mode = "train" if self.model.training else "eval"
         teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column, self.world, self.accelerator.device)
-        prompts = teacher_prompts(self.checked.views, inputs, teacher_B.tolist(), self.tools)
+        prompts = teacher_prompts(list(self.checked.views.values()), inputs, teacher_B.tolist(), self.tools)
         self.window = Window(mode, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)
         self.model.train(mode == "train")  # continuous batching leaves it in training mode

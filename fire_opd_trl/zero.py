@@ -24,6 +24,11 @@ def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
         except (OSError, ValueError) as error:
             raise ValueError(f"teacher_deepspeed={given!r} is not a JSON file that can be read: {error}.") from error
     assert not isinstance(given, str)
+    if given is not None and not (isinstance(given, dict) and isinstance(given.get("zero_optimization", {}), dict)):
+        raise ValueError(
+            f"teacher_deepspeed holds {given!r}. It must be a DeepSpeed configuration: an object whose "
+            "`zero_optimization` is one too."
+        )
     return given
 
 

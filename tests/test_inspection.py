@@ -175,8 +175,7 @@ def test_every_fault_is_reported_once_and_none_hides_another(tmp_path):
         "tokenizer."
     )
     assert faults["dataset"] == (
-        "train_dataset row 1: `teacher_id` is 'wrong'. With several teachers each row names one of: gone, small, "
-        "right."
+        "train_dataset row 1: `teacher_id` is 'wrong'. Each row names one of: gone, small, right."
     )
     assert faults["window"] == (
         "train_dataset has 2 rows, and one window takes 4 prompts. Lower gradient_accumulation_steps or "
@@ -233,12 +232,12 @@ def test_a_context_without_room_for_a_prompt_is_refused(tmp_path):
 def test_a_row_that_names_no_teacher_is_refused_with_the_allowed_names(name, column):
     rows = [{"prompt": "1+1=", column: "a"}, {"prompt": "2+2=", column: name}]
     assert fault(looked(TWO, rows, teacher_column=column)) == (
-        f"train_dataset row 1: `{column}` is {name!r}. With several teachers each row names one of: a, b."
+        f"train_dataset row 1: `{column}` is {name!r}. Each row names one of: a, b."
     )
 
 
 def test_a_dataset_without_the_column_is_refused():
-    message = "train_dataset row 0: `who` is None. With several teachers each row names one of: a, b."
+    message = "train_dataset row 0: `who` is None. Each row names one of: a, b."
     assert fault(looked(TWO, ROUTED, teacher_column="who")) == message
 
 
@@ -260,7 +259,7 @@ def test_a_teacher_that_no_row_names_warns():
 def test_a_stream_that_names_no_teacher_stops_where_it_is_sampled():
     rows = [{"prompt": "1+1=", "teacher_id": "b"}, {"prompt": "2+2=", "teacher_id": "c"}]
     assert route_B(rows[:1] * 2, ["a", "b"], "teacher_id", World(), "cpu").tolist() == [1, 1]
-    message = "window row 1: `teacher_id` is 'c'. With several teachers each row names one of: a, b."
+    message = "window row 1: `teacher_id` is 'c'. Each row names one of: a, b."
     with pytest.raises(ValueError, match=re.escape(message)):
         route_B(rows, ["a", "b"], "teacher_id", World(), "cpu")
 
@@ -513,18 +512,18 @@ def test_the_window_is_counted():
         "8 trajectories = 1 process x 2 x 4 (per_device_train_batch_size x steps_per_generation): 4 prompts, 2 "
         "completions each; 2 optimizer steps; 2 windows an epoch",
     )
-    assert findings["filter"] == ("ok", "fire drops floor(0.3 x 8) = 2, and updates on the rest")
+    assert findings["filter"] == ("ok", "fire drops 2 of 8 trajectories and updates on 6, if all are sound")
     assert findings["work"] == (  # 100 // (8 + 20) = 3 rows at once, and 8 rows
         "ok",
-        "a window and rank: sampling; scoring in at most 3 forwards under each of student + teacher (3 rows of 28 "
-        "tokens at once); 4 micro-batches forward and backward",
+        "a window and rank: sampling; scoring in at most 3 forwards of 100 padded tokens under each of student + "
+        "teacher; 4 micro-batches forward and backward",
     )
 
 
 def test_a_method_without_a_filter_says_nothing_of_one():
     findings = said(looked())
     assert "filter" not in findings
-    assert findings["work"][1].startswith("a window and rank: sampling; scoring in at most 1 forward under each of")
+    assert findings["work"][1].startswith("a window and rank: sampling; scoring in at most 1 forward of 16384 padded ")
 
 
 @pytest.mark.parametrize(
@@ -534,7 +533,7 @@ def test_a_method_without_a_filter_says_nothing_of_one():
 def test_what_the_filter_drops_is_what_the_recipe_drops(given):
     """Also where the recipe has its arguments from elsewhere than the config's own field."""
     checked = looked(rows=[{"prompt": "1+1="}] * 8, per_device_train_batch_size=8, **given)
-    assert "0.5 x 8) = 4" in said(checked)["filter"][1]
+    assert "drops 4 of 8 trajectories" in said(checked)["filter"][1]
 
 
 def test_longer_prompts_are_counted_where_they_are_left_out():
@@ -550,3 +549,19 @@ def test_longer_prompts_are_counted_where_they_are_left_out():
         "max_completion_length). Prompts are never cut: shorten it, lower max_completion_length, or set "
         "overlong_prompts='drop'."
     )
+
+
+def test_a_filter_within_each_teacher_drops_a_share_of_each():
+    rows = [{"prompt": "1+1=", "teacher_id": "a" if row < 5 else "b"} for row in range(8)]
+    findings = said(looked({"a": TEACHER, "b": TEACHER}, rows=rows, per_device_train_batch_size=8,
+                           method="fire", statistics_scope="teacher", drop_fraction=0.4))  # fmt: skip
+    assert "drops 3 of 8 trajectories" in findings["filter"][1]  # floor(0.4 x 5) + floor(0.4 x 3)
+
+
+def test_one_teacher_with_a_name_takes_no_rows_of_another():
+    rows = [{"prompt": "1+1=", "teacher_id": name} for name in ("math", "code")]
+    assert fault(looked({"math": TEACHER}, rows=rows)) == (
+        "train_dataset row 1: `teacher_id` is 'code'. Each row names one of: math."
+    )
+    assert not looked({"math": TEACHER}, rows=[{"prompt": "1+1="}]).faults  # without the column there is no doubt
+    assert not looked(rows=rows).faults  # nor where the teacher has no name

@@ -126,7 +126,7 @@ def test_a_teacher_that_ends_otherwise_is_said_with_what_to_set():
     )
     assert said_of_ends(vocabulary(ends=(1,)), student, "teacher 't'") == (
         f"teacher 't' ends an answer with 1 'b'{goes_on}; the student stops at 3 '!'{punished}. Set eos_token_id to "
-        f"[1, 3]{where}"
+        f"[1]{where[:-1]}, and eos_token in its tokenizer_config.json to one of them."
     )
 
 
@@ -291,7 +291,7 @@ def test_a_teachers_own_token_in_its_own_prompt_is_its_own(tmp_path):
     rows = [{"prompt": "1+1=", "teacher_prompt": "<other>1+1="}]
     checked = looked(teacher, rows, model=student)
     assert checked.unknown == {"teacher": {16}}
-    assert checked.views[0].ids(rows) == [[16, 3, 12, 3, 13]]
+    assert checked.views["teacher"].ids(rows) == [[16, 3, 12, 3, 13]]
     assert checked.faults == []
 
 

@@ -342,8 +342,8 @@ HINTED_TWO = [{"prompt": "1+1=", "teacher_prompt": hint} for hint in ("2;1+1=", 
 )
 def test_a_template_on_texts_is_refused(config, what):
     assert fault(looked(**config)) == (
-        f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` as messages, or "
-        "a column 'teacher_prompt'."
+        f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` or "
+        "'teacher_prompt' as messages, or remove it."
     )
 
 

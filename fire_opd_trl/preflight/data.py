@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
-from ..pipeline import Method
+from ..pipeline import Context, Method, Rollout
 from ..prompts import Facts, Reader, no_ids, prompt_ids
 from .findings import Checked
 
@@ -34,7 +35,7 @@ def refuse_lost_columns(args: FiReOPDConfig, dataset: Any, names: list[str]) -> 
         )
 
 
-def refuse_views_that_cannot_be(checked: Checked, args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:
+def refuse_views_that_cannot_be(args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:
     """Settings of the teacher's prompt that would do nothing, or the wrong thing."""
     columns = getattr(dataset, "column_names", None) or []
     set_here = [n for n in ("teacher_chat_template", "teacher_chat_template_kwargs") if getattr(args, n) is not None]
@@ -46,11 +47,12 @@ def refuse_views_that_cannot_be(checked: Checked, args: FiReOPDConfig, dataset: 
         raise ValueError(f"{what}: an environment writes the prompts as it goes, so the teacher can have no other.")
     if {"image", "images"} & set(columns):
         raise ValueError(f"{what}: a prompt with images cannot be rendered anew for the teacher. Remove it.")
-    if set_here and not column and isinstance(dataset, Dataset) and len(dataset) and "prompt" in columns:
-        if all(isinstance(prompt, str) for prompt in dataset["prompt"][:100]):
+    read = [name for name in ("prompt", args.teacher_prompt_column) if name in columns]
+    if set_here and isinstance(dataset, Dataset) and "prompt" in read:
+        if all(isinstance(prompt, str | None) for name in read for prompt in dataset[name]):
             raise ValueError(
-                f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` as "
-                f"messages, or a column {args.teacher_prompt_column!r}."
+                f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` or "
+                f"{args.teacher_prompt_column!r} as messages, or remove it."
             )
 
 
@@ -69,9 +71,9 @@ def say_of_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReO
         checked.says("routing", f"`{args.teacher_column}`: {shares}{never}", "warning" if alone else "ok")
 
 
-def say_of_views(checked: Checked, facts: Facts, names: list[str]) -> None:
+def say_of_views(checked: Checked, facts: Facts) -> None:
     """Which prompts the teachers read."""
-    for name, view in zip(names, checked.views, strict=False):
+    for name, view in checked.views.items():
         subject = f"{title_of(name)}, prompt"
         own, template = facts.own[name], view.tokenizer.chat_template
         if own:
@@ -108,28 +110,39 @@ def say_of_window(checked: Checked, args: FiReOPDConfig, method: Method, names: 
         f"step{'s' * (steps > 1)}{epoch}",
     )
     if method.filter is not method.unfiltered().filter:
-        among = {"teacher": " among each teacher's", "trajectory": " (each ranked alone)"}.get(
-            args.statistics_scope, ""
-        )
-        drops = math.floor(args.drop_fraction * rows)
-        text = f"{method.name} drops floor({args.drop_fraction} x {rows}) = {drops}{among}, and updates on the rest"
-        checked.says("filter", text)
-    longest = facts.longest + args.max_completion_length
-    at_once = max(1, args.scoring_token_budget // longest)
-    forwards = math.ceil(rows / ranks / at_once)
+        checked.says("filter", said_of_filter(method, rows, names, facts))
+    if not facts.longest_read:
+        text = f"forwards of at most {args.scoring_token_budget} padded tokens"
+    else:
+        longest = facts.longest_read + args.max_completion_length
+        at_once = max(1, args.scoring_token_budget // longest)
+        forwards = math.ceil(rows / ranks / at_once)
+        text = f"at most {forwards} forward{'s' * (forwards > 1)} of {args.scoring_token_budget} padded tokens"
     models = " + ".join(["student", *names])
     checked.says(
         "work",
-        f"a window and rank: sampling; scoring in at most {forwards} forward{'s' * (forwards > 1)} under each of "
-        f"{models} ({at_once} row{'s' * (at_once > 1)} of {longest} tokens at once); {args.steps_per_generation} "
-        f"micro-batches forward and backward",
+        f"a window and rank: sampling; scoring in {text} under each of {models}; {args.steps_per_generation} "
+        f"micro-batch{'es' * (args.steps_per_generation > 1)} forward and backward",
     )
 
 
-def prompts_seen(checked: Checked, facts: Facts, names: list[str], student: Reader, column: str) -> str:
+def said_of_filter(method: Method, rows: int, names: list[str], facts: Facts) -> str:
+    """What the recipe's filter leaves of a window of sound trajectories, shared by the teachers as the dataset is."""
+    if {"reward_B", "group_B"} & set(method.needs):
+        return f"{method.name} selects by rewards"
+    shares = [facts.routed[name] / max(1, sum(facts.routed.values())) for name in names]
+    ends = torch.tensor(shares).cumsum(dim=0) * rows
+    teacher_B = torch.bucketize(torch.arange(rows, dtype=torch.float32), ends, right=True).clamp(max=len(names) - 1)
+    window = Rollout(torch.ones(rows, 1), teacher_B=teacher_B)
+    keep_B = method.filter(torch.arange(rows, dtype=torch.float32), window, Context())
+    kept = int(keep_B.sum())
+    return f"{method.name} drops {rows - kept} of {rows} trajectories and updates on {kept}, if all are sound"
+
+
+def prompts_seen(checked: Checked, facts: Facts, student: Reader) -> str:
     """One prompt of each teacher's, as student and teacher see it."""
     lines: list[str] = []
-    for name, view in zip(names, checked.views, strict=False):
+    for name, view in checked.views.items():
         row = facts.first.get(name)
         if row is None:
             continue

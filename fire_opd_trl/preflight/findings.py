@@ -31,7 +31,7 @@ class Checked:
     train_dataset: Any = None
     eval_dataset: Any = None
     student_rows: int = 0
-    views: list[View] = field(default_factory=list)
+    views: dict[str, View] = field(default_factory=dict)
     unknown: dict[str, frozenset[int]] = field(default_factory=dict)
     example: str = ""
 

@@ -95,9 +95,10 @@ def inspected(
     student_reader = Reader(student_ids(checked, args, others), limit)
     prompts_exist = others.get("environment_factory") is None
     facts = Facts()
-    with checked.check("dataset"):
+    with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
-        refuse_views_that_cannot_be(checked, args, train_dataset, others)
+        refuse_views_that_cannot_be(args, train_dataset, others)
+    with checked.check("dataset"):
         columns = (args.teacher_column, args.teacher_prompt_column)
 
         def rows_of(dataset: Any, called: str) -> tuple[Any, Facts]:
@@ -115,10 +116,10 @@ def inspected(
         else:
             checked.eval_dataset = rows_of(eval_dataset, "eval_dataset")[0]
         say_of_dataset(checked, facts, list(sources), args)
-        say_of_views(checked, facts, list(sources))
+        say_of_views(checked, facts)
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
         say_of_window(checked, args, method, list(sources), facts)
-    checked.example = prompts_seen(checked, facts, list(sources), student_reader, args.teacher_column)
+    checked.example = prompts_seen(checked, facts, student_reader)
     return checked

@@ -37,10 +37,11 @@ def description(model: Teacher | None, config: PretrainedConfig, vocabulary: Voc
     facts = [kind]
     if size:
         facts.append(f"{counted(size)} parameters" + (f" in {dtype} ({counted(size * width)}B)" if width else ""))
-    facts.append(f"{len(vocabulary.tokens)} tokens in {vocabulary.rows} rows")
+    facts.append(f"{len(vocabulary.tokens)} tokens in {vocabulary.rows} rows" if vocabulary.tokens else "")
     if getattr(text, "max_position_embeddings", None):
         facts.append(f"context {text.max_position_embeddings}")
-    return ", ".join([*facts, f"ends with {vocabulary.named(vocabulary.ends)}"])
+    facts.append(f"ends with {vocabulary.named(vocabulary.ends)}" if vocabulary.ends else "")
+    return ", ".join(fact for fact in facts if fact)
 
 
 def parameters_of(model: Teacher | None, config: PretrainedConfig) -> int | None:
@@ -97,7 +98,7 @@ def teacher_reader(
         view = view_of(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")
         reader.ids = lambda rows: view.ids(rows, tools)
-        checked.views.append(view)
+        checked.views[name] = view
     return reader
 
 
