@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -147,6 +147,8 @@ def placed_teachers(
         )
     modules: dict[str, torch.nn.Module] = {}
     placed = {}
+    # Adapters are numbered, since PEFT cannot take every name that a teacher may have.
+    sources = {name: replace(source, number=number) for number, (name, source) in enumerate(sources.items())}
     for name, source in sources.items():
         if source.base is None:
             placed[name] = Placed(None, unknown=unknown[name])
@@ -155,7 +157,7 @@ def placed_teachers(
         if source.key not in modules:
             modules[source.key] = placed_base(source, alike, student_rows, trainer)
         shared = any(other.adapter for other in alike)
-        adapter = name if source.adapter else None
+        adapter = source.adapter_name if source.adapter else None
         placed[name] = Placed(modules[source.key], adapter, shared, unknown[name])
     return placed
 
@@ -206,10 +208,10 @@ def placeable(args: FiReOPDConfig, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_adapter(model: Any, source: Source) -> torch.nn.Module:
-    """The model with one more adapter, named after its teacher, in the model's own precision."""
+    """The model with one more adapter, in the model's own precision."""
     from peft import PeftModel
 
-    given = {"adapter_name": source.name, "autocast_adapter_dtype": False, **source.adapter_hub}
+    given = {"adapter_name": source.adapter_name, "autocast_adapter_dtype": False, **source.adapter_hub}
     if not isinstance(model, PeftModel):
         return PeftModel.from_pretrained(model, source.adapter, **given)
     model.load_adapter(source.adapter, **given)

@@ -33,6 +33,7 @@ class Source:
         hub (`dict`): Arguments of whatever is loaded from the base's folder or repository.
         adapter_hub (`dict`): The same for the adapter's.
         init_kwargs (`dict`): Arguments of `from_pretrained` that the user gave.
+        number (`int`): Its place among the teachers.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Source:
     hub: dict[str, Any] = field(default_factory=dict)
     adapter_hub: dict[str, Any] = field(default_factory=dict)
     init_kwargs: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+
+    @property
+    def adapter_name(self) -> str:
+        """What PEFT calls its adapter."""
+        return f"teacher{self.number}"
 
     @property
     def key(self) -> str:
@@ -71,6 +78,8 @@ def named_teachers(
             "teacher_model_name_or_path."
         )
     teachers = teacher_model if isinstance(teacher_model, dict) else {UNNAMED: teacher_model}
+    if strange := [name for name in teachers if not isinstance(name, str) or not name]:
+        raise ValueError(f"teacher_model: {strange[0]!r} is no name for a teacher. Give each a text.")
     if taken := [name for name in teachers if name in ("student", "reference")]:
         raise ValueError(
             f"teacher_model: a teacher may not be called {taken[0]!r}, which names another model in the logs."

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl.models.utils import prepare_deepspeed
@@ -61,9 +62,13 @@ def without_auto(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def loading_under(config: dict[str, Any] | None, trainer) -> Iterator[None]:
-    """transformers loads a model as DeepSpeed's configuration says: here the teacher's, not the student's."""
+    """
+    transformers loads a model as DeepSpeed's configuration says: here the teacher's, not the student's. With FSDP's
+    efficient loading only the first rank would have the weights, which nobody then sends to the others.
+    """
     if config is None:
-        yield
+        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+            yield
         return
     hf_deepspeed.unset_hf_deepspeed_config()
     whole = config["zero_optimization"]["stage"] != 3

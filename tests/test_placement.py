@@ -71,6 +71,15 @@ def test_wherever_the_teachers_are_the_student_becomes_the_same(launcher, placem
 
 
 @pytest.mark.launch
+@pytest.mark.parametrize("placement", ["auto", "replicated", "offload"])
+def test_fsdp_with_efficient_loading_of_the_student(placement, references, on_two_ranks, monkeypatch):
+    """Only the first rank then reads the student's file; a teacher must not be left without weights on the other."""
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # as in configs/accelerate/fsdp2.yaml
+    two = on_two_ranks("fsdp2", layout(4, 4, {"method": "fire", "config": {"teacher_placement": placement}}))
+    assert_same(references({"method": "fire"}), two)
+
+
+@pytest.mark.launch
 @pytest.mark.parametrize("placement", ["replicated", "offload"])
 def test_whole_distributions_of_a_teacher_that_is_placed_otherwise(placement, references, on_two_ranks):
     case = {"method": "fire_full"}
@@ -125,7 +134,10 @@ def test_teachers_of_one_base_share_it(folders, second, references, tmp_path):
     trainer = trained(layout(8, 4, adapters(folders, "adapter1", second)), str(tmp_path))
     assert_same(apart, result(trainer))
     a, b = trainer.teachers.values()
-    assert a.module is b.module and (a.adapter, b.adapter) == ("a", "b" if second == "adapter2" else None)
+    assert a.module is b.module and (a.adapter, b.adapter) == (
+        "teacher0",
+        "teacher1" if second == "adapter2" else None,
+    )
 
 
 @pytest.mark.launch

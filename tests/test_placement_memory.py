@@ -42,7 +42,7 @@ def peaks(tmp_path_factory, request):
 def test_a_streamed_teacher_takes_a_layer_where_a_replica_takes_them_all(peaks):
     (replica,), (streamed,) = peaks("one", "replicated"), peaks("one", "offload")
     assert 340 < replica < 420  # 378 MB of weights
-    assert streamed < 0.15 * replica  # measured: 0.05
+    assert streamed < 0.15 * replica  # measured: 0.06
 
 
 def test_two_adapters_of_one_base_take_one_base(peaks):
