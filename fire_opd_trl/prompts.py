@@ -176,9 +176,9 @@ def checked_dataset(
     facts.dropped = len(dataset) - len(fitting)
     if facts.dropped:
         warnings.warn(
-            f"{name}: {facts.dropped} of {len(dataset)} rows left out, their prompts are too long "
-            "(overlong_prompts='drop').",
-            stacklevel=2,
+            f"{name}: {facts.dropped} of {len(dataset)} rows left out, their prompts are longer "
+            f"than {student.limit} tokens, or than a teacher's context leaves (overlong_prompts='drop').",
+            stacklevel=5,
         )
         dataset = dataset.select(fitting)
     return dataset, facts

@@ -300,7 +300,7 @@ GOOD = {"prompt": "12+34="}
         ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
         ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
         ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
-        ({"prompt": "   "}, "train_dataset row 1: `prompt` has no token"),
+        ({"prompt": "   "}, "train_dataset row 1: the prompt has no token"),
     ],
 )
 def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):

@@ -24,18 +24,12 @@ from .findings import Checked
 from .models import check_reference, description, room, teacher_reader
 
 
-def checked_inputs(
-    model: Teacher,
-    sources: dict[str, Source],
-    args: FiReOPDConfig,
-    method: Method,
-    train_dataset,
-    eval_dataset,
-    processing_class,
-    others: dict[str, Any],
-) -> Checked:
-    """What the trainer starts with: any fault is raised, warnings are given, and the main process prints the table."""
-    checked = inspected(model, sources, args, method, train_dataset, eval_dataset, processing_class, others)
+def checked_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConfig, *others: Any) -> Checked:
+    """
+    What the trainer starts with: any fault that [`inspected`] finds is raised, warnings are given, and the main
+    process prints the table.
+    """
+    checked = inspected(model, sources, args, *others)
     if checked.faults:
         raise ValueError("\n".join(checked.faults))
     for finding in checked.findings:
