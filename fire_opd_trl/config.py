@@ -267,7 +267,10 @@ class FiReOPDConfig(GRPOConfig):
 
     def __post_init__(self):
         if isinstance(self.teacher_chat_template, str) and self.teacher_chat_template.lstrip().startswith('{"'):
-            self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
+            try:
+                self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
+            except ValueError as error:
+                raise ValueError(f"teacher_chat_template is not JSON: {error}.") from error
         for name, (right, fix) in RIGHT_VALUES.items():
             refuse_unless(right(getattr(self, name)), self, name, fix)
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
@@ -318,8 +321,11 @@ class FiReOPDConfig(GRPOConfig):
     def of_teacher(self, name: str, teacher: str, teachers: list[str]) -> Any:
         """A field as one teacher has it: its own where the keys of a dict are names of teachers, else that of all."""
         value = getattr(self, name)
-        by_name = isinstance(value, dict) and (name == "teacher_chat_template" or bool(set(value) & set(teachers)))
-        if not by_name:
+        if not isinstance(value, dict) or not value:
+            return value
+        dicts = len(teachers) > 1 and all(isinstance(own, dict) for own in value.values())
+        always = name == "teacher_chat_template" or name == "teacher_chat_template_kwargs" and dicts
+        if not always and not set(value) & set(teachers):
             return value
         strange = ", ".join(str(key) for key in value if key not in teachers)
         fix = f"It goes by teacher's name, and {strange} names none of: {', '.join(teachers)}."

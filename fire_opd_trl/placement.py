@@ -1,23 +1,20 @@
 """Teachers where they run: loaded, frozen, partitioned, replicated or on the host; adapters of one base share it."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models.utils import prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, use_adapter
 
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable
+from .offload import streamed
 from .teachers import Source, reads_whole_distributions
 from .tokens import config_of
 from .zero import deepspeed_stage, loading_under, teacher_deepspeed_config, under_deepspeed
@@ -49,9 +46,11 @@ class Placed:
         elif not self.shared:
             yield self.module
         else:
-            with use_adapter(trainer.accelerator.unwrap_model(self.module), self.adapter):
-                yield self.module
-            self.module.requires_grad_(False)  # PEFT makes the adapter that it switches on trainable
+            try:
+                with use_adapter(trainer.accelerator.unwrap_model(self.module), self.adapter):
+                    yield self.module
+            finally:
+                self.module.requires_grad_(False)  # PEFT makes the adapter that it switches on trainable
 
     def base(self, trainer) -> PreTrainedModel:
         """The model itself, inside all wrappers: its head, its config."""
@@ -88,8 +87,9 @@ def placement_of(args: FiReOPDConfig, source: Source, engine: str | None) -> str
         chosen = "sharded" if stage == 3 else "replicated"
     chosen = whole if chosen == "auto" else chosen
     if chosen == "sharded" and not sharding:
+        said = "teacher_placement='sharded'" if stage is None else "teacher_deepspeed of ZeRO stage 3"
         raise ValueError(
-            "teacher_placement='sharded' partitions the teacher as the student is, and the student is whole on every "
+            f"{said} partitions the teacher as the student is, and the student is whole on every "
             "rank. Launch with ZeRO-3 or FSDP 2 (configs/accelerate/zero3.yaml, fsdp2.yaml), or use 'replicated' or "
             "'offload'."
         )
@@ -172,7 +172,7 @@ def placed_base(source: Source, alike: list[Source], student_rows: int, trainer)
         if isinstance(model, str):
             given = from_pretrained_kwargs(trainer.args, source)
             if where == "offload" and engine != "ZeRO-3":
-                given.update(streamed(model, trainer.accelerator.device, source.hub))
+                given.update(streamed(model, trainer.accelerator.device, source.hub, given.get("offload_folder")))
             model = create_model_from_path(model, **given)
         assert model is not None
         model = model.requires_grad_(False).eval()
@@ -189,6 +189,7 @@ def placed_base(source: Source, alike: list[Source], student_rows: int, trainer)
     for other in alike:
         if other.adapter is not None:
             model = with_adapter(model, other)
+            refuse_unreadable_head(base_of(model), other.name)
     if where == "offload" and engine != "ZeRO-3":
         return model  # its hooks bring each layer to the device
     return beside_student(model.requires_grad_(False).eval(), trainer, where, config)
@@ -219,8 +220,14 @@ def with_adapter(model: Any, source: Source) -> torch.nn.Module:
 
 
 def refuse_unreadable_head(model: PreTrainedModel, name: str) -> None:
-    """The fused head reads the last layer's weight, which must then be plain numbers."""
-    weight = model.get_output_embeddings().weight
+    """The fused head reads the last layer's weight, which must then be plain numbers, and all there is to it."""
+    head = model.get_output_embeddings()
+    if type(head).__module__.startswith("peft."):
+        raise ValueError(
+            f"teacher_model {name!r}: its adapter changes the head ({type(head).__name__}), whose weight the fused "
+            "head reads directly. Merge it into its base (merge_and_unload) and use the result."
+        )
+    weight = head.weight
     if not weight.is_floating_point():
         raise ValueError(
             f"teacher {name!r}: the head is quantized ({weight.dtype}), and the fused head reads its weight. Leave it "
@@ -235,44 +242,28 @@ def beside_student(
     if config is not None or trainer.is_deepspeed_enabled:
         return under_deepspeed(model, trainer, config or trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
     if trainer.is_fsdp_enabled and where != "replicated":
-        return prepare_fsdp(model, trainer.accelerator)
+        return under_fsdp(model, trainer.accelerator)
     if trainer.is_fsdp_enabled or getattr(model, "is_quantized", False):
         return model if getattr(model, "is_quantized", False) else model.to(trainer.accelerator.device)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def skeleton_of(config: PretrainedConfig) -> Any:
-    """A model without numbers, for its names and shapes; `None` for a class that transformers does not have."""
-    kind = getattr(transformers, (config.architectures or [""])[0], None)
-    if kind is None:
-        return None
-    with torch.device("meta"):  # the class itself: from_config would partition it under ZeRO-3
-        return kind(config)
+def under_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
+    """A frozen model in FSDP, under version 2 layer by layer: TRL's helper alone would gather all of it at once."""
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-
-def streamed(model: str, device: torch.device, hub: dict[str, Any]) -> dict[str, Any]:
-    """
-    Arguments of `from_pretrained` that leave a model's layers in its files, memory-mapped: each is brought to the
-    device for its own forward. Embeddings and head, which the fused head reads directly, are on the device.
-    """
-    skeleton = skeleton_of(config_of(model, **hub))
-    if skeleton is None:
-        raise ValueError(
-            f"teacher_placement='offload': {model!r} is of a class that transformers does not have, so that its "
-            "layers are not known. Use 'replicated', or ZeRO-3."
-        )
-    layers = [name for name, module in skeleton.named_modules() if type(module).__name__ in skeleton._no_split_modules]
-    if not layers:
-        raise ValueError(
-            f"teacher_placement='offload': {type(skeleton).__name__} does not say what its layers are "
-            "(_no_split_modules), so that it cannot be streamed. Use 'replicated', or ZeRO-3."
-        )
-    tensors = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers())
-    others = {name.rpartition(".")[0] for name, _ in tensors if not name.startswith(tuple(f"{x}." for x in layers))}
-    where = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(others, "cpu" if device.type == "cpu" else str(device))}
-    folder = tempfile.mkdtemp(prefix="fire-opd-teacher-")  # for weights that differ from those of the files
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {"device_map": where, "offload_folder": folder}
+        plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
+        settings = {
+            "reshard_after_forward": plugin.reshard_after_forward,
+            "offload_policy": plugin.cpu_offload,
+            "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+            "mesh": mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)] if mesh is not None else None,
+        }
+        kinds = base_of(model)._no_split_modules or ()
+        for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
+            fully_shard(layer, **settings)
+    return prepare_fsdp(model, accelerator)
 
 
 def placed_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Module | None:

@@ -136,6 +136,9 @@ def refuse_wrong_combinations(config: Any) -> None:
         "teacher_model_revision",
         "It names a revision of teacher_model_name_or_path, which is not set.",
     )
+    columns = ["prompt", config.teacher_column, config.teacher_prompt_column]
+    apart = len(set(columns)) == len(columns)
+    refuse_unless(apart, config, "teacher_prompt_column", "It must be another column than prompt and teacher_column.")
     teachers = config.teacher_model_name_or_path
     if isinstance(teachers, dict):
         named = bool(teachers) and all(_text(part) for pair in teachers.items() for part in pair)

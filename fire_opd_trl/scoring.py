@@ -73,7 +73,9 @@ def token_scores(
     for cut in slices(rows, prompt_B, completion_B, count):
         part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
         known = (part["completion_ids"] < vocabulary) & ~torch.isin(part["completion_ids"], strange)
-        part["completion_ids"] = part["completion_ids"].clamp(max=vocabulary - 1)
+        known &= (part["prompt_ids"] < vocabulary).all(dim=1, keepdim=True)
+        for name in ("prompt_ids", "completion_ids"):
+            part[name] = part[name].clamp(max=vocabulary - 1)
         logp, entropy, more, *_ = forward(part)
         logp = torch.where(known, logp, torch.nan)
         if cut:  # else this rank had no row left, and the forward was for the others

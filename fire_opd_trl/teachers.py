@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .config import FiReOPDConfig
 from .pipeline import Method, Rollout, Scores, Signal
-from .prompts import UNNAMED, refuse_unrouted, teacher_of
+from .prompts import UNNAMED, refuse_malformed, refuse_unrouted, teacher_of
 from .stages import World, usable_B
 from .tokens import Teacher
 
@@ -72,7 +73,7 @@ def named_teachers(
             f"teacher_model_name_or_path={args.teacher_model_name_or_path!r} is set, and a teacher_model is given to "
             "the trainer. Name the teacher in one place."
         )
-    if isinstance(teacher_model, str | dict) and not teacher_model or teacher_model is None:
+    if teacher_model is None or isinstance(teacher_model, str | dict) and not teacher_model:
         raise ValueError(
             "teacher_model is missing: distillation needs a teacher. Pass teacher_model=... to the trainer, or set "
             "teacher_model_name_or_path."
@@ -80,6 +81,13 @@ def named_teachers(
     teachers = teacher_model if isinstance(teacher_model, dict) else {UNNAMED: teacher_model}
     if strange := [name for name in teachers if not isinstance(name, str) or not name]:
         raise ValueError(f"teacher_model: {strange[0]!r} is no name for a teacher. Give each a text.")
+    for name, teacher in teachers.items():
+        if not isinstance(teacher, str | os.PathLike | torch.nn.Module) or not teacher and isinstance(teacher, str):
+            raise ValueError(
+                f"teacher_model {name!r} is {teacher!r}. Give a model id, a local folder, or a model; for several "
+                "teachers a dict of them by name."
+            )
+    teachers = {name: os.fspath(t) if isinstance(t, os.PathLike) else t for name, t in teachers.items()}
     if taken := [name for name in teachers if name in ("student", "reference")]:
         raise ValueError(
             f"teacher_model: a teacher may not be called {taken[0]!r}, which names another model in the logs."
@@ -104,6 +112,8 @@ def source_of(name: str, teacher: Teacher, args: FiReOPDConfig, names: list[str]
     given = dict(args.of_teacher("teacher_model_init_kwargs", name, names) or {})
     hub = {"revision": given.pop("revision", revision)}
     if not isinstance(teacher, str):
+        for config in getattr(teacher, "peft_config", {}).values():
+            refuse_virtual_tokens(name, "in memory", vars(config))
         return Source(name, teacher)
     if teacher == SELF:
         return Source(name, None)
@@ -116,11 +126,7 @@ def source_of(name: str, teacher: Teacher, args: FiReOPDConfig, names: list[str]
             f"teacher_model {name!r}: the adapter {teacher!r} does not name its base. Set base_model_name_or_path in "
             "its adapter_config.json, or merge it into its base and name the result."
         )
-    if adapter.get("num_virtual_tokens") is not None:
-        raise ValueError(
-            f"teacher_model {name!r}: the adapter {teacher!r} ({adapter.get('peft_type')}) writes virtual tokens "
-            "before the prompt, so that positions do not agree with the student's. Use a LoRA adapter."
-        )
+    refuse_virtual_tokens(name, repr(teacher), adapter)
     changed = [*(adapter.get("modules_to_save") or []), *always_listed(adapter.get("target_modules"))]
     if heads := HEADS & {module.rsplit(".", 1)[-1] for module in changed}:
         raise ValueError(
@@ -131,6 +137,15 @@ def source_of(name: str, teacher: Teacher, args: FiReOPDConfig, names: list[str]
     return Source(name, base, teacher, hub=base_hub, adapter_hub=hub, init_kwargs=given)
 
 
+def refuse_virtual_tokens(name: str, where: str, adapter: dict[str, Any]) -> None:
+    """An adapter may change what a model computes, not what it reads."""
+    if adapter.get("num_virtual_tokens") is not None:
+        raise ValueError(
+            f"teacher_model {name!r}: the adapter {where} ({adapter.get('peft_type')}) writes virtual tokens before "
+            "the prompt, so that positions do not agree with the student's. Use a LoRA adapter."
+        )
+
+
 def adapter_config(path: str, revision: str | None) -> dict[str, Any] | None:
     """The adapter_config.json of a folder or repository that holds an adapter, else `None`."""
     try:
@@ -139,8 +154,14 @@ def adapter_config(path: str, revision: str | None) -> dict[str, Any] | None:
         return None
     if file is None:
         return None
-    with open(file, encoding="utf-8") as opened:
-        return json.load(opened)
+    try:
+        with open(file, encoding="utf-8") as opened:
+            found = json.load(opened)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds {found!r}. It must be the configuration of an adapter.")
+    return found
 
 
 def always_listed(names: list[str] | str | None) -> list[str]:
@@ -176,17 +197,26 @@ def reference_of(model: Teacher, method: Method, args: FiReOPDConfig) -> Teacher
 
 
 def route_B(
-    inputs: list[dict[str, Any]], names: list[str], column: str, world: World, device: torch.device
+    inputs: list[dict[str, Any]], names: list[str], columns: tuple[str, str], world: World, device: torch.device
 ) -> torch.Tensor:
-    """Number of each row's teacher. A stream is not checked beforehand: a row that names none stops all ranks."""
+    """
+    Number of each row's teacher. A stream is not checked beforehand: a row that names none, or holds a malformed
+    prompt for its teacher, stops all ranks alike.
+
+    Args:
+        columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.
+    """
+    column, prompt_column = columns
     fault = None
     try:
         for index, row in enumerate(inputs):
             refuse_unrouted(row, index, "window", column, names)
+            if row.get(prompt_column) is not None:
+                refuse_malformed(row, index, "window", prompt_column)
     except ValueError as error:
         fault = error
-    if names != [UNNAMED] and world.max(torch.tensor(int(fault is not None), device=device)):
-        raise fault or ValueError(f"`{column}` names no teacher in a row of another rank, whose message says which.")
+    if world.max(torch.tensor(int(fault is not None), device=device)):
+        raise fault or ValueError("A row of another rank is wrong; its message says how.")
     return torch.tensor([names.index(teacher_of(row, column, names)) for row in inputs], device=device)
 
 

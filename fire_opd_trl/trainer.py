@@ -118,7 +118,8 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         mode = "train" if self.model.training else "eval"
-        teacher_B = route_B(inputs, list(self.teachers), self.args.teacher_column, self.world, self.accelerator.device)
+        columns = self.args.teacher_column, self.args.teacher_prompt_column
+        teacher_B = route_B(inputs, list(self.teachers), columns, self.world, self.accelerator.device)
         prompts = teacher_prompts(list(self.checked.views.values()), inputs, teacher_B.tolist(), self.tools)
         self.window = Window(mode, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)

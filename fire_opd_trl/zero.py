@@ -36,7 +36,15 @@ def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
 def deepspeed_stage(given: dict[str, Any] | str | None) -> int | None:
     """The ZeRO stage of the teacher's own configuration, if it has one."""
     config = deepspeed_file(given)
-    return None if config is None else config.get("zero_optimization", {}).get("stage", 0)
+    if config is None:
+        return None
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage not in (0, 3):
+        raise ValueError(
+            f"teacher_deepspeed has the ZeRO stage {stage!r}. A frozen teacher is partitioned (3) or whole (0): set "
+            "zero_optimization.stage to one of them."
+        )
+    return stage
 
 
 def teacher_deepspeed_config(trainer, where: str) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ MAY_IMPORT_HEAVY = {
     "teachers",
     "placement",
     "zero",
+    "offload",
     "tokens",
     "views",
     "scoring",

@@ -6,7 +6,7 @@ adapter; a mixture of experts. Wherever the teacher is, the student becomes the 
 import json
 
 import pytest
-from folders import adapter_folder, mixture_folder
+from folders import adapter_folder, loaded, mixture_folder
 from launch.worker import built, result, trained
 from test_layouts import assert_same, in_this_process, layout
 
@@ -68,6 +68,13 @@ def test_wherever_the_teachers_are_the_student_becomes_the_same(launcher, placem
     assert_same(references(TWO), two)
     assert two["teachers_are_sharded"] == (launcher == "zero3" and placement != "replicated")
     assert two["student_is_sharded"] == (launcher in ("zero3", "fsdp2")) and not two["teachers_train"]
+
+
+@pytest.mark.launch
+def test_fsdp_gathers_a_teacher_layer_by_layer(references, on_two_ranks):
+    two = on_two_ranks("fsdp2", layout(4, 4, {"method": "fire", "config": {"teacher_placement": "sharded"}}))
+    assert_same(references({"method": "fire"}), two)
+    assert two["fsdp_units_of_teachers"] == [5]  # four layers and the rest
 
 
 @pytest.mark.launch
@@ -151,7 +158,6 @@ def test_teachers_of_one_base_share_it_on_two_ranks(folders, launcher, second, r
 
 
 def test_a_peft_model_in_memory_is_a_teacher(folders, references, tmp_path):
-    from folders import loaded
     from peft import PeftModel
 
     case = layout(32, 1, {"method": "fire"})
@@ -159,6 +165,29 @@ def test_a_peft_model_in_memory_is_a_teacher(folders, references, tmp_path):
     trainer = built(case, str(tmp_path), teacher_model=teacher)
     trainer.train()
     assert_same(references({"method": "fire", "teacher": folders["merged1"]}), result(trainer))
+
+
+@pytest.mark.parametrize("target", [["lm_head"], ".*head"])
+def test_an_adapter_of_the_head_is_refused_in_every_form(target, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    case = layout(32, 1, {"method": "fire"})
+    model = get_peft_model(loaded("teacher"), LoraConfig(target_modules=target))
+    with pytest.raises(ValueError, match="its adapter changes the head"):
+        built(case, str(tmp_path), teacher_model=model)
+    model.peft_config["default"].base_model_name_or_path = model_path("teacher")
+    model.save_pretrained(tmp_path / "adapter")
+    assert isinstance(model, PeftModel)
+    with pytest.raises(ValueError, match="changes the head|changes lm_head"):
+        built({**case, "teacher": str(tmp_path / "adapter")}, str(tmp_path))
+
+
+def test_a_model_with_virtual_tokens_is_refused(tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(loaded("teacher"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="writes virtual tokens before the prompt"):
+        built(layout(32, 1, {"method": "fire"}), str(tmp_path), teacher_model=model)
 
 
 # The student without its adapter
@@ -176,7 +205,9 @@ def test_the_student_without_its_adapter_is_a_teacher(method, references, tmp_pa
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize(("launcher", "method"), [("ddp", "fire"), ("zero3", "fire"), ("zero3", "tip")])
+@pytest.mark.parametrize(
+    ("launcher", "method"), [("ddp", "fire"), ("zero3", "fire"), ("zero3", "tip"), ("fsdp2", "fire")]
+)
 def test_the_student_without_its_adapter_is_a_teacher_on_two_ranks(launcher, method, references, on_two_ranks):
     copied = references({**STIRRED, "method": method, "demo_teacher": "student"})
     two = on_two_ranks(launcher, layout(4, 4, {**STIRRED, "method": method, "teacher": "self"}))
@@ -196,6 +227,15 @@ def test_ranks_whose_tokens_go_to_other_experts_do_not_wait_for_each_other(folde
     apart = [forward for forward, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]
     assert len(apart) > len(first) / 2  # in most forwards some expert had tokens of one rank alone
     assert two["leaves"] == ["Qwen3MoeSparseMoeBlock"]
+
+
+def test_a_streamed_mixture_says_the_same_and_its_experts_go_where_one_says(folders, references, tmp_path):
+    """The files hold the experts one by one, the model all in one tensor: they are written anew."""
+    case = {"method": "fire", "teacher": folders["mixture"], "learning_rate": 1e-3}
+    kwargs = {"teacher_kwargs": {"offload_folder": str(tmp_path / "experts")}}
+    offload = {**case, **kwargs, "config": {"teacher_placement": "offload"}}
+    assert_same(references(case), in_this_process(layout(8, 4, offload), tmp_path / "out"))
+    assert list((tmp_path / "experts").iterdir())
 
 
 def test_every_kind_of_mixture_is_gathered_whole():

@@ -161,3 +161,58 @@ def test_preflight_can_be_switched_off(two_teachers):
     command = [*FIRE_OPD, "train", "--accelerate_config", "cpu", "--config", str(two_teachers / "two.yaml")]
     code, output = run_killably([*command, "--preflight", "false"])
     assert code == 0 and "trajectories = 1 process" not in output
+
+
+@pytest.fixture
+def broken_teacher(tmp_path):
+    """`broken_teacher(how)`: a copy of the demo teacher whose tokenizer and config are right, and weights are not."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(how: str) -> str:
+        folder = tmp_path / how
+        shutil.copytree(model_path("teacher"), folder)
+        if how == "nan":
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            with torch.no_grad():
+                model.model.norm.weight.fill_(torch.nan)
+            model.save_pretrained(folder)
+        else:
+            weights = folder / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize(("how", "what"), [("nan", "NaN or infinite"), ("cut", "SafetensorError")])
+def test_with_models_says_of_broken_weights_that_they_are(data, broken_teacher, how, what):
+    code, output = preflight(data, broken_teacher(how), "--with-models")
+    assert code == 1 and "models fault" in said(output) and what in output and "Traceback" not in output
+
+
+def test_with_models_writes_nothing_and_tries_any_placement(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    planned = ["--accelerate_config", "zero3", "--teacher_placement", "sharded", "--use_vllm", "true"]
+    sizes = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8", "--push_to_hub", "true"]
+    code, output = preflight(data, model_path("teacher"), *planned, *sizes, "--with-models")
+    assert code == 0, output
+    assert "; sharded" in said(output) and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_deepspeed_file_says_whether_the_run_is_sharded(data, teacher_folder, tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    run = {"distributed_type": "DEEPSPEED", "num_processes": 2}
+    run["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "ds.json")}
+    (tmp_path / "run.yaml").write_text(json.dumps(run))
+    sharded = ["--teacher_placement", "sharded", "--main_process_port", "29999"]  # an option of accelerate
+    code, output = preflight(data, str(teacher_folder), "--accelerate_config", str(tmp_path / "run.yaml"), *sharded)
+    assert code == 0 and "; sharded" in said(output)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"question": "1+1="}'])
+def test_a_dataset_that_cannot_be_read_is_a_fault(tmp_path, teacher_folder, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    code, output = preflight(str(tmp_path / "rows.jsonl"), str(teacher_folder))
+    assert code == 1 and "fault" in output and "Traceback" not in output

@@ -430,7 +430,9 @@ def test_a_prompt_too_long_for_the_teacher_is_named_or_left_out():
         "context beside max_completion_length). Prompts are never cut: shorten it, lower max_completion_length, or "
         "set overlong_prompts='drop'."
     )
-    with pytest.warns(UserWarning, match=re.escape("train_dataset: 1 of 3 rows left out, their prompts are too long")):
+    with pytest.warns(
+        UserWarning, match=re.escape("train_dataset: 1 of 3 rows left out, their prompts are longer than")
+    ):
         checked = looked({"a": TEACHER}, rows, overlong_prompts="drop")
     assert [len(row["teacher_prompt"]) for row in checked.train_dataset] == [95, 3]
     assert said(checked)["dataset"][1].startswith("3 rows, 1 left out as too long")

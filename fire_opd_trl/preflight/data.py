@@ -40,6 +40,12 @@ def refuse_views_that_cannot_be(args: FiReOPDConfig, dataset: Any, others: dict[
     columns = getattr(dataset, "column_names", None) or []
     set_here = [n for n in ("teacher_chat_template", "teacher_chat_template_kwargs") if getattr(args, n) is not None]
     column = args.teacher_prompt_column in columns
+    default = type(args).__dataclass_fields__["teacher_prompt_column"].default
+    if columns and not column and args.teacher_prompt_column != default:
+        raise ValueError(
+            f"teacher_prompt_column={args.teacher_prompt_column!r} is no column of the dataset, which has: "
+            f"{', '.join(columns)}."
+        )
     if not set_here and not column:
         return
     what = ", ".join(set_here) or f"the column {args.teacher_prompt_column!r}"
@@ -58,8 +64,9 @@ def refuse_views_that_cannot_be(args: FiReOPDConfig, dataset: Any, others: dict[
 
 def say_of_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReOPDConfig) -> None:
     """How many rows, how long, and whose."""
-    if not facts.rows:
-        checked.says("dataset", "a stream, or prompts that a rollout makes: checked as they are sampled")
+    if not isinstance(checked.train_dataset, Dataset) or not facts.rows:
+        text = "a stream, or prompts that an environment makes: routes and forms are checked as rows are sampled, "
+        checked.says("dataset", text + "lengths are not")
         return
     left = f", {facts.dropped} left out as too long" if facts.dropped else ""
     longest = f", the longest prompt has {facts.longest} tokens" if facts.longest else ""

@@ -39,12 +39,20 @@ class Checked:
         self.findings.append(Finding(subject, outcome, text))
 
     @contextmanager
-    def check(self, subject: str) -> Iterator[None]:
-        """A refusal in here is a fault of the subject; what does not depend on it is checked all the same."""
+    def check(self, subject: str, whatever: bool = False) -> Iterator[None]:
+        """
+        A refusal in here is a fault of the subject; what does not depend on it is checked all the same.
+
+        Args:
+            whatever (`bool`): Take any exception for a fault, where libraries read the user's files and weights.
+        """
         try:
             yield
-        except (ValueError, OSError) as error:
-            self.says(subject, str(error), "fault")
+        except Exception as error:
+            if not whatever and not isinstance(error, ValueError | OSError):
+                raise
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            self.says(subject, (kind + str(error)).strip(), "fault")
 
     @property
     def faults(self) -> list[str]:
@@ -56,6 +64,7 @@ class Checked:
         lines = []
         for finding in self.findings:
             head = f"{finding.subject:<{left}}  {finding.outcome:<7}  "
-            wrapped = textwrap.wrap(finding.text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
+            room = WIDTH - len(head)
+            wrapped = textwrap.wrap(finding.text, room, break_long_words=False, break_on_hyphens=False) or [""]
             lines += [head + wrapped[0], *(" " * len(head) + line for line in wrapped[1:])]
         return "\n".join(lines)

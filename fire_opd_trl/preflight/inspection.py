@@ -31,7 +31,7 @@ def checked_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConf
     """
     checked = inspected(model, sources, args, *others)
     if checked.faults:
-        raise ValueError("\n".join(checked.faults))
+        raise ValueError("\n".join(dict.fromkeys(checked.faults)))  # one sentence for all teachers it holds of
     for finding in checked.findings:
         if finding.outcome == "warning":
             warnings.warn(f"{finding.subject}: {finding.text}", stacklevel=3)
@@ -52,7 +52,7 @@ def inspected(
 ) -> Checked:
     """
     Look at everything but weights: configs, tokenizers, templates, every row of the map-style datasets, the window.
-    Streams are checked as they are sampled.
+    Of a stream, routes and forms are checked as rows are sampled.
 
     Args:
         model (`str` or `PreTrainedModel`): The student.

@@ -7,8 +7,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
+from ..heads import base_of
+from ..offload import skeleton_of
 from ..pipeline import Method
-from ..placement import engine_of, placement_of, skeleton_of
+from ..placement import engine_of, placement_of, refuse_unreadable_head
 from ..prompts import Reader, no_ids
 from ..teachers import Source, reads_whole_distributions
 from ..tokens import Teacher, Vocabulary, config_of, said_of_ends, tokenizer_of, unknown_to
@@ -31,6 +33,8 @@ def room(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
 def description(model: Teacher | None, config: PretrainedConfig, vocabulary: Vocabulary, dtype: Any) -> str:
     """A model in one line: class, size, precision, vocabulary, context, end tokens."""
     kind, text = (config.architectures or [type(config).__name__])[0], config.get_text_config()
+    if isinstance(dtype, str) and dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise ValueError(f"dtype={dtype!r} is refused. Use 'auto', 'bfloat16', 'float16' or 'float32'.")
     dtype = str(getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype).removeprefix("torch.")
     size = parameters_of(model, config)
     width = torch.finfo(getattr(torch, dtype)).bits / 8 if isinstance(getattr(torch, dtype, None), torch.dtype) else 0
@@ -73,10 +77,13 @@ def teacher_reader(
     reader, tokenizer = Reader(no_ids, None), None
     with checked.check(subject):
         if source.base is None:
+            refuse_self_without_effect(names, args, method)
             checked.unknown[name], reader.limit = frozenset(), room(student_config, args, subject)
             checked.says(subject, "the student with its adapter switched off: no second model")
         else:
             config = config_of(source.base, **source.hub)
+            if not isinstance(source.base, str):
+                refuse_unreadable_head(base_of(source.base), name)
             tokenizer = teacher_tokenizer(source)
             rows = config.get_text_config().vocab_size
             theirs = None
@@ -100,6 +107,20 @@ def teacher_reader(
         reader.ids = lambda rows: view.ids(rows, tools)
         checked.views[name] = view
     return reader
+
+
+def refuse_self_without_effect(names: list[str], args: FiReOPDConfig, method: Method) -> None:
+    """What cannot act on a teacher that is the student without its adapter."""
+    if "reference_logp_BT" in method.signals and args.reference_model_name_or_path is None:
+        raise ValueError(
+            f"method={method.name!r} goes beyond the teacher, away from the student as it starts, and teacher 'self' "
+            "is just that. Set reference_model_name_or_path, or use another teacher."
+        )
+    if len(names) == 1 and (args.teacher_placement != "auto" or args.teacher_deepspeed is not None):
+        raise ValueError(
+            "teacher_placement and teacher_deepspeed have no effect on teacher 'self', which is where the student is. "
+            "Remove them."
+        )
 
 
 def teacher_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:

@@ -125,9 +125,9 @@ def metrics_by_teacher(
         tokens_B * 0 if entropy_BT is None else masked_sum_B(entropy_BT, usable.mask_BT),
     ]
     value_BX = torch.stack([value_B.float() for value_B in values], dim=1)
-    mine_BN = torch.nn.functional.one_hot(rollout.teacher_B, teachers).float()
+    value_NX = value_BX.new_zeros((teachers, len(values))).index_add(0, rollout.teacher_B, value_BX)
     metrics = []
-    for rows, alive, kept, tokens, reverse_kl, logp, entropy in world.sum(mine_BN.T @ value_BX).tolist():
+    for rows, alive, kept, tokens, reverse_kl, logp, entropy in world.sum(value_NX).tolist():
         metrics.append({"rows": rows})
         if alive and tokens:
             metrics[-1].update(keep_ratio=kept / alive, reverse_kl=reverse_kl / tokens, teacher_logp=logp / alive)

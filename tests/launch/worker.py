@@ -208,6 +208,8 @@ def watched(trainer) -> dict:
 
 def result(trainer) -> dict:
     """Full parameters, losses, gradient norms and the shape of the world, gathered on every rank."""
+    from torch.distributed.fsdp import FSDPModule
+
     teachers = [placed.module for placed in trainer.teachers.values() if placed.module is not None]
     parameters = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
@@ -227,6 +229,7 @@ def result(trainer) -> dict:
         "student_is_sharded": is_sharded(trainer.model),
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
         **watched(trainer),
+        "fsdp_units_of_teachers": [sum(isinstance(m, FSDPModule) for m in module.modules()) for module in teachers],
         "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),
     }
 
