@@ -150,8 +150,10 @@ def test_a_teacher_in_memory_says_what_is_not_known_of_it():
 def test_a_stream_is_checked_as_it_is_sampled():
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": "1+1=", "teacher_id": "neither"}]))
     assert said(looked(TWO, stream))["dataset"] == (
-        "ok", "a stream, or prompts that a rollout makes: checked as they are sampled"
-    )  # fmt: skip
+        "ok",
+        "a stream, or prompts that an environment makes: routes and forms are checked as rows are sampled, lengths "
+        "are not",
+    )
 
 
 # Everything wrong
@@ -258,10 +260,12 @@ def test_a_teacher_that_no_row_names_warns():
 
 def test_a_stream_that_names_no_teacher_stops_where_it_is_sampled():
     rows = [{"prompt": "1+1=", "teacher_id": "b"}, {"prompt": "2+2=", "teacher_id": "c"}]
-    assert route_B(rows[:1] * 2, ["a", "b"], "teacher_id", World(), "cpu").tolist() == [1, 1]
+    assert route_B(rows[:1] * 2, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu").tolist() == [1, 1]
     message = "window row 1: `teacher_id` is 'c'. Each row names one of: a, b."
+    with pytest.raises(ValueError, match=re.escape("window row 0: `teacher_prompt` is empty")):
+        route_B([{**rows[0], "teacher_prompt": ""}], ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
     with pytest.raises(ValueError, match=re.escape(message)):
-        route_B(rows, ["a", "b"], "teacher_id", World(), "cpu")
+        route_B(rows, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
 
 
 def test_a_wrongly_routed_stream_stops_training(tmp_path):
@@ -461,7 +465,7 @@ def test_a_deepspeed_file_must_be_readable(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "placement", "engine"),
     [
-        (3, "replicated", "ZeRO-3"), (0, "sharded", "ZeRO-3"), (2, "sharded", "ZeRO-3"),
+        (3, "replicated", "ZeRO-3"), (0, "sharded", "ZeRO-3"),
         (0, "offload", "ZeRO-3"), (3, "offload", "DeepSpeed"),
     ],
 )  # fmt: skip
@@ -473,6 +477,40 @@ def test_a_deepspeed_stage_must_fit_the_placement(stage, placement, engine):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         placement_of(args, Source("teacher", TEACHER), engine)
+
+
+@pytest.mark.parametrize("stage", [2, "3", None])
+def test_a_frozen_teacher_is_partitioned_or_whole(stage):
+    args = settings(teacher_deepspeed={"zero_optimization": {"stage": stage}})
+    with pytest.raises(
+        ValueError, match=f"teacher_deepspeed has the ZeRO stage {stage!r}. .* partitioned .3. or whole"
+    ):
+        placement_of(args, Source("teacher", TEACHER), "ZeRO-3")
+
+
+@pytest.mark.parametrize("teacher", [None, ["a"], 3, ""])
+def test_what_is_no_teacher_is_refused(teacher):
+    with pytest.raises(ValueError, match="teacher_model 'a' is .*Give a model id, a local folder, or a model"):
+        named_teachers({"a": teacher}, STUDENT, settings(), adapted=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"teacher_prompt_column": "hint"},
+            "teacher_prompt_column='hint' is no column of the dataset, which has: prompt",
+        ),
+        ({"teacher_model_init_kwargs": {"dtype": "bf16"}}, "dtype='bf16' is refused. Use 'auto', 'bfloat16'"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_or_fail_late_is_refused(config, message):
+    assert fault(looked(**config)).startswith(message)
+
+
+def test_the_columns_are_three():
+    with pytest.raises(ValueError, match="It must be another column than prompt and teacher_column"):
+        settings(teacher_prompt_column="prompt")
 
 
 def test_a_deepspeed_file_wants_a_run_under_deepspeed():
@@ -538,7 +576,7 @@ def test_what_the_filter_drops_is_what_the_recipe_drops(given):
 
 def test_longer_prompts_are_counted_where_they_are_left_out():
     rows = [{"prompt": "1" * length} for length in (30, 31, 5)]
-    with pytest.warns(UserWarning, match="train_dataset: 1 of 3 rows left out, their prompts are too long"):
+    with pytest.warns(UserWarning, match="train_dataset: 1 of 3 rows left out, their prompts are longer than"):
         checked = looked(rows=rows, max_prompt_length=30, overlong_prompts="drop")
     assert said(checked)["dataset"][1] == (
         "3 rows, 1 left out as too long, the longest prompt has 30 tokens, completions up to 33"

@@ -67,7 +67,8 @@ def test_a_right_pair_passes_without_weights_and_writes_nothing(data, teacher_fo
     assert code == 0, output
     assert "Training can start; no warnings. Weights were not looked at: --with-models does." in output
     assert sorted(tmp_path.iterdir()) == before
-    assert max(len(line) for line in output.splitlines()) <= 118
+    # bitsandbytes, if it is installed, has something to say of a CPU
+    assert max(len(line) for line in output.splitlines() if not line.startswith("Failed to load CPU")) <= 118
 
 
 def test_the_window_is_that_of_the_planned_run(data, teacher_folder):
@@ -87,7 +88,7 @@ def test_a_wrong_setting_and_an_unknown_argument_are_faults(data, teacher_folder
     code, output = preflight(data, str(teacher_folder), "--drop_fraction", "2")
     assert code == 1 and "drop_fraction=2.0 is refused" in output
     code, output = preflight(data, str(teacher_folder), "--drop_fractoin", "0.1")
-    assert code == 1 and "no such arguments: --drop_fractoin 0.1" in output
+    assert code == 1 and "no such arguments: --drop_fractoin." in output
 
 
 def test_with_models_says_how_far_teacher_and_student_are_apart(data):
