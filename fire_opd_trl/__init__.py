@@ -8,7 +8,11 @@ On-policy distillation for TRL that filters trajectories and reweights tokens. I
     methods    the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
     stages     rollout, score, filter, reweight, advantage, divergence, loss: pure functions of tensors
     slices     which surviving rows go into which micro-batch
-    teachers   load, compare tokenizers, freeze, place
+    teachers   which ones, from where, and which row is whose
+    tokens     what ids mean to student and teacher
+    views      what a teacher reads before the student's answer
+    placement  teachers where they run: partitioned, replicated, on the host
+    preflight  what can be wrong without weights, in one table
     config     FiReOPDConfig(GRPOConfig): every field with help, wrong values refused
     compare    methods side by side on the embedded task, over seeds
 """

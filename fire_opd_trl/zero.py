@@ -53,8 +53,14 @@ def teacher_deepspeed_config(trainer, where: str) -> dict[str, Any] | None:
         return None
     student = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     own = deepspeed_file(trainer.args.teacher_deepspeed)
-    batch = {key: value for key, value in student.items() if "batch_size" in key or key.startswith("gradient_acc")}
-    config = deepcopy(student) if own is None else {**without_auto(own), **batch}
+    if own is None:
+        config = deepcopy(student)
+    else:  # batch sizes are not the teacher's own, and neither is the precision unless the file says so
+        batch = {key: value for key, value in student.items() if "batch_size" in key or key.startswith("gradient_acc")}
+        precision = {
+            key: student[key] for key in ("bf16", "fp16") if key in student and not without_auto(own).get(key)
+        }
+        config = deepcopy({**without_auto(own), **batch, **precision})
     zero = config.setdefault("zero_optimization", {})
     zero["stage"] = 0 if where == "replicated" or not hf_deepspeed.is_deepspeed_zero3_enabled() else 3
     if where == "offload" and zero.get("offload_param", {}).get("device", "none") == "none":
@@ -80,9 +86,7 @@ def loading_under(config: dict[str, Any] | None, trainer) -> Iterator[None]:
         return
     hf_deepspeed.unset_hf_deepspeed_config()
     whole = config["zero_optimization"]["stage"] != 3
-    current = (
-        None if whole else hf_deepspeed.HfDeepSpeedConfig(config)
-    )  # known to transformers for as long as it lives
+    current = None if whole else hf_deepspeed.HfDeepSpeedConfig(config)  # in force for as long as it lives
     try:
         yield
     finally:
