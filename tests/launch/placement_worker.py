@@ -30,7 +30,7 @@ CASES = {  # teachers, placement
     "apart": ({"a": "merged1", "b": "merged2"}, "replicated"),
     "shared": ({"a": "adapter1", "b": "adapter2"}, "replicated"),
     "copy": ("big", "replicated"),  # a LoRA student on the very model, and a second copy of it as its teacher
-    "self": ("self", "replicated"),
+    "self": ("self", "auto"),
 }
 ROWS = 32
 KEEPS_A_LAYER = {
