@@ -7,21 +7,14 @@ import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import pad, split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from .slices import shortest, slices, step_N
+from .moves import PER_ROW, PER_TOKEN, RAGGED, moved
+from .slices import dealt, padded_tokens, shortest, slices, step_N
 from .stages import Rollout, World, global_row_B, row_scale
 
 
 # The tensors of a batch in TRL's layout: prompts end, and completions begin, in one column.
 PROMPT_KEYS = ("prompt_ids", "prompt_mask")
-COMPLETION_KEYS = (
-    "completion_ids",
-    "completion_mask",
-    "train_mask",
-    "advantages",
-    "old_per_token_logps",
-    "ref_per_token_logps",
-    "divergence",
-)
+COMPLETION_KEYS = ("completion_mask", *PER_TOKEN)
 WHOLE_KEYS = ("token_type_ids", "mm_token_type_ids")
 VISION_KEYS = (
     "pixel_values",
@@ -33,15 +26,14 @@ VISION_KEYS = (
     "image_sizes",
     "image_position_ids",
 )
-RAGGED_KEYS = ("teacher_hidden", "top_ids", "top_logps")  # one tensor a row, of the row's own length
-ROW_KEYS = ("scale", "teacher_number", *RAGGED_KEYS)
+ROW_KEYS = (*PER_ROW, *RAGGED)
 
 Batch = dict[str, Any]
 
 
-def lengths(batch: Batch) -> tuple[list[int], list[int]]:
-    """Attended prompt and completion tokens of each row."""
-    return batch["prompt_mask"].sum(dim=1).tolist(), batch["completion_mask"].sum(dim=1).tolist()
+def lengths(batch: Batch) -> list[int]:
+    """Attended tokens of each row, prompt and completion."""
+    return (batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)).tolist()
 
 
 def model_kwargs(batch: Batch) -> dict[str, Any]:
@@ -61,16 +53,15 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
     Returns:
         `dict`: The same keys for these rows.
     """
-    prompt_B, completion_B = lengths(batch)
     width_P, width_C = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-
-    def rounded(longest: int, width: int) -> int:
-        return min(width, max(1, -(-longest // multiple) * multiple))
-
-    prompt = rounded(max(prompt_B[row] for row in rows), width_P)
-    completion = rounded(max(completion_B[row] for row in rows), width_C)
-    split = split_pixel_values_by_grid(batch)
     index = torch.tensor(rows, device=batch["prompt_ids"].device)
+    masks = batch["prompt_mask"][index], batch["completion_mask"][index]
+    longest = torch.stack([mask.sum(dim=1).max() for mask in masks]).tolist()
+    prompt, completion = (
+        min(width, max(1, rounded(length, multiple)))
+        for length, width in zip(longest, (width_P, width_C), strict=True)
+    )
+    split = split_pixel_values_by_grid(batch)
     taken: Batch = {}
     for key, value in split.items():
         if key in PROMPT_KEYS:
@@ -82,6 +73,44 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
         elif key in VISION_KEYS or key in ROW_KEYS:
             taken[key] = [value[row] for row in rows] if isinstance(value, list) else value[index]
     return unsplit_pixel_values_by_grid(taken)
+
+
+def rounded(length: int, multiple: int) -> int:
+    """Up to a multiple of `multiple`."""
+    return -(-length // multiple) * multiple
+
+
+def in_lines(part: Batch, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Each row in one line, completion right behind prompt, padding last. The rectangle is as wide as the longest row,
+    not as the longest prompt and the longest completion together; positions count from the row's first token, as in
+    generation; and a causal model never looks at the padding, whatever it holds.
+
+    Args:
+        part (`dict`): Rows in TRL's layout.
+        multiple (`int`): Round the width up to a multiple of this.
+
+    Returns:
+        `ids_BL`, `mask_BL` (true on the row's tokens), `label_BL` (-100 but on completion tokens), and `column_BC`:
+        which of the line's `L - 1` next-token predictions is about each completion token.
+    """
+    prompt_B1 = part["prompt_mask"].sum(dim=1, keepdim=True).clamp(min=1)  # an empty prompt is one padding token
+    end_B1, width_P = prompt_B1 + part["completion_mask"].sum(dim=1, keepdim=True), part["prompt_ids"].shape[1]
+    column_L = torch.arange(max(2, rounded(int(end_B1.max()), multiple)), device=end_B1.device)
+    both = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+    ids_BL = both.gather(1, (column_L + width_P - prompt_B1).clamp(max=both.shape[1] - 1)) * (column_L < end_B1)
+    label_BL = torch.where((column_L >= prompt_B1) & (column_L < end_B1), ids_BL, -100)
+    column_C = torch.arange(part["completion_ids"].shape[1], device=end_B1.device)
+    return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - 1 + column_C).clamp(max=len(column_L) - 2)
+
+
+def in_a_rectangle(part: Batch) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    """TRL's layout as one rectangle: ids, mask, width of the completions, and the columns that are about them."""
+    ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+    mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+    width = part["completion_ids"].shape[1]
+    column_C = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=ids.device)
+    return ids, mask, width, column_C.expand(len(ids), -1)
 
 
 def with_prompts(batch: Batch, prompts: list[list[int] | None], pad_token_id: int) -> Batch:
@@ -137,7 +166,15 @@ def rollout_of(
 
 
 def micro_batches(
-    batch: Batch, *, steps: int, per_step: int, loss_type: str, processes: int, world: World, seed: int, multiple: int
+    batch: Batch,
+    *,
+    steps: int,
+    per_step: int,
+    loss_type: str,
+    world: World,
+    seed: int,
+    multiple: int,
+    balance: str = "none",
 ) -> list[Batch]:
     """
     The survivors of a window as the micro-batches of its optimizer steps: dealt to the steps at random, inside a step
@@ -148,25 +185,59 @@ def micro_batches(
         steps (`int`): Optimizer steps that share the window.
         per_step (`int`): Slices of one step (gradient accumulation steps).
         loss_type (`str`): See [`~fire_opd_trl.stages.row_scale`].
-        processes (`int`): DDP, ZeRO and FSDP average over ranks, and the scale is that of a sum.
         world, seed, multiple: All ranks, the window's seed, see [`take`].
+        balance (`str`): `"tokens"`: a step is cut from the rows of all ranks together, and a row goes where its slice
+            is, except from windows with images. `"none"`: every rank trains on the rows that it sampled.
 
     Returns:
-        `list[dict]`: `steps * per_step` slices; each carries `scale` `[rows]`, the window-exact normaliser, 0 for the
-        row that a rank runs when it has none left, and `rows_in_step`, survivors of its step on all ranks.
+        `list[dict]`: `steps * per_step` slices; each carries `scale` `[rows]`, the window-exact normaliser (times the
+        ranks, since DDP, ZeRO and FSDP average over them), 0 for the row that a rank runs when it has none left, and
+        `rows_in_step`, survivors of its step on all ranks.
     """
-    keep_B, length_B = batch["keep"], batch["train_mask"].sum(dim=1)
-    step_B = step_N(world.gather(keep_B), steps, seed)[world.own(len(keep_B))]
-    prompt_B, completion_B = lengths(batch)
-    parts = []
-    for step in range(steps):
-        mine_B = step_B == step
-        rows, tokens = world.sum(torch.stack([mine_B.sum(), length_B[mine_B].sum()]))
-        scaled = {**batch, "scale": row_scale(length_B, rows, tokens, loss_type) * processes}
-        for cut in slices(mine_B.nonzero().flatten().tolist(), prompt_B, completion_B, per_step):
-            part = take(scaled, cut or [shortest(prompt_B, completion_B)], multiple)
-            parts.append({**part, "scale": part["scale"] * bool(cut), "rows_in_step": int(rows)})
+    line_B, own = lengths(batch), world.own(len(batch["keep"]))
+    counts_B2 = torch.stack([batch["train_mask"].sum(dim=1), batch["train_mask"].new_tensor(line_B).long()], dim=1)
+    trained_N, line_N = world.gather(counts_B2).unbind(dim=1)
+    number_N, length_N = step_N(world.gather(batch["keep"]), steps, seed), line_N.tolist()
+    rows_of_step = [(number_N == step).nonzero().flatten() for step in range(steps)]
+    scale_N = torch.zeros(len(number_N), device=number_N.device)
+    for step_rows in rows_of_step:
+        tokens_of_row, count = trained_N[step_rows], torch.tensor(len(step_rows))
+        scale_N[step_rows] = row_scale(tokens_of_row, count, tokens_of_row.sum(), loss_type) * world.ranks
+    batch = {**batch, "scale": scale_N[own]}
+
+    plan: list[list[list[int]]] = [[] for _ in range(world.ranks)]
+    stays = torch.tensor(balance == "none" or world.ranks == 1 or bool(model_kwargs(batch)), device=number_N.device)
+    together = not world.max(stays.long())
+    for step_rows in rows_of_step:
+        rows = step_rows.tolist()
+        if together:
+            for cuts, more in zip(plan, dealt(rows, length_N, per_step, world.ranks), strict=True):
+                cuts += more
+        else:
+            mine = [row for row in rows if own.start <= row < own.stop]
+            plan[world.rank] += slices(mine, length_N, per_step)
+
+    home, place = batch, {row: row - own.start for row in range(own.start, own.stop)}
+    if together:
+        home, place = moved(batch, [[row for cut in cuts for row in cut] for cuts in plan], world)
+    parts, filler = [], shortest(line_B)
+    for number, cut in enumerate(plan[world.rank]):
+        part = take(home, [place[row] for row in cut], multiple) if cut else take(batch, [filler], multiple)
+        rows_in_step = len(rows_of_step[number // per_step])
+        parts.append({**part, "scale": part["scale"] * bool(cut), "rows_in_step": rows_in_step})
     return parts
+
+
+def layout_metrics(parts: list[Batch], world: World) -> dict[str, float]:
+    """
+    How well the update of a window is laid out: `padding`, the share of its tokens that are none, and `rank_excess`,
+    by how much the rank with the most of them exceeds the mean.
+    """
+    cuts = [lengths(part) for part in parts]
+    padded = sum(padded_tokens(list(range(len(cut))), cut) for cut in cuts)
+    known = torch.tensor([padded, sum(map(sum, cuts))], device=parts[0]["scale"].device)
+    total, most = world.sum(known).tolist(), world.max(known).tolist()
+    return {"padding": 1 - total[1] / total[0], "rank_excess": most[0] * world.ranks / total[0] - 1}
 
 
 class StandStill(TrainerCallback):

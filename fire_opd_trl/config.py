@@ -73,6 +73,8 @@ class FiReOPDConfig(GRPOConfig):
             Stop when a larger share of a window has NaN or infinite teacher values.
         scoring_token_budget (`int`, *optional*, defaults to `16384`):
             Padded tokens in one scoring forward.
+        balance (`str`, *optional*, defaults to `"tokens"`):
+            How survivors are spread over ranks: `"tokens"` or `"none"`.
         reward_coef (`float`, *optional*, defaults to `0.0`):
             Weight of GRPO's group advantage in the mixed advantage.
         max_prompt_length (`int`, *optional*):
@@ -207,6 +209,15 @@ class FiReOPDConfig(GRPOConfig):
         metadata={
             "help": "Padded tokens (rows x longest) in one forward of teacher or student scoring. A row longer than "
             "this is scored alone. Lower it when scoring runs out of memory."
+        },
+    )
+
+    balance: str = field(
+        default="tokens",
+        metadata={
+            "help": "'tokens': in the update the surviving trajectories move between ranks (their ids and per-token "
+            "numbers), so that all ranks have equally many tokens. 'none': each rank trains on what it sampled. The "
+            "result is the same. Trajectories with images stay."
         },
     )
 

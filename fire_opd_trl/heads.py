@@ -72,23 +72,39 @@ def bound_tiles(model: PreTrainedModel) -> None:
 
 
 def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
-    """Let a model with a fused head be observed (see `observed`). Before it is wrapped."""
+    """
+    Let a model with a fused head be observed (see `observed`), and let its head compute nothing but the positions that
+    have a label: where there is no Triton, TRL's own projects the prompt and the padding too. Before it is wrapped.
+    """
     fused = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self, *args, **kwargs):
-        bound_tiles(self)
-        observer: tuple[Observer, int] | None = self.observer
-        if observer is None or not kwargs.get("fused_lm_head"):
+        if not kwargs.get("fused_lm_head"):
             return fused(*args, **kwargs)
-        observe, width = observer
-        states: list[torch.Tensor] = []
-        hook = self.base_model.register_forward_hook(lambda module, _, output: states.append(output.last_hidden_state))
+        bound_tiles(self)
+        label_BT = kwargs.pop("labels")[:, 1:]
+        scored_BT, states = label_BT != -100, []
+
+        def scored_states(module, _, output):
+            states.append(output.last_hidden_state[:, :-1])
+            output.last_hidden_state = states[0][scored_BT.to(states[0].device)].unsqueeze(0)
+            return output
+
+        hook = self.base_model.register_forward_hook(scored_states)
         try:
-            output = fused(*args, **kwargs)
+            output = fused(*args, shift_labels=label_BT[scored_BT].unsqueeze(0), **kwargs)
         finally:
             hook.remove()
-        hidden_BTH, logp_BT = states[-1][:, :-1][:, -width:], output.log_probs[:, -width:]
+        for name in ("log_probs", "entropy"):
+            if (value := output[name] if name in output else None) is not None:
+                output[name] = value.new_zeros(scored_BT.shape).masked_scatter(scored_BT.to(value.device), value)
+        output.label_mask = scored_BT
+        if self.observer is None:
+            return output
+        observe, column_BT = self.observer
+        hidden_BTH = states[0].gather(1, column_BT.unsqueeze(2).expand(-1, -1, states[0].shape[2]))
+        logp_BT = output.log_probs.gather(1, column_BT)
         exact = torch.autocast(hidden_BTH.device.type, enabled=False) if float32 else nullcontext()
         with exact:
             head = Head.of(self, float32)
@@ -101,9 +117,9 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
 
 
 @contextmanager
-def observed(model: PreTrainedModel, observer: Observer | None, width: int) -> Iterator[PreTrainedModel]:
-    """For one forward, `observer` sees the `width` completion positions; the result lies in `model.seen`."""
-    model.observer, model.seen = observer and (observer, width), None
+def observed(model: PreTrainedModel, observer: Observer | None, column_BT: torch.Tensor) -> Iterator[PreTrainedModel]:
+    """For one forward, `observer` sees the columns of the completion tokens; the result lies in `model.seen`."""
+    model.observer, model.seen = observer and (observer, column_BT), None
     try:
         yield model
     finally:

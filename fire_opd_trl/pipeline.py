@@ -36,6 +36,8 @@ class Method:
         row_weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_B`, how much a trajectory counts.
         advantage (`Callable`): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
+        ranks_by (`tuple[str, ...]`, *optional*): Fields of [`Scores`] that `score` and `filter` read. Where all are
+            the teacher's, the student does not score what is dropped.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
         needs (`tuple[str, ...]`): Fields of [`Rollout`] it reads: `"reward_B"`, `"group_B"`.
     """
@@ -48,6 +50,7 @@ class Method:
     row_weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
     advantage: Callable[[Rollout, Scores, Context], torch.Tensor] = log_ratio
     divergence: Divergence | None = None
+    ranks_by: tuple[str, ...] | None = None
     rollout_correction: bool = True
     needs: tuple[str, ...] = ()
 
@@ -76,6 +79,16 @@ class Signal:
     divergence_BT: torch.Tensor | None = None
 
 
+def survivors(
+    rollout: Rollout, scores: Scores, method: Method, context: Context
+) -> tuple[Rollout, torch.Tensor, Rollout]:
+    """Stages 2 and 3: the trajectories whose teacher values are finite, their scores, and those that are kept."""
+    usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
+    score_B = sound(method.name, "score", method.score(usable, scores, context), usable)
+    keep_B = sound(method.name, "filter", method.filter(score_B, usable, context), usable)
+    return usable, score_B, usable.only(keep_B.bool())
+
+
 @torch.no_grad()
 def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | None = None) -> Signal:
     """
@@ -95,10 +108,7 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
     scores = scores.only(method.signals)
     refuse_broken_student(rollout, scores, method.signals, context.world)
 
-    usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
-    score_B = sound(name, "score", method.score(usable, scores, context), usable)
-    keep_B = sound(name, "filter", method.filter(score_B, usable, context), usable)
-    kept = usable.only(keep_B.bool())
+    usable, score_B, kept = survivors(rollout, scores, method, context)
     row_B = sound(name, "row_weight", method.row_weight(kept, scores, context), kept) if method.row_weight else None
     row_B1 = 1.0 if row_B is None else row_B.unsqueeze(1)
     weight_BT = row_B1 * sound(name, "reweight", method.reweight(kept, scores, context), kept)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed import all_to_all_single
 
 from .stages import World
 
@@ -16,6 +17,7 @@ class Ranks(World):
 
     def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator
+        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
 
     def _sizes(self, rows: int) -> list[int]:
         size = torch.tensor([rows], device=self.accelerator.device)
@@ -30,7 +32,7 @@ class Ranks(World):
         return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
 
     def own(self, rows: int) -> slice:
-        start = sum(self._sizes(rows)[: self.accelerator.process_index])
+        start = sum(self._sizes(rows)[: self.rank])
         return slice(start, start + rows)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -38,3 +40,13 @@ class Ranks(World):
 
     def max(self, value: torch.Tensor) -> torch.Tensor:
         return self.accelerator.gather(value.unsqueeze(0)).amax(dim=0)
+
+    def swap(self, parcels: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self.ranks == 1:
+            return parcels
+        device = self.accelerator.device
+        sizes = torch.tensor([len(parcel) for parcel in parcels], device=device)
+        coming = self.accelerator.gather(sizes.unsqueeze(0))[:, self.rank].tolist()
+        arrived = torch.empty(sum(coming), dtype=torch.uint8, device=device)
+        all_to_all_single(arrived, torch.cat(parcels).to(device), coming, sizes.tolist())
+        return list(arrived.split(coming))

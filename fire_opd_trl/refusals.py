@@ -19,6 +19,7 @@ KNOBS = {
     "statistics_scope": "scope",
 }
 PLACEMENTS = ("auto", "sharded", "replicated", "offload")
+BALANCES = ("none", "tokens")
 VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
@@ -67,6 +68,7 @@ RIGHT_VALUES: dict[str, tuple[Right, str]] = {
     "preflight": (lambda value: isinstance(value, bool), "Use true or false."),
     "teacher_nonfinite_limit": (_number(0, 1), "Give a share in [0, 1], for example 0.1."),
     "scoring_token_budget": (_whole(1), "Give a whole number of at least 1, for example 16384."),
+    "balance": (_one_of(*BALANCES), f"Use one of: {', '.join(BALANCES)}."),
     "reward_coef": (_number(0), "Give a number of at least 0; 0 only logs rewards."),
     "max_prompt_length": (_unset_or(_whole(1)), "Give a whole number of at least 1, or leave it unset."),
     "overlong_prompts": (_one_of("error", "drop"), "Use 'error' or 'drop'."),

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
-from .batches import Batch, lengths, take, with_prompts
-from .slices import cuts_within, longest_first, shortest, slices
+from .batches import Batch, in_lines, lengths, take, with_prompts
+from .heads import Observer, observed
+from .pipeline import Context, Method, Rollout, Scores, survivors
+from .slices import cheapest_cuts, filled_up, shortest
 from .stages import World
 
 
@@ -42,8 +45,8 @@ def token_scores(
     unknown: frozenset[int] = frozenset(),
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[torch.Tensor]]]:
     """
-    Score rows of a batch under one model: sorted by length, trimmed, at most `token_budget` padded tokens at a time,
-    and equally many forwards on every rank (sharded models communicate in each).
+    Score rows of a batch under one model: sorted by length, cut where it costs least, at most `token_budget` padded
+    tokens at a time, and equally many forwards on every rank (sharded models communicate in each).
 
     Args:
         forward (`Callable`): Slice -> log-probabilities of its completion tokens, their entropies if computed, and
@@ -61,17 +64,17 @@ def token_scores(
         `torch.Tensor`, `torch.Tensor`, `dict`: `logp_BT` and `entropy_BT` in float32, 0 where nothing was computed;
         and by name what else was seen, for each row a tensor of the row's own length.
     """
-    prompt_B, completion_B = lengths(batch)
-    rows = list(range(len(prompt_B))) if rows is None else rows
-    wanted = len(cuts_within(longest_first(rows, prompt_B, completion_B), prompt_B, completion_B, token_budget))
+    length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
+    rows = list(range(len(length_B))) if rows is None else rows
+    cuts = cheapest_cuts(rows, length_B, token_budget)
     device = batch["completion_ids"].device
-    count = int(world.max(torch.tensor(wanted, device=device)))
+    count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)
     entropy_BT = torch.zeros_like(logp_BT)
     seen: dict[str, list[torch.Tensor]] = {}
-    for cut in slices(rows, prompt_B, completion_B, count):
-        part = take(batch, cut or [shortest(prompt_B, completion_B)], multiple)
+    for cut in filled_up(cuts, length_B, count):
+        part = take(batch, cut or [shortest(length_B)], multiple)
         known = (part["completion_ids"] < vocabulary) & ~torch.isin(part["completion_ids"], strange)
         known &= (part["prompt_ids"] < vocabulary).all(dim=1, keepdim=True)
         for name in ("prompt_ids", "completion_ids"):
@@ -84,10 +87,47 @@ def token_scores(
             if entropy is not None:
                 entropy_BT[index, :width] = entropy.float()
             for name, values in (more or {}).items():
-                ragged = seen.setdefault(name, [values.new_zeros((0, *values.shape[2:]))] * len(prompt_B))
+                ragged = seen.setdefault(name, [values.new_zeros((0, *values.shape[2:]))] * len(length_B))
                 for row, value in zip(cut, values, strict=True):
                     ragged[row] = value[: completion_B[row]].clone()
     return logp_BT, entropy_BT, seen
+
+
+def line_scores(
+    model: torch.nn.Module,
+    base: PreTrainedModel,
+    part: Batch,
+    observer: Observer | None,
+    router: bool,
+    multiple: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor] | None, torch.Tensor | None]:
+    """
+    One forward of a slice without images, its rows in lines (see [`in_lines`]).
+
+    A causal model does not look ahead at the padding behind a row, so that no mask is needed, and attention is fast
+    without one. Only the router's loss asks which tokens exist.
+
+    Args:
+        model (`torch.nn.Module`): The wrapped model.
+        base (`PreTrainedModel`): The same, unwrapped.
+        router (`bool`): Whether to compute the router's loss.
+
+    Returns:
+        Log-probabilities and, if the head computes them, entropies of the completion tokens, 0 elsewhere; what
+        `observer` saw; the router's loss.
+    """
+    ids_BL, mask_BL, label_BL, column_BC = in_lines(part, multiple)
+    options = {"output_router_logits": True} if router else {}
+    attended = mask_BL.long() if router else torch.ones_like(ids_BL)
+    with observed(base, observer, column_BC):
+        output = model(input_ids=ids_BL, attention_mask=attended, labels=label_BL, fused_lm_head=True, **options)
+        seen, inside_BC = base.seen, part["completion_mask"].bool()
+
+    def in_place(value: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside_BC, value.gather(1, column_BC), 0.0)
+
+    entropy_BC = None if output.entropy is None else in_place(output.entropy)
+    return in_place(output.log_probs), entropy_BC, seen, output.aux_loss
 
 
 def taught(trainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[torch.Tensor]]]:
@@ -113,3 +153,18 @@ def taught(trainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str,
         seen = {name: [scored[owner][2][name][row] for row, owner in enumerate(teacher_B)] for name in names}
         window.taught = sum(logp for logp, *_ in scored), sum(entropy for _, entropy, _ in scored), seen
     return window.taught
+
+
+@torch.no_grad()
+def rows_to_score(rollout: Rollout, taught: tuple, method: Method, context: Context) -> list[int] | None:
+    """
+    The rows of this rank that the student must score: all (`None`), or, where the filter drops some and needs nothing
+    but what the teacher said, the survivors. [`distil`] filters again, by the same numbers.
+    """
+    known = ("teacher_logp_BT", "teacher_entropy_BT")
+    unknown = [name for name in method.signals if name not in known and not name.startswith("student")]
+    if method.ranks_by is None or unknown or not set(method.ranks_by) <= set(known):
+        return None
+    teacher = Scores(taught[0], taught[0], taught[1]).only(known)  # whoever reads the student here reads None
+    usable, _, kept = survivors(rollout, teacher, method, context)
+    return None if torch.equal(usable.alive_B, kept.alive_B) else kept.alive_B.nonzero().flatten().tolist()

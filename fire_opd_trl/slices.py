@@ -1,70 +1,113 @@
-"""Which surviving rows go into which micro-batch: short with short, long with long, as many slices on every rank."""
+"""Which rows go into which forward: short with short, long with long, as many slices on every rank."""
 
 import torch
 
 from .stages import uniform_hash
 
 
-def padded_tokens(rows: list[int], prompt_B: list[int], completion_B: list[int]) -> int:
-    """Tokens of the rectangle that holds these rows: prompts end, and completions begin, in one column."""
-    return len(rows) * (max(prompt_B[row] for row in rows) + max(completion_B[row] for row in rows))
+FORWARD = 256  # what a forward costs beside its tokens, in tokens: to launch it, to gather what is sharded
 
 
-def cuts_within(rows: list[int], prompt_B: list[int], completion_B: list[int], limit: int) -> list[list[int]]:
-    """The rows, in their order, cut greedily into runs of at most `limit` padded tokens (or of one row)."""
+def padded_tokens(rows: list[int], length_B: list[int]) -> int:
+    """Tokens of the rectangle that holds these rows."""
+    return len(rows) * max((length_B[row] for row in rows), default=0)
+
+
+def longest_first(rows: list[int], length_B: list[int]) -> list[int]:
+    """Rows by falling length, ties by row: neighbours need little padding, and memory peaks at the first slice."""
+    return sorted(rows, key=lambda row: (-length_B[row], row))
+
+
+def cuts_within(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
+    """The rows, longest first, cut greedily into runs of at most `limit` padded tokens (or of one row)."""
     cuts: list[list[int]] = []
-    prompt = completion = 0
-    for row in rows:
-        prompt, completion = max(prompt, prompt_B[row]), max(completion, completion_B[row])
-        if cuts and (len(cuts[-1]) + 1) * (prompt + completion) <= limit:
+    for row in longest_first(rows, length_B):
+        if cuts and (len(cuts[-1]) + 1) * length_B[cuts[-1][0]] <= limit:
             cuts[-1].append(row)
         else:
             cuts.append([row])
-            prompt, completion = prompt_B[row], completion_B[row]
     return cuts
 
 
-def longest_first(rows: list[int], prompt_B: list[int], completion_B: list[int]) -> list[int]:
-    """Rows by falling length, ties by row: neighbours need little padding, and memory peaks at the first slice."""
-    return sorted(rows, key=lambda row: (-completion_B[row], -prompt_B[row], row))
-
-
-def slices(rows: list[int], prompt_B: list[int], completion_B: list[int], count: int) -> list[list[int]]:
+def slices(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
     """
     Cut the rows, sorted by length, into `count` runs so that the largest padded run is as small as it can be.
 
     Args:
         rows (`list[int]`): The rows to place.
-        prompt_B (`list[int]`): Prompt length of every row of the batch.
-        completion_B (`list[int]`): Completion length of every row of the batch.
+        length_B (`list[int]`): Tokens of every row of the batch.
         count (`int`): Number of slices, fixed by the training loop and equal on all ranks.
 
     Returns:
-        `list[list[int]]`: Exactly `count` lists, largest rows first; each row stands in one of them; the last ones are
+        `list[list[int]]`: Exactly `count` lists, longest rows first; each row stands in one of them; the last ones are
         empty where there are fewer rows than slices.
     """
-    rows = longest_first(rows, prompt_B, completion_B)
-    low, high = 0, padded_tokens(rows, prompt_B, completion_B) if rows else 0
+    low, high = 0, padded_tokens(rows, length_B)
     while low < high:  # the smallest limit under which the runs are few enough
         middle = (low + high) // 2
-        if len(cuts_within(rows, prompt_B, completion_B, middle)) <= count:
+        if len(cuts_within(rows, length_B, middle)) <= count:
             high = middle
         else:
             low = middle + 1
-    cuts = cuts_within(rows, prompt_B, completion_B, low)
-    while len(cuts) < count and any(len(cut) > 1 for cut in cuts):  # a slice to spare halves the largest run
-        index = max(
-            (i for i, cut in enumerate(cuts) if len(cut) > 1),
-            key=lambda i: padded_tokens(cuts[i], prompt_B, completion_B),
-        )
+    return filled_up(cuts_within(rows, length_B, low), length_B, count)
+
+
+def filled_up(cuts: list[list[int]], length_B: list[int], count: int) -> list[list[int]]:
+    """The same rows in exactly `count` runs: halves of the largest, and empty ones where there is nothing to halve."""
+    cuts = list(cuts)
+    while len(cuts) < count and any(len(cut) > 1 for cut in cuts):
+        several = [index for index, cut in enumerate(cuts) if len(cut) > 1]
+        index = max(several, key=lambda index: padded_tokens(cuts[index], length_B))
         half = len(cuts[index]) // 2
         cuts[index : index + 1] = [cuts[index][:half], cuts[index][half:]]
     return cuts + [[] for _ in range(count - len(cuts))]
 
 
-def shortest(prompt_B: list[int], completion_B: list[int]) -> int:
+def cheapest_cuts(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
+    """
+    Cut the rows, sorted by length, into as many runs as cost least: their padded tokens, and `FORWARD` for each run.
+    No run has more than `limit` padded tokens, but a row that has goes alone.
+    """
+    order = longest_first(rows, length_B)
+    least, starts = [0.0], [0]  # of the first rows: the least cost, and where their last run starts
+    for end in range(1, len(order) + 1):
+        least.append(float("inf"))
+        starts.append(end - 1)
+        for start in range(end - 1, -1, -1):
+            padded = (end - start) * length_B[order[start]]
+            if padded > limit and end - start > 1:
+                break  # nor would longer runs fit
+            if (cost := least[start] + padded + FORWARD) < least[end]:
+                least[end], starts[end] = cost, start
+    cuts, end = [], len(order)
+    while end:
+        cuts.append(order[starts[end] : end])
+        end = starts[end]
+    return cuts[::-1]
+
+
+def dealt(rows: list[int], length_N: list[int], count: int, ranks: int) -> list[list[list[int]]]:
+    """
+    The rows of all ranks, cut together. In each micro-batch the ranks hold slices of similar size, so that none waits
+    long for another, and the largest goes to the rank with the fewest tokens so far, so that their sums are even.
+
+    Returns:
+        `list[list[list[int]]]`: For each rank its `count` slices.
+    """
+    cuts = sorted(slices(rows, length_N, count * ranks), key=lambda cut: -padded_tokens(cut, length_N))
+    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for start in range(0, len(cuts), ranks):
+        fewest_first = sorted(range(ranks), key=lambda rank: tokens[rank])
+        for rank, cut in zip(fewest_first, cuts[start : start + ranks], strict=True):
+            plan[rank].append(cut)
+            tokens[rank] += padded_tokens(cut, length_N)
+    return plan
+
+
+def shortest(length_B: list[int]) -> int:
     """The row that costs least: what a rank runs, with weight zero, when it has a slice and no row for it."""
-    return min(range(len(prompt_B)), key=lambda row: prompt_B[row] + completion_B[row])
+    return min(range(len(length_B)), key=lambda row: length_B[row])
 
 
 def step_N(keep_N: torch.Tensor, steps: int, seed: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
-import time
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -9,7 +9,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from .batches import Batch, StandStill, filled_holes, micro_batches, model_kwargs, rollout_of, without_holes
+from .batches import (
+    Batch,
+    StandStill,
+    filled_holes,
+    in_a_rectangle,
+    layout_metrics,
+    micro_batches,
+    model_kwargs,
+    rollout_of,
+    without_holes,
+)
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable, observed
 from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, no_reward, said_at_step
@@ -18,7 +28,7 @@ from .placement import placed_reference, placed_teachers
 from .preflight.inspection import checked_inputs
 from .ranks import Ranks
 from .refusals import chosen_method
-from .scoring import Window, taught, token_scores
+from .scoring import Window, line_scores, rows_to_score, taught, token_scores
 from .stages import aggregate, clipped_surrogate, masked_mean_B, metrics_by_teacher, mixed, nothing, reference_kl
 from .teachers import named_teachers, reference_of, refuse_broken_teacher, route_B
 from .tokens import Teacher
@@ -129,9 +139,9 @@ class FiReOPDTrainer(GRPOTrainer):
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         reward_BF = self._reward_NF[self.world.own(len(inputs))] if "reward_B" in self.method.needs else None
         rollout = rollout_of(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
-        scores = self._scores(batch)
         context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
         method = self.method if mode == "train" else self.method.unfiltered()
+        scores = self._scores(batch, rollout, method, context)
         with said_at_step(self.state.global_step):
             signal = distil(rollout, scores, method, context)
         refuse_broken_teacher(self, inputs, rollout, scores, signal)
@@ -153,16 +163,17 @@ class FiReOPDTrainer(GRPOTrainer):
         self.window = Window(mode, teacher_B, prompts)  # its hidden states are large
         return batch
 
-    def _scores(self, batch: Batch) -> Scores:
+    def _scores(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
-            student = asked[0] if asked else self._token_scores("student", self.model, batch)
             teacher = taught(self, batch)
-            reference = self._token_scores("reference", self.reference, batch)[0] if self.reference else None
+            rows = rows_to_score(rollout, teacher, method, context)
+            asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
+            student = asked[0] if asked else self._token_scores("student", self.model, batch, rows)
+            reference = self._token_scores("reference", self.reference, batch, rows)[0] if self.reference else None
         scores = Scores(
             teacher_logp_BT=teacher[0],
-            teacher_entropy_BT=teacher[1],
             student_logp_BT=student[0],
+            teacher_entropy_BT=teacher[1],
             student_entropy_BT=student[1],
             reference_logp_BT=reference,
             reverse_kl_BT=padded(student[2]["divergence"], teacher[0]) if self._compares else None,
@@ -171,35 +182,36 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _named_metrics(self, rollout: Rollout, scores: Scores, signal: Signal) -> list[tuple[str, float]]:
         """The window's metrics, and with several teachers those of each one's rows."""
-        named, several = list(signal.metrics.items()), len(self.teachers) > 1
-        signals, count = self.method.signals, len(self.teachers)
-        each = metrics_by_teacher(rollout, scores, signals, signal.keep_B, count, self.world) if several else []
-        for teacher, metrics in zip(self.teachers, each, strict=False):
-            named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
+        named, count = list(signal.metrics.items()), len(self.teachers)
+        if count > 1:
+            each = metrics_by_teacher(rollout, scores, self.method.signals, signal.keep_B, count, self.world)
+            for teacher, metrics in zip(self.teachers, each, strict=True):
+                named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
         return named
 
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows=None, unknown=frozenset()):
         entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else name == "student"
         if name == "student" and self._compares:
             batch = {**batch, **taught(self, batch)[2], "teacher_number": self.window.teacher_B}
-        started = time.perf_counter()
-        vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
+        vocabulary, started = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size, perf_counter()
         budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
         forward = partial(self._forward, model, look=look_while_scoring(self, name), compute_entropy=entropies)
         model.eval()  # dropout would be noise in the advantage (no chaining: DeepSpeed's eval() returns None)
         scores = token_scores(forward, batch, budget, self.world, vocabulary, rows, multiple, unknown)
         model.train(training)
-        self._metrics[self.window.mode][f"time/score_{name}"].append(time.perf_counter() - started)
+        self._metrics[self.window.mode][f"time/score_{name}"].append(perf_counter() - started)
         return scores
 
-    def _forward(self, model: torch.nn.Module, part: Batch, look=None, **kwargs):
-        ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
-        mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-        width, base = part["completion_ids"].shape[1], base_of(self.accelerator.unwrap_model(model))
-        with observed(base, look(part) if look else None, width):
-            kwargs.update(model_kwargs(part))
-            scored = super()._get_per_token_logps_and_entropies(model, ids, mask, width, **kwargs)
-            return *scored[:2], base.seen, scored[2]
+    def _forward(self, model: torch.nn.Module, part: Batch, look=None, compute_aux_loss=False, **flags):
+        base, observer = base_of(self.accelerator.unwrap_model(model)), look(part) if look else None
+        if pictures := model_kwargs(part):  # TRL knows how each model wants them
+            *rectangle, columns = in_a_rectangle(part)
+            flags.update(pictures, compute_aux_loss=compute_aux_loss)
+            with observed(base, observer, columns):
+                scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **flags)
+                return *scored[:2], base.seen, scored[2]
+        with self.accelerator.autocast():
+            return line_scores(model, base, part, observer, compute_aux_loss, self.pad_to_multiple_of or 1)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -226,6 +238,8 @@ class FiReOPDTrainer(GRPOTrainer):
         if self._step % every == 0 or self._buffered_inputs is None:
             self._buffered_inputs = []  # the last window goes before the next one comes
             self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
+            for name, value in layout_metrics(self._buffered_inputs, self.world).items():
+                self._metrics["train"][f"fire/{name}"].append(value)
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
         if part["rows_in_step"] == 0:
             self._stand_still.hold(self.optimizer.param_groups)
@@ -243,10 +257,10 @@ class FiReOPDTrainer(GRPOTrainer):
             steps=steps,
             per_step=args.gradient_accumulation_steps,
             loss_type=args.loss_type,
-            processes=self.accelerator.num_processes,
             world=self.world,
             seed=self._window_seed,
             multiple=self.pad_to_multiple_of or 1,
+            balance=args.balance,
         )
 
     @property

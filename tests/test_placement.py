@@ -14,6 +14,8 @@ from fire_opd_trl.demo.run import model_path
 
 
 STIRRED = {"lora": "stirred", "learning_rate": 0.003}  # an adapter that differs from its base from the start
+# W x + B (A x) and (W + B A) x round differently: their log-probabilities agree to 1e-5, and so do norms of gradients.
+MERGED = 3e-5
 TWO = {"method": "fire", "two_teachers": True, "config": {"statistics_scope": "teacher"}}
 
 
@@ -130,7 +132,7 @@ def test_a_rank_without_a_row_for_a_teacher_joins_its_forwards(launcher, method,
 def test_an_adapter_is_the_model_into_which_it_is_merged(folders, references, tmp_path):
     merged = references({"method": "fire", "teacher": folders["merged1"]})
     case = {"method": "fire", "teacher": folders["adapter1"]}
-    assert_same(merged, in_this_process(layout(32, 1, case), tmp_path))
+    assert_same(merged, in_this_process(layout(32, 1, case), tmp_path), MERGED)
     plain = references({"method": "fire"})["parameters"]
     assert max((plain[n] - merged["parameters"][n]).abs().max().item() for n in plain) > 1e-4
 
@@ -139,7 +141,7 @@ def test_an_adapter_is_the_model_into_which_it_is_merged(folders, references, tm
 def test_teachers_of_one_base_share_it(folders, second, references, tmp_path):
     apart = references(adapters(folders, "merged1", second.replace("adapter", "merged")))
     trainer = trained(layout(8, 4, adapters(folders, "adapter1", second)), str(tmp_path))
-    assert_same(apart, result(trainer))
+    assert_same(apart, result(trainer), MERGED)
     a, b = trainer.teachers.values()
     assert a.module is b.module and (a.adapter, b.adapter) == (
         "teacher0",
@@ -153,7 +155,7 @@ def test_teachers_of_one_base_share_it(folders, second, references, tmp_path):
 def test_teachers_of_one_base_share_it_on_two_ranks(folders, launcher, second, references, on_two_ranks):
     apart = references(adapters(folders, "merged1", second.replace("adapter", "merged")))
     two = on_two_ranks(launcher, layout(4, 4, adapters(folders, "adapter1", second)))
-    assert_same(apart, two)
+    assert_same(apart, two, MERGED)
     assert two["teachers_are_sharded"] == (launcher != "ddp") and not two["teachers_train"]
 
 
@@ -164,7 +166,7 @@ def test_a_peft_model_in_memory_is_a_teacher(folders, references, tmp_path):
     teacher = PeftModel.from_pretrained(loaded("teacher"), folders["adapter1"])
     trainer = built(case, str(tmp_path), teacher_model=teacher)
     trainer.train()
-    assert_same(references({"method": "fire", "teacher": folders["merged1"]}), result(trainer))
+    assert_same(references({"method": "fire", "teacher": folders["merged1"]}), result(trainer), MERGED)
 
 
 @pytest.mark.parametrize("target", [["lm_head"], ".*head"])

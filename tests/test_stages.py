@@ -642,7 +642,7 @@ def test_the_metrics_of_a_window_by_hand():
     kept = usable.only(torch.tensor([False, False, False, True, True]))
     scores = Scores(
         teacher_logp_BT=f64([[NAN, NAN], [NAN, -1.0], [-6.0, -4.0], [-1.0, -2.0], [-3.0, NAN]]),
-        student_logp_BT=f64([[NAN, NAN], [-1.0, -1.0], [-1.0, -2.0], [-2.0, -4.0], [-1.0, NAN]]),
+        student_logp_BT=f64([[NAN, NAN], [-1.0, -1.0], [NAN, NAN], [-2.0, -4.0], [-1.0, NAN]]),  # row 2: not scored
         teacher_entropy_BT=f64([[NAN, NAN], [NAN, 1.0], [9.0, 9.0], [1.0, 2.0], [4.0, 9.0]]),
         student_entropy_BT=f64([[NAN, NAN], [9.0, 9.0], [9.0, 9.0], [2.0, 2.0], [0.5, 9.0]]),
     )
@@ -659,7 +659,7 @@ def test_the_metrics_of_a_window_by_hand():
             "keep_ratio": 2 / 3,  # of the rows that could be ranked
             "kept_token_ratio": 3 / 5,
             "active_token_ratio": 3 / 5,
-            "reverse_kl": (5 + 2 - 1 - 2 + 2) / 5,  # student - teacher over the usable tokens
+            "reverse_kl": (-1 - 2 + 2) / 3,  # student - teacher over the survivors' tokens
             "teacher_logp": (-5 - 1.5 - 3) / 3,
             "threshold": -5,  # the highest score that was dropped
             "weight_max": 1.5,

@@ -116,7 +116,7 @@ class Rank(World):
     """One of several ranks, each a thread of this process."""
 
     def __init__(self, meeting: Meeting, rank: int):
-        self.meeting, self.rank = meeting, rank
+        self.meeting, self.rank, self.ranks = meeting, rank, len(meeting.values)
 
     def gather(self, value_B):
         return torch.cat(self.meeting.exchange(self.rank, "gather", value_B))
@@ -130,6 +130,9 @@ class Rank(World):
 
     def max(self, value):
         return torch.stack(self.meeting.exchange(self.rank, "max", value)).amax(dim=0)
+
+    def swap(self, parcels):
+        return [theirs[self.rank] for theirs in self.meeting.exchange(self.rank, "swap", parcels)]
 
 
 def on_ranks(count: int, work: Callable[[int, World], object]) -> list:

@@ -1,6 +1,7 @@
 """Stage 2: what the models say about each sampled token, and one number for each trajectory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ class Scores:
 
     def only(self, signals: tuple[str, ...]) -> "Scores":
         """The same scores without the signals that nobody reads, so that no fault in them can be felt."""
-        return Scores(**{name: value for name, value in vars(self).items() if name in signals})
+        read: dict[str, Any] = {name: value if name in signals else None for name, value in vars(self).items()}
+        return Scores(**read)
 
 
 def finite_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,9 @@ class World:
     the same recipe gives the same numbers on one process and on a thousand.
     """
 
+    rank = 0
+    ranks = 1
+
     def gather(self, value_B: torch.Tensor) -> torch.Tensor:
         """Rows of all ranks in global order, `[B, ...] -> [N, ...]`. Ranks may hold different numbers of rows."""
         return value_B
@@ -27,6 +30,10 @@ class World:
     def max(self, value: torch.Tensor) -> torch.Tensor:
         """Elementwise maximum over ranks."""
         return value
+
+    def swap(self, parcels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One tensor of bytes for each rank -> the one that each rank had for this one."""
+        return parcels
 
 
 @dataclass(frozen=True)
