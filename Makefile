@@ -4,7 +4,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-BENCH := $(wildcard fire_opd_trl/bench.py fire_opd_trl/bench/__main__.py)
+BENCH_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
@@ -26,8 +26,8 @@ check: $(VENV)/.with-dev ## lint, format and type check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(if $(BENCH),$(VENV)/.with-test) ## run the benchmark, once there is one
-	$(if $(BENCH),$(BIN)/python -m fire_opd_trl.bench,@echo "no benchmark yet: see CHANGELOG.md")
+bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
+	$(BIN)/python -m fire_opd_trl.bench $(BENCH_ARGS)
 
 clean: ## remove what make, the tools and the demo made
 	rm -rf $(VENV) build dist *.egg-info outputs/demo

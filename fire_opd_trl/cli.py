@@ -95,6 +95,13 @@ def compare(argv: list[str]) -> int | None:
     return main(argv)
 
 
+def bench(argv: list[str]) -> int | None:
+    """Time, memory and growth of this trainer beside TRL's, measured here."""
+    from .bench.main import main
+
+    return main(argv)
+
+
 def methods(argv: list[str]) -> int | None:
     """List the distillation methods; with a name, its equation, source, defaults and arguments."""
     parser = argparse.ArgumentParser(prog="fire-opd methods", description=methods.__doc__)
@@ -113,6 +120,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "preflight": preflight,
     "demo": demo,
     "compare": compare,
+    "bench": bench,
     "methods": methods,
 }
 
