@@ -91,7 +91,8 @@ def in_lines(part: Batch, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor
         multiple (`int`): Round the width up to a multiple of this.
 
     Returns:
-        `ids_BL`, `mask_BL` (true on the row's tokens), `label_BL` (-100 but on completion tokens), and `column_BC`:
+        `ids_BL`, `mask_BL` (true on the row's tokens), `label_BL` (-100 but on completion tokens, of which only those
+        that train where that is known: what a tool wrote needs no head), and `column_BC`:
         which of the line's `L - 1` next-token predictions is about each completion token.
     """
     prompt_B1 = part["prompt_mask"].sum(dim=1, keepdim=True).clamp(min=1)  # an empty prompt is one padding token
@@ -99,7 +100,9 @@ def in_lines(part: Batch, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor
     column_L = torch.arange(max(2, rounded(int(end_B1.max()), multiple)), device=end_B1.device)
     both = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
     ids_BL = both.gather(1, (column_L + width_P - prompt_B1).clamp(max=both.shape[1] - 1)) * (column_L < end_B1)
-    label_BL = torch.where((column_L >= prompt_B1) & (column_L < end_B1), ids_BL, -100)
+    place_BL, wanted_BC = column_L - prompt_B1, part.get("train_mask", part["completion_mask"]).bool()
+    wanted_BL = wanted_BC.gather(1, place_BL.clamp(0, wanted_BC.shape[1] - 1)) & (place_BL >= 0) & (column_L < end_B1)
+    label_BL = torch.where(wanted_BL, ids_BL, -100)
     column_C = torch.arange(part["completion_ids"].shape[1], device=end_B1.device)
     return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - 1 + column_C).clamp(max=len(column_L) - 2)
 
@@ -194,8 +197,8 @@ def micro_batches(
         ranks, since DDP, ZeRO and FSDP average over them), 0 for the row that a rank runs when it has none left, and
         `rows_in_step`, survivors of its step on all ranks.
     """
-    line_B, own = lengths(batch), world.own(len(batch["keep"]))
-    counts_B2 = torch.stack([batch["train_mask"].sum(dim=1), batch["train_mask"].new_tensor(line_B).long()], dim=1)
+    line_B, own, trained_B = lengths(batch), world.own(len(batch["keep"])), batch["train_mask"].sum(dim=1)
+    counts_B2 = torch.stack([trained_B, trained_B.new_tensor(line_B)], dim=1)
     trained_N, line_N = world.gather(counts_B2).unbind(dim=1)
     number_N, length_N = step_N(world.gather(batch["keep"]), steps, seed), line_N.tolist()
     rows_of_step = [(number_N == step).nonzero().flatten() for step in range(steps)]

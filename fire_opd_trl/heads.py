@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.kernels import chunked_divergence, chunked_logprob
+from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import FusedCausalLMOutput
 
 
@@ -61,14 +62,14 @@ class Head:
         return raw if temperature == 1 else raw / temperature
 
 
-def bound_tiles(model: PreTrainedModel) -> None:
+def set_tiles(device: torch.device) -> None:
     """
-    TRL's kernels work on tiles of 4096 tokens x 32768 columns. Without Triton their torch version makes about ten
-    temporaries of a tile, 5 GB, more than the logits of a small batch: there, tiles of 32 MB.
+    TRL's kernels work on tiles of 4096 tokens x 32768 columns, made for Triton. Without it their torch version makes
+    about ten temporaries of a tile: 5 GB, and each of them through main memory. There, tiles that stay in the cache.
     """
-    columns = min(model.config.get_text_config().vocab_size, chunked_divergence.VOCAB_CHUNK_SIZE)
-    tokens = 4096 if chunked_logprob._use_triton(model.device) else max(64, min(4096, LARGEST_TILE // columns))
+    tokens, columns = (4096, 32768) if chunked_logprob._use_triton(device) else (1024, 2048)
     chunked_logprob.TOKEN_CHUNK_SIZE = chunked_divergence.TOKEN_CHUNK_SIZE = tokens
+    trainer_utils._CHUNKED_LOGPROB_CHUNK_SIZE = chunked_divergence.VOCAB_CHUNK_SIZE = columns
 
 
 def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
@@ -82,7 +83,7 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
     def forward(self, *args, **kwargs):
         if not kwargs.get("fused_lm_head"):
             return fused(*args, **kwargs)
-        bound_tiles(self)
+        set_tiles(self.device)
         label_BT = kwargs.pop("labels")[:, 1:]
         scored_BT, states = label_BT != -100, []
 

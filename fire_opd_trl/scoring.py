@@ -33,6 +33,10 @@ class Window:
     taught: tuple = ()
 
 
+# What a forward costs beside its tokens, in tokens: little where kernels are slow, much where launching them is.
+FORWARD = {"cpu": 128, "cuda": 1024}
+
+
 @torch.no_grad()
 def token_scores(
     forward: Callable[[Batch], tuple],
@@ -66,8 +70,8 @@ def token_scores(
     """
     length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
     rows = list(range(len(length_B))) if rows is None else rows
-    cuts = cheapest_cuts(rows, length_B, token_budget)
     device = batch["completion_ids"].device
+    cuts = cheapest_cuts(rows, length_B, token_budget, FORWARD.get(device.type, 1024))
     count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)

@@ -5,9 +5,6 @@ import torch
 from .stages import uniform_hash
 
 
-FORWARD = 256  # what a forward costs beside its tokens, in tokens: to launch it, to gather what is sharded
-
-
 def padded_tokens(rows: list[int], length_B: list[int]) -> int:
     """Tokens of the rectangle that holds these rows."""
     return len(rows) * max((length_B[row] for row in rows), default=0)
@@ -63,10 +60,10 @@ def filled_up(cuts: list[list[int]], length_B: list[int], count: int) -> list[li
     return cuts + [[] for _ in range(count - len(cuts))]
 
 
-def cheapest_cuts(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
+def cheapest_cuts(rows: list[int], length_B: list[int], limit: int, forward: int) -> list[list[int]]:
     """
-    Cut the rows, sorted by length, into as many runs as cost least: their padded tokens, and `FORWARD` for each run.
-    No run has more than `limit` padded tokens, but a row that has goes alone.
+    Cut the rows, sorted by length, into as many runs as cost least: their padded tokens, and for each run `forward`
+    tokens more. No run has more than `limit` padded tokens, but a row that has goes alone.
     """
     order = longest_first(rows, length_B)
     least, starts = [0.0], [0]  # of the first rows: the least cost, and where their last run starts
@@ -77,7 +74,7 @@ def cheapest_cuts(rows: list[int], length_B: list[int], limit: int) -> list[list
             padded = (end - start) * length_B[order[start]]
             if padded > limit and end - start > 1:
                 break  # nor would longer runs fit
-            if (cost := least[start] + padded + FORWARD) < least[end]:
+            if (cost := least[start] + padded + forward) < least[end]:
                 least[end], starts[end] = cost, start
     cuts, end = [], len(order)
     while end:

@@ -1,0 +1,192 @@
+"""What is computed, and how often: once for each trajectory, at its own tokens, and nothing for those dropped."""
+
+from collections import Counter
+
+import pytest
+import torch
+import trl.trainer.utils as trl_utils
+from launch.worker import built
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from fire_opd_trl.batches import in_lines
+from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.scoring import line_scores
+
+
+CASE = {"batch": 8, "accumulation": 4, "max_steps": 1}
+
+
+def tokens_of(ids_BL: torch.Tensor, pad: int = 0) -> list[tuple[int, ...]]:
+    """Rows without the padding behind them."""
+    rows = [tuple(ids.tolist()) for ids in ids_BL]
+    return [row[: max(place for place, token in enumerate(row) if token != pad) + 1] for row in rows]
+
+
+class Watched:
+    """Counts the rows that pass through the models of a trainer, and the tokens that pass through a head."""
+
+    def __init__(self, trainer, monkeypatch):
+        self.rows, self.heads = {}, Counter()
+        self.trainer, function = trainer, trl_utils._ChunkedLogProbFunction
+        models = {name: placed.module for name, placed in trainer.teachers.items()}
+        models.update(student=trainer.model, **({"reference": trainer.reference} if trainer.reference else {}))
+        for name, model in models.items():
+            model.base_model.register_forward_pre_hook(self.noting(name), with_kwargs=True)
+        whole = function.apply
+
+        class Spy:
+            @staticmethod
+            def apply(hidden, *rest):
+                self.heads[self.last] += hidden.shape[0]
+                return whole(hidden, *rest)
+
+        monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Spy)
+
+    def noting(self, name: str):
+        def note(module, args, kwargs):
+            self.last = f"{name}, update" if torch.is_grad_enabled() else name
+            self.rows.setdefault(self.last, Counter()).update(tokens_of(kwargs["input_ids"]))
+
+        return note
+
+
+def window_of(trainer) -> tuple[list[dict], dict]:
+    """One window and its slices."""
+    trainer.model.train()
+    rows = [trainer.train_dataset[row] for row in range(32)]
+    batch = trainer._generate_and_score_completions(rows)
+    lines = in_lines(batch)[0]
+    known = {"keep": batch["keep"], "alive": batch["train_mask"].any(dim=1), "lines": lines}
+    known["tokens"] = int(batch["completion_mask"].sum())
+    known["kept_tokens"] = int(batch["completion_mask"][batch["keep"]].sum())
+    return trainer._slices(batch), known
+
+
+# Method, and whether the student scores survivors alone
+SCORED = {
+    "opd": False,
+    "fire": True,
+    "fire_full": True,
+    "random": True,
+    "tip": False,
+    "eopd": False,
+    "exopd": False,
+    "reopold": False,
+}
+
+
+@pytest.mark.parametrize("budget", [40, 16384])
+@pytest.mark.parametrize("name", SCORED)
+def test_each_model_reads_each_trajectory_once_and_only_survivors_are_updated_on(name, budget, tmp_path, monkeypatch):
+    trainer = built({**CASE, "method": name, "scoring_token_budget": budget}, str(tmp_path))
+    seen = Watched(trainer, monkeypatch)
+    parts, known = window_of(trainer)
+    for part in parts:
+        trainer.compute_loss(trainer.model, part).backward()
+    every = Counter(tokens_of(known["lines"]))
+    kept = Counter(tokens_of(known["lines"][known["keep"]]))
+    drops = name in ("fire", "fire_full", "random")
+    assert sum(kept.values()) == (22 if drops else 27) and sum(every.values()) == 32  # 5 rows are empty
+    assert seen.rows["teacher"] == every
+    assert seen.rows["student"] == (kept if SCORED[name] else every)
+    assert seen.rows["student, update"] == kept
+    if name == "exopd":
+        assert seen.rows["reference"] == every
+    # Nor does a head see a prompt or padding.
+    assert seen.heads["teacher"] == known["tokens"]
+    assert seen.heads["student"] == known["kept_tokens" if SCORED[name] else "tokens"]
+    assert seen.heads["student, update"] == known["kept_tokens"]
+
+
+def test_a_window_of_two_steps_is_scored_once_and_updated_once(tmp_path, monkeypatch):
+    """Here GRPO itself asks for old log-probabilities, before there is a filter: of all rows, and that is the one."""
+    case = {**CASE, "accumulation": 2, "steps_per_generation": 4, "max_steps": 2, "method": "fire"}
+    trainer = built(case, str(tmp_path))
+    seen = Watched(trainer, monkeypatch)
+    trainer.train()
+    assert {name: sum(rows.values()) for name, rows in seen.rows.items()} == {
+        "teacher": 32,
+        "student": 32,
+        "student, update": 22,
+    }
+
+
+def test_what_is_dropped_changes_nothing_for_what_is_kept(tmp_path, monkeypatch):
+    """The weights' maxima, the mean and the gradient are those that scoring every trajectory gives."""
+
+    def gradients(early: bool) -> dict[str, torch.Tensor]:
+        with monkeypatch.context() as patched:
+            if not early:
+                patched.setattr("fire_opd_trl.trainer.rows_to_score", lambda *_: None)
+            trainer = built({**CASE, "method": "fire"}, str(tmp_path))
+            parts, known = window_of(trainer)
+            assert int(known["keep"].sum()) == 22
+            for part in parts:
+                trainer.compute_loss(trainer.model, part).backward()
+        return {name: value.grad for name, value in trainer.model.named_parameters()}
+
+    early, late = gradients(True), gradients(False)
+    largest = max(value.abs().max() for value in late.values())
+    assert max((early[name] - late[name]).abs().max() for name in late) < 1e-5 * largest
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers that any new tensor had, but for parameters and their gradients."""
+
+    def __init__(self, shapes: set[tuple[int, ...]]):
+        super().__init__()
+        self.numbers, self.shapes = 0, shapes
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for value in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(value, torch.Tensor) and tuple(value.shape) not in self.shapes:
+                self.numbers = max(self.numbers, value.numel())
+        return output
+
+
+@pytest.mark.parametrize("method", ["opd", "fire", "reopold"])
+def test_no_tensor_of_logits_exists(method, tmp_path):
+    from launch.memory_worker import LENGTH, ROWS, VOCABULARY, model, ours
+
+    student, teacher = model(64, 0), model(96, 1)
+    ids = torch.randint(2, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    step = ours(method, student, teacher, ids)
+    shapes = {tuple(p.shape) for m in (student, teacher) for p in m.parameters()}
+    with Largest(shapes | {shape[::-1] for shape in shapes}) as largest:
+        step()
+    assert 2**18 < largest.numbers <= 2**21  # a tile of the head; B x T x V would be fifty times that
+    assert ROWS * LENGTH * VOCABULARY > 45 * 2**21
+
+
+@pytest.mark.parametrize("kind", ["rotary", "absolute"])
+def test_a_row_scores_the_same_alone_and_in_company(kind):
+    """Positions count from the row's first token: with learned ones, TRL's padding on the left would shift them."""
+    torch.manual_seed(0)
+    if kind == "absolute":
+        shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 16}
+        model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=1)).eval()
+        torch.nn.init.normal_(model.transformer.wpe.weight)  # so that positions matter
+    else:
+        model = AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32).eval()
+    lengths = [(1, 9), (7, 2), (4, 4)]
+    rows = [torch.randint(2, 16, (sum(pair),)) for pair in lengths]
+    part = {name: torch.zeros((3, width), dtype=torch.long) for name, width in (("prompt_ids", 7), ("prompt_mask", 7))}
+    part |= {name: torch.zeros((3, 9), dtype=torch.long) for name in ("completion_ids", "completion_mask")}
+    for row, (ids, (prompt, completion)) in enumerate(zip(rows, lengths, strict=True)):
+        part["prompt_ids"][row, 7 - prompt :], part["prompt_mask"][row, 7 - prompt :] = ids[:prompt], 1
+        part["completion_ids"][row, :completion], part["completion_mask"][row, :completion] = ids[prompt:], 1
+    with torch.no_grad():
+        alone = [model(ids.unsqueeze(0)).logits[0].log_softmax(dim=-1) for ids in rows]
+    from fire_opd_trl.heads import make_observable
+
+    trl_utils.add_fused_lm_head(model)
+    make_observable(model)
+    with torch.no_grad():
+        logp, entropy, seen, router = line_scores(model, model, part, None, False, 1)
+    assert entropy is None and seen is None and router is None
+    for row, (ids, (prompt, completion)) in enumerate(zip(rows, lengths, strict=True)):
+        expected = alone[row][torch.arange(prompt - 1, len(ids) - 1), ids[prompt:]]
+        torch.testing.assert_close(logp[row, :completion], expected, atol=2e-5, rtol=0)
+        assert not logp[row, completion:].any()
