@@ -129,7 +129,6 @@ def fire(
         "fire",
         signals=(*PAIR, *entropies),
         filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else keep_all,
-        ranks_by=("teacher_logp_BT",),
         reweight=reweight,
         row_weight=partial(likely_rows, drop_fraction=drop_fraction) if rows == "soft" else None,
     )
@@ -387,7 +386,6 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
     return Method(
         "opdvr",
         filter=mixed_outcomes if group else keep_all,
-        ranks_by=("teacher_logp_BT",),
         reweight=partial(agreeing_with_verifier, conflict=conflict),
         needs=OUTCOMES if group else ("reward_B",),
     )

@@ -30,14 +30,13 @@ class Method:
     Args:
         name (`str`): Its name in logs and model cards.
         signals (`tuple[str, ...]`): Fields of [`Scores`] it reads; only those are computed, none may be absent.
-        score (`Callable`): `(rollout, scores, context) -> score_B`, one number for each trajectory.
+        score (`Callable`): `(rollout, scores, context) -> score_B`, one number for each trajectory. As long as it is
+            the default, which reads the teacher alone, the student does not score what the filter drops.
         filter (`Callable`): `(score_B, rollout, context) -> keep_B`, which trajectories train.
         reweight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much each of their tokens counts.
         row_weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_B`, how much a trajectory counts.
         advantage (`Callable`): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
-        ranks_by (`tuple[str, ...]`, *optional*): Fields of [`Scores`] that `score` and `filter` read. Where all are
-            the teacher's, the student does not score what is dropped.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
         needs (`tuple[str, ...]`): Fields of [`Rollout`] it reads: `"reward_B"`, `"group_B"`.
     """
@@ -50,7 +49,6 @@ class Method:
     row_weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
     advantage: Callable[[Rollout, Scores, Context], torch.Tensor] = log_ratio
     divergence: Divergence | None = None
-    ranks_by: tuple[str, ...] | None = None
     rollout_correction: bool = True
     needs: tuple[str, ...] = ()
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from .batches import Batch, in_lines, lengths, take, with_prompts
+from .batches import Batch, lengths, take, with_prompts
 from .heads import Observer, observed
+from .lines import in_lines
 from .pipeline import Context, Method, Rollout, Scores, survivors
 from .slices import cheapest_cuts, filled_up, shortest
-from .stages import World
+from .stages import World, mean_teacher_logp
 
 
 @dataclass
@@ -167,8 +168,8 @@ def rows_to_score(rollout: Rollout, taught: tuple, method: Method, context: Cont
     """
     known = ("teacher_logp_BT", "teacher_entropy_BT")
     unknown = [name for name in method.signals if name not in known and not name.startswith("student")]
-    if method.ranks_by is None or unknown or not set(method.ranks_by) <= set(known):
+    if method.score is not mean_teacher_logp or unknown:  # a filter reads nothing but the scores and the rollout
         return None
-    teacher = Scores(taught[0], taught[0], taught[1]).only(known)  # whoever reads the student here reads None
+    teacher = Scores(taught[0], taught[0], taught[1]).only(known)
     usable, _, kept = survivors(rollout, teacher, method, context)
     return None if torch.equal(usable.alive_B, kept.alive_B) else kept.alive_B.nonzero().flatten().tolist()

@@ -13,7 +13,6 @@ from .batches import (
     Batch,
     StandStill,
     filled_holes,
-    in_a_rectangle,
     layout_metrics,
     micro_batches,
     model_kwargs,
@@ -22,6 +21,7 @@ from .batches import (
 )
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable, observed
+from .lines import in_a_rectangle
 from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, no_reward, said_at_step
 from .pipeline import Context, Method, Rollout, Scores, Signal, distil
 from .placement import placed_reference, placed_teachers

@@ -8,7 +8,8 @@ import torch
 from windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
 from fire_opd_trl import METHODS, Context, Method, Rollout, Scores, Signal, control, distil
-from fire_opd_trl.stages import log_ratio, nothing
+from fire_opd_trl.pipeline import survivors
+from fire_opd_trl.stages import log_ratio, mean_teacher_logp, nothing
 
 
 GARBAGE = [NAN, INF, -INF, 1e30]
@@ -632,3 +633,13 @@ def test_a_window_that_is_empty_on_every_rank_is_zero_on_every_rank(method):
     )
     assert all(all_finite(signal) and not signal.keep_B.any() for signal in signals)
     assert all(signal.metrics["rows"] == signal.metrics["empty"] == 40 for signal in signals)
+
+
+@pytest.mark.parametrize("name", [name for name, method in RECIPES.items() if method.score is mean_teacher_logp])
+def test_who_survives_is_known_before_the_student_has_scored(name):
+    method, (rollout, scores) = RECIPES[name], window()
+    known = ("teacher_logp_BT", "teacher_entropy_BT", "reference_logp_BT", "reverse_kl_BT")
+    teacher = scores.only(known)
+    assert teacher.student_logp_BT is None and teacher.student_entropy_BT is None
+    kept = survivors(rollout, teacher, method, CONTEXT)[2]
+    assert torch.equal(kept.alive_B, distil(rollout, scores, method, CONTEXT).keep_B)

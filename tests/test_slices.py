@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_pipeline import on_ranks
 
-from fire_opd_trl.batches import in_a_rectangle, in_lines, layout_metrics, lengths, micro_batches, take
+from fire_opd_trl.batches import layout_metrics, lengths, micro_batches, take
+from fire_opd_trl.lines import in_a_rectangle, in_lines
 from fire_opd_trl.moves import PER_TOKEN, moved, packed, unpacked
 from fire_opd_trl.scoring import token_scores
 from fire_opd_trl.slices import (

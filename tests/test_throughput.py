@@ -9,8 +9,8 @@ from launch.worker import built
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from fire_opd_trl.batches import in_lines
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.lines import in_lines
 from fire_opd_trl.scoring import line_scores
 
 
@@ -73,13 +73,17 @@ SCORED = {
     "eopd": False,
     "exopd": False,
     "reopold": False,
+    "opd_full": False,
+    "tropd": False,
+    "iw_opd": False,
 }
 
 
 @pytest.mark.parametrize("budget", [40, 16384])
 @pytest.mark.parametrize("name", SCORED)
 def test_each_model_reads_each_trajectory_once_and_only_survivors_are_updated_on(name, budget, tmp_path, monkeypatch):
-    trainer = built({**CASE, "method": name, "scoring_token_budget": budget}, str(tmp_path))
+    config = {"method_kwargs": {"top_k": 4}} if name in ("eopd", "tropd") else {}
+    trainer = built({**CASE, "method": name, "scoring_token_budget": budget, "config": config}, str(tmp_path))
     seen = Watched(trainer, monkeypatch)
     parts, known = window_of(trainer)
     for part in parts:

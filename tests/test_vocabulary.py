@@ -307,22 +307,6 @@ def test_a_slice_without_a_chosen_token_is_a_zero_that_can_be_differentiated(top
 # Cost
 
 
-@pytest.mark.parametrize("method", ["opd", "tip", "eopd", "tropd", "opd_full", "fire_full"])
-def test_one_forward_of_each_model_scores_a_window_and_one_updates(method, tmp_path):
-    config = {"method_kwargs": {"top_k": 4}} if method in ("eopd", "tropd") else {}
-    trainer = built({**CASE, "method": method, "scoring_token_budget": 10**6, "config": config}, str(tmp_path))
-    (teacher,) = (placed.module for placed in trainer.teachers.values())
-    calls = {"student": 0, "teacher": 0}
-    for name, module in (("student", trainer.model), ("teacher", teacher)):
-        module.model.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
-    trainer.model.train()
-    inputs = [trainer.train_dataset[row] for row in range(32)]
-    parts = trainer._slices(trainer._generate_and_score_completions(inputs))
-    assert calls == {"student": 1, "teacher": 1}
-    trainer.compute_loss(trainer.model, parts[0]).backward()
-    assert calls == {"student": 2, "teacher": 1}
-
-
 @pytest.fixture(scope="module")
 def peak():
     """`peak(method, how)`: what `launch/memory_worker.py` saw, once for each."""
