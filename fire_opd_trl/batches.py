@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from trl.trainer.utils import pad, split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from .lines import rounded
-from .moves import PER_ROW, PER_TOKEN, RAGGED, moved
+from .moves import PER_ROW, PER_TOKEN, moved
 from .slices import dealt, padded_tokens, shortest, slices, step_N
 from .stages import Rollout, World, global_row_B, row_scale
 
@@ -27,14 +27,17 @@ VISION_KEYS = (
     "image_sizes",
     "image_position_ids",
 )
-ROW_KEYS = (*PER_ROW, *RAGGED)
+RAGGED_KEYS = ("teacher_hidden", "top_ids", "top_logps")  # one tensor a row, of the row's own length
+ROW_KEYS = (*PER_ROW, *RAGGED_KEYS)
 
 Batch = dict[str, Any]
 
 
 def lengths(batch: Batch) -> list[int]:
-    """Attended tokens of each row, prompt and completion."""
-    return (batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)).tolist()
+    """Tokens of each row, prompt and completion; with images, in TRL's rectangle, behind the longest prompt of all."""
+    prompt_B = batch["prompt_mask"].sum(dim=1)
+    prompt_B = prompt_B.max().expand(len(prompt_B)) if model_kwargs(batch) else prompt_B
+    return (prompt_B + batch["completion_mask"].sum(dim=1)).tolist()
 
 
 def model_kwargs(batch: Batch) -> dict[str, Any]:
@@ -150,7 +153,8 @@ def micro_batches(
         loss_type (`str`): See [`~fire_opd_trl.stages.row_scale`].
         world, seed, multiple: All ranks, the window's seed, see [`take`].
         balance (`str`): `"tokens"`: a step is cut from the rows of all ranks together, and a row goes where its slice
-            is, except from windows with images. `"none"`: every rank trains on the rows that it sampled.
+            is, except from windows with images or with whole distributions of the teacher, which are large. `"none"`:
+            every rank trains on the rows that it sampled.
 
     Returns:
         `list[dict]`: `steps * per_step` slices; each carries `scale` `[rows]`, the window-exact normaliser (times the
@@ -169,7 +173,8 @@ def micro_batches(
     batch = {**batch, "scale": scale_N[own]}
 
     plan: list[list[list[int]]] = [[] for _ in range(world.ranks)]
-    stays = torch.tensor(balance == "none" or world.ranks == 1 or bool(model_kwargs(batch)), device=number_N.device)
+    large = bool(model_kwargs(batch)) or any(key in batch for key in RAGGED_KEYS)
+    stays = torch.tensor(balance == "none" or world.ranks == 1 or large, device=number_N.device)
     together = not world.max(stays.long())
     for step_rows in rows_of_step:
         rows = step_rows.tolist()

@@ -217,7 +217,7 @@ class FiReOPDConfig(GRPOConfig):
         metadata={
             "help": "'tokens': in the update the surviving trajectories move between ranks (their ids and per-token "
             "numbers), so that all ranks have equally many tokens. 'none': each rank trains on what it sampled. The "
-            "result is the same. Trajectories with images stay."
+            "result is the same up to rounding. What is large stays: images, and whole distributions of the teacher."
         },
     )
 

@@ -83,8 +83,8 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
     def forward(self, *args, **kwargs):
         if not kwargs.get("fused_lm_head"):
             return fused(*args, **kwargs)
-        set_tiles(self.device)
         label_BT = kwargs.pop("labels")[:, 1:]
+        set_tiles(label_BT.device)
         scored_BT, states = label_BT != -100, []
 
         def scored_states(module, _, output):
@@ -104,8 +104,9 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
         if self.observer is None:
             return output
         observe, column_BT = self.observer
+        column_BT = column_BT.to(states[0].device) + states[0].shape[1]
         hidden_BTH = states[0].gather(1, column_BT.unsqueeze(2).expand(-1, -1, states[0].shape[2]))
-        logp_BT = output.log_probs.gather(1, column_BT)
+        logp_BT = output.log_probs.gather(1, column_BT.to(output.log_probs.device))
         exact = torch.autocast(hidden_BTH.device.type, enabled=False) if float32 else nullcontext()
         with exact:
             head = Head.of(self, float32)

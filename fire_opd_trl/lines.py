@@ -21,7 +21,8 @@ def in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor,
     Returns:
         `ids_BL`, `mask_BL` (true on the row's tokens), `label_BL` (-100 but on completion tokens, of which only those
         that train where that is known: what a tool wrote needs no head), and `column_BC`:
-        which of the line's `L - 1` next-token predictions is about each completion token.
+        which of the line's next-token predictions is about each completion token, from the right end, -1 the last: a
+        student's virtual tokens stand on the left.
     """
     prompt_B1 = part["prompt_mask"].sum(dim=1, keepdim=True).clamp(min=1)  # an empty prompt is one padding token
     end_B1, width_P = prompt_B1 + part["completion_mask"].sum(dim=1, keepdim=True), part["prompt_ids"].shape[1]
@@ -35,7 +36,7 @@ def in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor,
     wanted_BL = wanted_BC.gather(1, place_BL.clamp(0, wanted_BC.shape[1] - 1)) & (place_BL >= 0) & (column_L < end_B1)
     label_BL = torch.where(wanted_BL, ids_BL, -100)
     column_C = torch.arange(part["completion_ids"].shape[1], device=end_B1.device)
-    return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - 1 + column_C).clamp(max=len(column_L) - 2)
+    return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - len(column_L) + column_C).clamp(max=-1)
 
 
 def in_a_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
@@ -43,5 +44,4 @@ def in_a_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, torch.T
     ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
     mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
     width = part["completion_ids"].shape[1]
-    column_C = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=ids.device)
-    return ids, mask, width, column_C.expand(len(ids), -1)
+    return ids, mask, width, torch.arange(-width, 0, device=ids.device).expand(len(ids), -1)

@@ -1,14 +1,14 @@
 """GRPO's logs, corrected: what it says of rewards that nobody gave, and of advantages that did not exist yet."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .pipeline import Rollout, Scores, Signal
-from .stages import World, masked_mean_B
+from .stages import World, masked_mean_B, metrics_by_teacher
 
 
 CITATION = {
@@ -35,6 +35,23 @@ def forget_rewards(metrics: dict[str, list[float]], logs: dict[str, Any]) -> Non
     for name in [name for name in metrics if "reward" in name]:
         del metrics[name]
     logs["rewards"].clear()
+
+
+def named_metrics(
+    teachers: Collection[str],
+    signals: tuple[str, ...],
+    rollout: Rollout,
+    scores: Scores,
+    signal: Signal,
+    world: World,
+) -> list[tuple[str, float]]:
+    """The window's metrics, and with several teachers those of each one's rows."""
+    named = list(signal.metrics.items())
+    if len(teachers) > 1:
+        each = metrics_by_teacher(rollout, scores, signals, signal.keep_B, len(teachers), world)
+        for teacher, metrics in zip(teachers, each, strict=True):
+            named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
+    return named
 
 
 def fill_completions_table(

@@ -16,7 +16,6 @@ PER_TOKEN = (
     "ref_per_token_logps",
     "divergence",
 )
-RAGGED = ("teacher_hidden", "top_ids", "top_logps")  # one tensor a row, of the row's own length
 PER_ROW = ("scale", "teacher_number")
 
 
@@ -25,7 +24,7 @@ def moved(batch: dict, plan: list[list[int]], world: World) -> tuple[dict, dict[
     Send every row to the rank that trains on it.
 
     Args:
-        batch (`dict`): This rank's rows in TRL's layout, without images.
+        batch (`dict`): This rank's rows in TRL's layout, without images or whole distributions.
         plan (`list[list[int]]`): For each rank the rows that it trains on, by their number among those of all ranks.
             The same on every rank.
         world ([`World`]): All ranks.
@@ -49,7 +48,8 @@ def packed(batch: dict, rows: list[int]) -> torch.Tensor:
     device = batch["prompt_ids"].device
     index = torch.tensor(rows, dtype=torch.long, device=device)
     prompt_BP, completion_BC = batch["prompt_mask"][index].bool(), batch["completion_mask"][index].bool()
-    content: dict[str, Any] = {
+    prompt_BP[:, -1] = True  # an empty prompt is one padding token (see `in_lines`)
+    content = {
         "prompt_lengths": prompt_BP.sum(dim=1),
         "completion_lengths": completion_BC.sum(dim=1),
         "prompt_ids": batch["prompt_ids"][index][prompt_BP].int(),
@@ -57,15 +57,13 @@ def packed(batch: dict, rows: list[int]) -> torch.Tensor:
     for key in batch:
         if key in PER_TOKEN:
             content[key] = batch[key][index][completion_BC]
-        elif key in RAGGED:
-            content[key] = [batch[key][row].cpu() for row in rows]  # of another width for each teacher
         elif key in PER_ROW:
             content[key] = batch[key][index]
     content["completion_ids"] = content["completion_ids"].int()
     buffer = io.BytesIO()
     if not rows:
         return torch.empty(0, dtype=torch.uint8)
-    torch.save({key: value if key in RAGGED else value.cpu() for key, value in content.items()}, buffer)
+    torch.save({key: value.cpu() for key, value in content.items()}, buffer)
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
@@ -76,13 +74,12 @@ def unpacked(parcels: list[torch.Tensor], like: dict) -> dict:
     contents = [torch.load(io.BytesIO(parcel), map_location=device, weights_only=True) for parcel in arrived]
     if not contents:
         return {}
-    rows = {key: [row for content in contents for row in content[key]] for key in contents[0] if key in RAGGED}
-    flat = {key: torch.cat([content[key] for content in contents]) for key in contents[0] if key not in RAGGED}
+    flat = {key: torch.cat([content[key] for content in contents]) for key in contents[0]}
     prompt_B, completion_B = flat.pop("prompt_lengths"), flat.pop("completion_lengths")
     width_P, width_C = int(prompt_B.max()), int(completion_B.max())
     prompt_BP = torch.arange(width_P, device=device) >= width_P - prompt_B.unsqueeze(1)
     completion_BC = torch.arange(width_C, device=device) < completion_B.unsqueeze(1)
-    batch: dict[str, Any] = {"prompt_mask": prompt_BP.to(like["prompt_mask"].dtype), **rows}
+    batch: dict[str, Any] = {"prompt_mask": prompt_BP.to(like["prompt_mask"].dtype)}
     batch["completion_mask"] = completion_BC.to(like["completion_mask"].dtype)
     for key, values in flat.items():
         if key in PER_ROW:

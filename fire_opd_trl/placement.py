@@ -279,4 +279,5 @@ def placed_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Mod
     if reference.config.get_text_config().vocab_size > student_rows:
         reference.resize_token_embeddings(student_rows, mean_resizing=False)
     add_fused_lm_head(reference, trainer.temperature, args.cast_lm_head_to_fp32)
+    make_observable(reference, args.cast_lm_head_to_fp32)
     return beside_student(reference.requires_grad_(False).eval(), trainer)

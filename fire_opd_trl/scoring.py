@@ -25,6 +25,7 @@ class Window:
         prompts (`list`): Tokens of each row's prompt as its teacher reads it; `None` where that is the student's.
         scored (`list[tuple]`): What GRPO asked for: student, reference.
         taught (`tuple`): The teachers' log-probabilities and entropies, and what else was seen of them.
+        scored_rows (`list[int]`, *optional*): Rows that the student scored, if not all.
     """
 
     mode: str
@@ -32,6 +33,7 @@ class Window:
     prompts: list[list[int] | None]
     scored: list[tuple] = field(default_factory=list)
     taught: tuple = ()
+    scored_rows: list[int] | None = None
 
 
 # What a forward costs beside its tokens, in tokens: little where kernels are slow, much where launching them is.
@@ -129,7 +131,7 @@ def line_scores(
         seen, inside_BC = base.seen, part["completion_mask"].bool()
 
     def in_place(value: torch.Tensor) -> torch.Tensor:
-        return torch.where(inside_BC, value.gather(1, column_BC), 0.0)
+        return torch.where(inside_BC, value.gather(1, column_BC + value.shape[1]), 0.0)
 
     entropy_BC = None if output.entropy is None else in_place(output.entropy)
     return in_place(output.log_probs), entropy_BC, seen, output.aux_loss
@@ -173,3 +175,14 @@ def rows_to_score(rollout: Rollout, taught: tuple, method: Method, context: Cont
     teacher = Scores(taught[0], taught[0], taught[1]).only(known)
     usable, _, kept = survivors(rollout, teacher, method, context)
     return None if torch.equal(usable.alive_B, kept.alive_B) else kept.alive_B.nonzero().flatten().tolist()
+
+
+def refuse_unscored(keep_B: torch.Tensor, rows: list[int] | None, world: World) -> None:
+    """A filter that keeps other trajectories when it is asked again would train on what the student has not scored."""
+    unscored_B = keep_B.clone()
+    unscored_B[slice(None) if rows is None else rows] = False
+    if world.max(unscored_B.any().long()):
+        raise ValueError(
+            "The method's filter kept other trajectories of the same window when it was called again. It must depend "
+            "on its arguments alone: draw random numbers from context.seed, as stages.uniform_hash does."
+        )

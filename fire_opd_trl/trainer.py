@@ -22,14 +22,14 @@ from .batches import (
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable, observed
 from .lines import in_a_rectangle
-from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, no_reward, said_at_step
-from .pipeline import Context, Method, Rollout, Scores, Signal, distil
+from .logs import CITATION, StepSums, fill_completions_table, forget_rewards, named_metrics, no_reward, said_at_step
+from .pipeline import Context, Method, Rollout, Scores, distil
 from .placement import placed_reference, placed_teachers
 from .preflight.inspection import checked_inputs
 from .ranks import Ranks
 from .refusals import chosen_method
-from .scoring import Window, line_scores, rows_to_score, taught, token_scores
-from .stages import aggregate, clipped_surrogate, masked_mean_B, metrics_by_teacher, mixed, nothing, reference_kl
+from .scoring import Window, line_scores, refuse_unscored, rows_to_score, taught, token_scores
+from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, nothing, reference_kl
 from .teachers import named_teachers, reference_of, refuse_broken_teacher, route_B
 from .tokens import Teacher
 from .views import teacher_prompts
@@ -105,7 +105,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self._stand_still = StandStill()
         self.add_callback(self._stand_still)
         self._step_sums = StepSums(self.world)
-        make_observable(base_of(self.model), args.cast_lm_head_to_fp32)
+        for model in [model for model in (self.model, self.ref_model) if model is not None]:
+            make_observable(base_of(self.accelerator.unwrap_model(model)), args.cast_lm_head_to_fp32)
         self.teachers = placed_teachers(sources, self.checked.unknown, self.checked.student_rows, self)
         self.reference = placed_reference(reference, self.checked.student_rows, self)
 
@@ -144,11 +145,12 @@ class FiReOPDTrainer(GRPOTrainer):
         scores = self._scores(batch, rollout, method, context)
         with said_at_step(self.state.global_step):
             signal = distil(rollout, scores, method, context)
+        refuse_unscored(signal.keep_B, self.window.scored_rows, self.world)
         refuse_broken_teacher(self, inputs, rollout, scores, signal)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = mixed(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
-        for name, value in self._named_metrics(rollout, scores, signal):
+        for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
             self._metrics[mode][f"fire/{name}"].append(value)
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[mode], self._logs)
@@ -166,7 +168,7 @@ class FiReOPDTrainer(GRPOTrainer):
     def _scores(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             teacher = taught(self, batch)
-            rows = rows_to_score(rollout, teacher, method, context)
+            self.window.scored_rows = rows = rows_to_score(rollout, teacher, method, context)
             asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
             student = asked[0] if asked else self._token_scores("student", self.model, batch, rows)
             reference = self._token_scores("reference", self.reference, batch, rows)[0] if self.reference else None
@@ -179,15 +181,6 @@ class FiReOPDTrainer(GRPOTrainer):
             reverse_kl_BT=padded(student[2]["divergence"], teacher[0]) if self._compares else None,
         )
         return scores.only(self.method.signals)  # OPD needs no entropy
-
-    def _named_metrics(self, rollout: Rollout, scores: Scores, signal: Signal) -> list[tuple[str, float]]:
-        """The window's metrics, and with several teachers those of each one's rows."""
-        named, count = list(signal.metrics.items()), len(self.teachers)
-        if count > 1:
-            each = metrics_by_teacher(rollout, scores, self.method.signals, signal.keep_B, count, self.world)
-            for teacher, metrics in zip(self.teachers, each, strict=True):
-                named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
-        return named
 
     def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows=None, unknown=frozenset()):
         entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else name == "student"

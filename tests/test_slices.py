@@ -223,9 +223,10 @@ def test_a_line_is_prompt_and_completion_without_a_gap():
     assert ids[mask].tolist() == [11, 12, 13, 14, 15, 21, 22, 23, 24, 31, 32, 33]
     assert ids.shape == (3, 5)  # the longest row, 2 + 3; the rectangle has 4 + 5 columns
     assert labels.tolist() == [[-100, -100, 13, 14, 15], [-100, -100, -100, 24, -100], [-100, 32, 33, -100, -100]]
-    # Which prediction is about each completion token: column j predicts the token in column j + 1.
-    assert [columns[0, :3].tolist(), columns[1, :1].tolist(), columns[2, :2].tolist()] == [[1, 2, 3], [2], [0, 1]]
-    assert int(columns.max()) <= 3 and int(columns.min()) >= 0
+    # Which of the 4 predictions is about each completion token: column j predicts the token in column j + 1.
+    places = columns + 4
+    assert [places[0, :3].tolist(), places[1, :1].tolist(), places[2, :2].tolist()] == [[1, 2, 3], [2], [0, 1]]
+    assert int(places.max()) <= 3 and int(places.min()) >= 0
     assert in_lines(literal_batch(), multiple=4)[0].shape == (3, 8)
 
 
@@ -239,7 +240,7 @@ def test_a_line_may_have_no_prompt_and_one_token():
     part = {"prompt_ids": torch.tensor([[0]]), "prompt_mask": torch.tensor([[0]])}
     part.update(completion_ids=torch.tensor([[7]]), completion_mask=torch.tensor([[1]]))
     ids, mask, labels, columns = in_lines(part)
-    assert ids.tolist() == [[0, 7]] and labels.tolist() == [[-100, 7]] and columns.tolist() == [[0]]
+    assert ids.tolist() == [[0, 7]] and labels.tolist() == [[-100, 7]] and columns.tolist() == [[-1]]
     part["completion_mask"] = torch.tensor([[0]])
     assert (in_lines(part)[2] == -100).all()
 
@@ -247,7 +248,7 @@ def test_a_line_may_have_no_prompt_and_one_token():
 def test_the_rectangle_is_trls():
     ids, mask, width, columns = in_a_rectangle(literal_batch())
     assert ids.shape == (3, 9) and int(mask.sum()) == 12 and width == 5
-    assert columns.tolist() == [[3, 4, 5, 6, 7]] * 3
+    assert columns.tolist() == [[-5, -4, -3, -2, -1]] * 3
 
 
 def test_take_rounds_widths_up_but_never_beyond_the_batch():
@@ -375,15 +376,9 @@ def full_batch(seed: int, rows: int) -> dict:
     """A batch with all that the loss may need of a row, every number another."""
     batch = random_batch(seed, rows)
     shape, random = batch["completion_ids"].shape, torch.Generator().manual_seed(seed)
-    completion_B = batch["completion_mask"].sum(dim=1).tolist()
     for key in ("advantages", "old_per_token_logps", "ref_per_token_logps", "divergence"):
         batch[key] = torch.randn(shape, generator=random)
     batch["train_mask"] = batch["train_mask"] & (torch.rand(shape, generator=random) < 0.8)  # tools write too
-    widths = [6 + row % 2 for row in range(rows)]  # of two teachers
-    batch["teacher_hidden"] = [
-        torch.randn((n, width), generator=random).bfloat16() for n, width in zip(completion_B, widths, strict=True)
-    ]
-    batch["top_ids"] = [torch.randint(0, 99, (n, 2), generator=random, dtype=torch.int32) for n in completion_B]
     batch["scale"], batch["teacher_number"] = torch.rand(rows, generator=random), torch.arange(rows) + 10 * seed
     return batch
 
@@ -443,13 +438,34 @@ def test_balance_evens_out_what_the_ranks_update_on():
     assert even["padding"] < apart["padding"]
 
 
-def test_rows_with_images_stay():
+def test_rows_in_trls_rectangle_never_exceed_the_budget():
+    """Long prompts with short completions and the other way round: together they are as wide as both."""
+    batch, sizes = random_batch(seed=3, rows=20), []
+    batch["token_type_ids"] = torch.ones_like(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1))
+
+    def forward(part):
+        sizes.append((len(part["prompt_ids"]), in_a_rectangle(part)[0].numel()))
+        return part["completion_ids"].float(), None, None
+
+    token_scores(forward, batch, 150, World(), vocabulary=10**9)
+    assert all(tokens <= 150 or rows == 1 for rows, tokens in sizes) and len(sizes) > 2
+
+
+def test_an_empty_prompt_is_the_same_padding_token_after_a_move():
+    batch = full_batch(seed=4, rows=3)
+    batch["prompt_mask"][1], batch["prompt_ids"][1] = 0, 9  # padding has id 9
+    arrived = unpacked([packed(batch, [1])], like=batch)
+    assert in_lines(arrived)[0].tolist() == in_lines(take(batch, [1]))[0].tolist()
+    assert in_lines(arrived)[0][0, 0] == 9
+
+
+@pytest.mark.parametrize("key", ["token_type_ids", "top_ids"])
+def test_rows_with_images_or_whole_distributions_stay(key):
     batches = [random_batch(seed, 4) for seed in range(2)]
     for batch in batches:
         batch["keep"] = torch.ones(4, dtype=torch.bool)
-    batches[1]["token_type_ids"] = torch.ones_like(
-        torch.cat([batches[1]["prompt_ids"], batches[1]["completion_ids"]], dim=1)
-    )
+    both = torch.cat([batches[1]["prompt_ids"], batches[1]["completion_ids"]], dim=1)
+    batches[1][key] = torch.ones_like(both) if key == "token_type_ids" else list(both.split(1))
     arguments = {"loss_type": "grpo", "seed": 5, "multiple": 1, "balance": "tokens"}
 
     def work(rank: int, world: World):

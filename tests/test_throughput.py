@@ -1,6 +1,7 @@
 """What is computed, and how often: once for each trajectory, at its own tokens, and nothing for those dropped."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from launch.worker import built
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from fire_opd_trl import METHODS
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.heads import make_observable
 from fire_opd_trl.lines import in_lines
 from fire_opd_trl.scoring import line_scores
 
@@ -96,7 +99,7 @@ def test_each_model_reads_each_trajectory_once_and_only_survivors_are_updated_on
     assert seen.rows["student"] == (kept if SCORED[name] else every)
     assert seen.rows["student, update"] == kept
     if name == "exopd":
-        assert seen.rows["reference"] == every
+        assert seen.rows["reference"] == every and seen.heads["reference"] == known["tokens"]
     # Nor does a head see a prompt or padding.
     assert seen.heads["teacher"] == known["tokens"]
     assert seen.heads["student"] == known["kept_tokens" if SCORED[name] else "tokens"]
@@ -183,8 +186,6 @@ def test_a_row_scores_the_same_alone_and_in_company(kind):
         part["completion_ids"][row, :completion], part["completion_mask"][row, :completion] = ids[prompt:], 1
     with torch.no_grad():
         alone = [model(ids.unsqueeze(0)).logits[0].log_softmax(dim=-1) for ids in rows]
-    from fire_opd_trl.heads import make_observable
-
     trl_utils.add_fused_lm_head(model)
     make_observable(model)
     with torch.no_grad():
@@ -194,3 +195,59 @@ def test_a_row_scores_the_same_alone_and_in_company(kind):
         expected = alone[row][torch.arange(prompt - 1, len(ids) - 1), ids[prompt:]]
         torch.testing.assert_close(logp[row, :completion], expected, atol=2e-5, rtol=0)
         assert not logp[row, completion:].any()
+
+
+def test_the_reference_of_the_penalty_sees_completions_alone(tmp_path, monkeypatch):
+    trainer = built({**CASE, "method": "opd", "config": {"beta": 0.1}}, str(tmp_path))
+    seen = Watched(trainer, monkeypatch)
+    trainer.ref_model.base_model.register_forward_pre_hook(seen.noting("penalty"), with_kwargs=True)
+    _, known = window_of(trainer)
+    assert seen.rows["penalty"] == Counter(tokens_of(known["lines"])) and seen.heads["penalty"] == known["tokens"]
+
+
+def test_a_filter_that_changes_its_mind_is_refused(tmp_path):
+    calls = []
+
+    def moody(score_B, rollout, context):
+        calls.append(len(calls))
+        return rollout.alive_B & (torch.arange(len(score_B)) % 3 != len(calls) % 3)
+
+    method = replace(METHODS["fire"](), name="moody", filter=moody)
+    trainer = built(CASE, str(tmp_path), method=method)
+    with pytest.raises(ValueError, match="kept other trajectories of the same window"):
+        trainer.train()
+
+
+def test_a_student_with_virtual_tokens_is_scored_where_its_completions_stand():
+    """PEFT puts them in front of every line; predictions are counted from the right end."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32).eval()
+    trl_utils.add_fused_lm_head(base, outputs=("log_probs", "entropy"))
+    make_observable(base)
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    part = {"prompt_ids": torch.tensor([[0, 5], [6, 7]]), "prompt_mask": torch.tensor([[0, 1], [1, 1]])}
+    part |= {
+        "completion_ids": torch.tensor([[8, 9, 4], [3, 0, 0]]),
+        "completion_mask": torch.tensor([[1] * 3, [1, 0, 0]]),
+    }
+    observed_states = {}
+
+    def observer(hidden_BTH, head, logp_BT):
+        observed_states.update(hidden=hidden_BTH, logp=logp_BT)
+        return {}
+
+    with torch.no_grad():
+        logp, entropy, *_ = line_scores(model, base, part, observer, False, 1)
+        for row, ids in enumerate(([5, 8, 9, 4], [6, 7, 3])):
+            logits = model(torch.tensor([ids])).logits[0, 3:].log_softmax(dim=-1)
+            count = int(part["completion_mask"][row].sum())
+            places = torch.arange(len(ids) - count - 1, len(ids) - 1)
+            expected = logits[places, torch.tensor(ids[-count:])]
+            torch.testing.assert_close(logp[row, :count], expected, atol=2e-5, rtol=0)
+            torch.testing.assert_close(observed_states["logp"][row, :count], expected, atol=2e-5, rtol=0)
+            spread = -(logits[places].exp() * logits[places]).sum(dim=1)
+            torch.testing.assert_close(entropy[row, :count], spread, atol=2e-5, rtol=0)
+            from_states = (observed_states["hidden"][row, :count] @ base.lm_head.weight.T).log_softmax(dim=-1)
+            torch.testing.assert_close(from_states, logits[places], atol=2e-5, rtol=0)

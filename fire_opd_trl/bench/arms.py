@@ -9,6 +9,7 @@ from trl.experimental.iw_opd import IWOPDConfig, IWOPDTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .. import FiReOPDConfig, FiReOPDTrainer
+from ..heads import set_tiles
 from ..logs import no_reward
 from ..pipeline import Method
 from .names import OURS
@@ -34,10 +35,12 @@ class GRPOWithTeacher(GRPOTrainer):
     is teacher minus student log-probability, nothing is dropped.
     """
 
-    def __init__(self, teacher: torch.nn.Module, **kwargs: Any):
+    def __init__(self, teacher: torch.nn.Module, tiles: bool, **kwargs: Any):
         super().__init__(reward_funcs=[no_reward], **kwargs)
         add_fused_lm_head(teacher, outputs=("log_probs", "entropy"))
         self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        if tiles:
+            set_tiles(self.accelerator.device)
 
     def token_scores(self, name: str, model: torch.nn.Module, batch: dict[str, Any]):
         """Log-probabilities and entropies of the window under a model, as GRPO scores its old policy."""
@@ -104,10 +107,10 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
         fields, method = SETTINGS[name]
         ours = FiReOPDConfig(**common, **fields, preflight=False)
         return FiReOPDTrainer(**given, teacher_model=teacher, args=ours, method=method, train_dataset=replay.dataset())
-    if name == "grpo":
+    if name in ("grpo", "grpo_tiles"):
         grpo = GRPOConfig(**common, num_generations=2)
         grpo.num_generations = 1  # refused there because rewards need a group; here there are none
-        return GRPOWithTeacher(teacher, **given, args=grpo, train_dataset=replay.dataset())
+        return GRPOWithTeacher(teacher, name == "grpo_tiles", **given, args=grpo, train_dataset=replay.dataset())
     if name == "distillation":
         whole = DistillationConfig(**common)
         return DistillationTrainer(**given, teacher_model=teacher, args=whole, train_dataset=replay.dataset())
@@ -139,7 +142,7 @@ def built(name: str, size: Size, ranks: int, folder: str) -> Arm:
         stopwatch.around(trainer, "_token_scores", lambda name, *a, **k: "student" if name == "student" else "teacher")
         arm.world = trainer.world = CountedWorld(trainer.world)
         arm.world.as_statistics(trainer, "_generate_and_score_completions")
-    elif name == "grpo":
+    elif name in ("grpo", "grpo_tiles"):
         stopwatch.around(trainer, "token_scores", lambda name, *a, **k: name)
     else:  # in the loss: the backbone alone, or the whole model; comparing the two is part of the update
         stopwatch.around_module(backbones[1] if name == "distillation" else teacher, "teacher")

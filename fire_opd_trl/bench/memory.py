@@ -16,8 +16,9 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 class Memory:
     """
-    Watches one step. Between steps a trainer holds weights and optimizer states; gradients come and go inside the step
-    and are taken off the peak: `above = peak - rest - gradients`.
+    Watches one step. Between steps a trainer holds weights and optimizer states. Before the first loss of the step
+    there are no gradients; after it they are taken off the peak:
+    `above = max(peak before - rest, peak after - rest - gradients)`.
     """
 
     def __init__(self, device: torch.device):
@@ -26,7 +27,8 @@ class Memory:
     def start(self) -> None:
         """The step begins: forget earlier peaks."""
         gc.collect()
-        self.reason = None
+        self.reason: str | None = None
+        self.before: int | None = None
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.rest = torch.cuda.memory_allocated()
@@ -38,14 +40,27 @@ class Memory:
         except (OSError, AttributeError) as error:
             self.reason = f"the peak of this process cannot be reset: {type(error).__name__}"
 
+    def update(self) -> None:
+        """The first loss of the step is about to be computed."""
+        if self.before is not None or self.reason:
+            return
+        self.before = self._peak()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            CLEAR.write_text("5")
+
+    def _peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else resident("VmHWM")
+
     def stop(self, model: torch.nn.Module) -> dict[str, Any]:
         """The step ends; bytes, or why there are none."""
         if self.reason:
             return {"above": None, "reason": self.reason}
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else resident("VmHWM")
+        after, before = self._peak(), self.rest if self.before is None else self.before
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        above = peak - self.rest - gradients
-        return {"peak": peak, "rest": self.rest, "gradients": gradients, "above": above, "reason": None}
+        above = max(before - self.rest, after - self.rest - gradients)
+        return {"peak": max(before, after), "rest": self.rest, "gradients": gradients, "above": above, "reason": None}
 
 
 def resident(field: str) -> int:

@@ -8,10 +8,12 @@ OURS = {
 }
 THEIRS = {
     "grpo": "TRL's GRPOTrainer with a teacher added: scoring and training in its layout",
+    "grpo_tiles": "the same with the head's tiles as this library sets them where there is no Triton",
     "distillation": "TRL's DistillationTrainer: divergence of whole distributions, in tiles",
     "iw_opd": "TRL's experimental IWOPDTrainer: sampled tokens, whole logits",
 }
 ARMS = {**OURS, **THEIRS}
-EQUAL_LENGTHS = ("opd", "fire", "grpo")
+SCORING = (*OURS, "grpo", "grpo_tiles")  # whose teacher is timed with its head
+EQUAL_LENGTHS = ("opd", "opd_entropies", "grpo")
 GROWING = ("fire", "grpo")
 FLOOR = "floor"  # a worker like any arm, whose step measures rates

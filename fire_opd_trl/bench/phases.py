@@ -166,7 +166,9 @@ class CountedWorld(World):
         return self._counted("max", value)
 
     def swap(self, parcels: list[torch.Tensor]) -> list[torch.Tensor]:
-        return self._counted("swap", parcels)
+        arrived = self._counted("swap", parcels)
+        self.bytes[self.part] -= bytes_of(parcels[self.rank])  # stays here
+        return arrived
 
     def as_statistics(self, owner: Any, name: str) -> None:
         """What is said inside this method of an object are statistics; the rest is for the slices."""

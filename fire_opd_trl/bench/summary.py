@@ -4,7 +4,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from .names import ARMS, OURS, THEIRS
+from .names import ARMS, OURS, SCORING, THEIRS
 from .phases import PHASES
 from .ratios import exponent, phase_seconds, ratio, step_seconds, without_rollout
 from .sizes import Size
@@ -81,9 +81,9 @@ def padding(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def floor_rows(results: Results) -> dict[str, Any]:
-    """For every arm and phase the floor in seconds, and the time over it, as medians over the rounds."""
+    """For every arm that scores before its update, by phase: the floor, and the time over it, medians of rounds."""
     rows: dict[str, Any] = {}
-    for arm in (arm for arm in ARMS if arm in results["timing"]):
+    for arm in (arm for arm in SCORING if arm in results["timing"]):
         bounds, rounds = floors_by_round(results, arm), results["timing"][arm]
         rows[arm] = {
             phase: {

@@ -16,7 +16,11 @@ optimizer, and for this library's arms also filter and weights. `distillation` a
 their *teacher* is the teacher's forward alone, and the comparison with the student belongs to the update.
 
 The rows that the filter drops are as long as those that it keeps: a fifth of the rows, evenly over the lengths, is
-made unlikely on purpose.
+made unlikely on purpose; the tokens of a window count them too.
+
+Where there is no Triton, part of what `grpo` takes is its head: it projects prompts and padding there, which it does
+not on a GPU, in tiles made for Triton. `grpo_tiles` is the same with smaller tiles. Both score in micro-batches of the
+size of the update's.
 """
 FLOOR_NOTE = """\
 The floor is a lower bound: for each product of a forward with weights its operations over all tokens but padding
@@ -26,8 +30,8 @@ longer. An update counts three forwards, and what AdamW reads and writes. Nothin
 """
 MEMORY_NOTE = """\
 *Above* is the peak of an arm's second step minus what was there before the step, which is weights and optimizer
-states, and minus the gradients. Each arm runs in a process of its own; on a CPU it is resident memory, and freed
-memory goes back to the system at once.
+states, and, from the first loss on, minus the gradients. Each arm runs in a process of its own; on a CPU it is
+resident memory, and freed memory goes back to the system at once.
 """
 RANK_NOTE = """\
 The same window shared by so many gloo processes of one thread each. Bytes are what a rank hands in: *statistics*
@@ -123,7 +127,7 @@ def step_table(found: dict[str, Any]) -> str:
         ]
         for arm, row in found["steps"].items()
     ]
-    return table(["arm", "step, s", *[f"{phase}, s" for phase in PHASES], "tokens/s", "tokens kept"], rows)
+    return table(["arm", "step, s", *[f"{phase}, s" for phase in PHASES], "window tokens/s", "tokens kept"], rows)
 
 
 def ratio_table(rows: list[dict[str, Any]]) -> str:

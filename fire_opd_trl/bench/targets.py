@@ -93,10 +93,10 @@ TARGETS = (
     ),
     Target(
         "c",
-        "equal lengths, whole step, `opd` over `grpo`",
+        "equal lengths, whole step, `opd_entropies` over `grpo`",
         1.03,
         False,
-        compared("equal", "opd", "grpo", step_seconds),
+        compared("equal", "opd_entropies", "grpo", step_seconds),
     ),
     Target("d", "memory above weights, gradients and optimizer, `fire` over `distillation`", 0.5, False, memory_ratio),
     Target(

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -54,12 +55,25 @@ class Orders:
             raise Ended
 
 
+def before(owner: Any, name: str, action: Callable[[], None]) -> None:
+    """Do something whenever a method of an object is called."""
+    method = getattr(owner, name)
+
+    def called(*args, **kwargs):
+        action()
+        return method(*args, **kwargs)
+
+    setattr(owner, name, called)
+
+
 class Steps(TrainerCallback):
     """Holds the trainer before every step until it is wanted, and answers with what it took."""
 
     def __init__(self, orders: Orders, arm: Arm, with_memory: bool):
         self.orders, self.arm = orders, arm
         self.memory = Memory(arm.trainer.accelerator.device) if with_memory else None
+        if self.memory:
+            before(arm.trainer, "compute_loss", self.memory.update)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.orders.wait_for_step()
