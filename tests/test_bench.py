@@ -172,16 +172,18 @@ def test_bytes_of_the_statistics_and_of_the_rest():
     assert trainer.world.total()["statistics"]["bytes"] == 0
 
 
-def test_memory_is_what_a_step_takes_beside_its_gradients():
-    memory, model = Memory(torch.device("cpu")), torch.nn.Linear(4000, 4000, bias=False)
+@pytest.mark.parametrize(("scoring", "update", "above"), [(200, 0, 200), (40, 200, 200 - 64), (160, 200, 160)])
+def test_memory_is_what_scoring_takes_or_what_the_update_takes_beside_gradients(scoring, update, above):
+    memory, model = Memory(torch.device("cpu")), torch.nn.Linear(4000, 4000, bias=False)  # gradients of 64 MB
     memory.start()
-    taken = torch.ones(50_000_000)  # 200 MB
-    del taken
+    for megabytes, after in ((scoring, memory.update), (update, memory.update)):
+        taken = torch.ones(megabytes * 250_000)
+        del taken
+        after()  # the first call is the border
     found = memory.stop(model)
     if found["reason"]:
         pytest.skip(found["reason"])
-    assert found["gradients"] == 64_000_000
-    assert found["above"] == pytest.approx(200e6 - 64e6, abs=10e6)
+    assert found["gradients"] == 64_000_000 and found["above"] == pytest.approx(above * 1e6, abs=10e6)
 
 
 # Numbers
