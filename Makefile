@@ -5,21 +5,30 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_ARGS ?=
+VLLM_VENV := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-vllm check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
 	$(BIN)/fire-opd demo --output_dir outputs/demo
 
 test: $(VENV)/.with-test ## run the tests (PYTEST_ARGS="-m 'not launch'" for fewer)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# vLLM is told not to report its use, and finds the plugin that its CPU backend needs for training. An engine in the
+# trainer's process leaves its ranks in the environment, hence a process for each file.
+test-vllm: $(VLLM_VENV)/.ready ## test rollouts by vLLM, on the CPU, in an environment of its own
+	@export VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=tests/engine/plugin; \
+	for file in tests/engine/test_*.py; do \
+		echo "$$file"; $(VLLM_VENV)/bin/python -m pytest -q $$file $(PYTEST_ARGS) || exit 1; \
+	done
 
 check: $(VENV)/.with-dev ## lint, format and type check
 	$(BIN)/ruff check
@@ -30,7 +39,7 @@ bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs
 	env -u OMP_WAIT_POLICY $(BIN)/python -m fire_opd_trl.bench $(BENCH_ARGS)  # one process computes at a time
 
 clean: ## remove what make, the tools and the demo made
-	rm -rf $(VENV) build dist *.egg-info outputs/demo
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info outputs/demo
 	rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -43,4 +52,11 @@ $(VENV)/.with-torch: pyproject.toml constraints.txt
 # .with-EXTRA: the package, editable, with that extra of pyproject.toml
 $(VENV)/.with-%: $(VENV)/.with-torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
+	@touch $@
+
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q $$(grep '^torch==' constraints-vllm.txt)
+	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -e .
 	@touch $@

@@ -83,6 +83,12 @@ class FiReOPDConfig(GRPOConfig):
             What happens to longer ones: `"error"` or `"drop"`.
         preflight (`bool`, *optional*, defaults to `True`):
             Print, before training, what was checked.
+        canary (`bool`, *optional*, defaults to `True`):
+            Stop when a teacher is no better than guessing.
+        sampling_gap_limit (`float`, *optional*, defaults to `0.05`):
+            Warn when log-probabilities of sampling and training differ by more, in the mean.
+        allow_truncated_sampling (`bool`, *optional*, defaults to `False`):
+            Sample with `top_p`, `top_k`, `min_p` or penalties although the method reads sampled tokens.
 
     Example:
 
@@ -245,6 +251,30 @@ class FiReOPDConfig(GRPOConfig):
     preflight: bool = field(
         default=True,
         metadata={"help": "Print before training what was checked, and one prompt as each model sees it."},
+    )
+
+    # What fails in silence
+    canary: bool = field(
+        default=True,
+        metadata={
+            "help": "Stop when a teacher gives all tokens about the log-probability of guessing, -ln V: its weights "
+            "are random or lost. Off: train with it all the same (a smoke test with random weights)."
+        },
+    )
+    sampling_gap_limit: float | None = field(
+        default=0.05,
+        metadata={
+            "help": "Where the engine that samples reports log-probabilities (vLLM): warn when they differ from those "
+            "of training by more than this a token in the mean, or are one-sidedly further apart than noise of that "
+            "size. Unset: no warning, only metrics."
+        },
+    )
+    allow_truncated_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Methods that read the sampled tokens need tokens of the student's whole distribution, so that "
+            "top_p, top_k, min_p, penalties and the like are refused. On: train with that bias."
+        },
     )
 
     # GRPO's own fields whose defaults differ here

@@ -7,7 +7,7 @@ from typing import Any
 
 from .methods import CONTROLS, METHODS
 from .pipeline import Method
-from .stages import LOSS_TYPES, SCOPES, refuse_incomplete
+from .stages import LOSS_TYPES, SCOPES, nothing, refuse_incomplete
 
 
 Right = Callable[[Any], bool]
@@ -66,6 +66,9 @@ RIGHT_VALUES: dict[str, tuple[Right, str]] = {
     "teacher_prompt_column": (_text, "Give the name of a dataset column."),
     "teacher_column": (_text, "Give the name of a dataset column."),
     "preflight": (lambda value: isinstance(value, bool), "Use true or false."),
+    "canary": (lambda value: isinstance(value, bool), "Use true or false."),
+    "sampling_gap_limit": (_unset_or(_number(1e-9)), "Give a number above 0, for example 0.05, or leave it unset."),
+    "allow_truncated_sampling": (lambda value: isinstance(value, bool), "Use true or false."),
     "teacher_nonfinite_limit": (_number(0, 1), "Give a share in [0, 1], for example 0.1."),
     "scoring_token_budget": (_whole(1), "Give a whole number of at least 1, for example 16384."),
     "balance": (_one_of(*BALANCES), f"Use one of: {', '.join(BALANCES)}."),
@@ -101,6 +104,38 @@ NEUTRAL_GRPO_OPTIONS = {
     "delta": (None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
     "use_bias_correction_kl": (False, "With `beta` the reference penalty is the plain k3 estimate."),
 }
+
+
+# Settings of a sampler, by any name that transformers and vLLM have for them: the values that change no distribution.
+NEUTRAL_SAMPLING: dict[str, tuple] = {
+    "top_p": (1.0, None),
+    "top_k": (0, -1, None),
+    "min_p": (None, 0.0),
+    "top_h": (None,),
+    "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None),
+    "eta_cutoff": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "presence_penalty": (0.0, None),
+    "frequency_penalty": (0.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "min_new_tokens": (None, 0),
+    "min_length": (0, None),
+    "min_tokens": (0, None),
+    "bad_words": (None, []),
+    "bad_words_ids": (None, []),
+    "logit_bias": (None, {}),
+    "sequence_bias": (None, {}),
+    "allowed_token_ids": (None,),
+    "suppress_tokens": (None, []),
+    "structured_outputs": (None,),
+    "vllm_structured_outputs_regex": (None,),
+    "do_sample": (True, None),
+    "num_beams": (1, None),
+}
+
+
+WHOLE = [name for name, recipe in METHODS.items() if recipe().advantage is nothing]
 
 
 def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
@@ -167,12 +202,26 @@ def warn_of_what_has_no_effect(config: Any, takes: set[str]) -> None:
             f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / config.drop_fraction)} or more.",
             stacklevel=4,
         )
-    if config.top_p != 1.0 or config.top_k not in (0, -1) or config.min_p:
-        warnings.warn(
-            f"top_p={config.top_p}, top_k={config.top_k}, min_p={config.min_p}: the student samples from a part of "
-            "its distribution, and its log-probabilities are of the whole. The estimate of the KL is then biased.",
-            stacklevel=4,
-        )
+
+
+def refuse_truncated_sampling(config: Any, method: Method) -> None:
+    """Settings of the sampler under which sampled tokens are not the student's own."""
+    settings = {name: getattr(config, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    settings["vllm_structured_outputs_regex"] = config.vllm_structured_outputs_regex
+    settings |= {f"generation_kwargs[{name!r}]": value for name, value in (config.generation_kwargs or {}).items()}
+    allowed = config.allow_truncated_sampling or method.advantage is nothing
+    for field, value in settings.items():
+        name = field.removeprefix("generation_kwargs['").removesuffix("']")
+        neutral = NEUTRAL_SAMPLING.get(name)
+        if name == "temperature":
+            raise ValueError(f"{field}={value!r} is refused. Set `temperature`, by which log-probabilities are taken.")
+        if neutral is not None and value not in neutral and not allowed:
+            raise ValueError(
+                f"{field}={value!r} is refused. method={method.name!r} reads the log-probabilities of the sampled "
+                "tokens, which are then not drawn from the student's own distribution: its gradient is biased. "
+                f"Leave it at {neutral[0]!r}, use a method over the whole vocabulary ({', '.join(WHOLE)}), or set "
+                "allow_truncated_sampling=True."
+            )
 
 
 def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:
@@ -193,6 +242,7 @@ def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:
             )
     method = method or args.build_method()
     refuse_incomplete(method.name, method.signals)
+    refuse_truncated_sampling(args, method)
     if not rewarded and (args.reward_coef or "reward_B" in method.needs):
         why = f"reward_coef={args.reward_coef}" if args.reward_coef else f"method={method.name!r}"
         other = "set it to 0" if args.reward_coef else "use a method without rewards"

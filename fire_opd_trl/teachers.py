@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ from .tokens import Teacher
 
 SELF = "self"  # as a teacher: the student without its adapter
 HEADS = {"lm_head", "embed_out"}
+ENOUGH_TOKENS = 100  # of a window, before its teacher is called broken
+GUESSING = (
+    0.2  # mean distance of a token's log-probability from -ln V, as a share of ln V, that no trained teacher has
+)
 
 
 @dataclass(frozen=True)
@@ -236,3 +241,23 @@ def refuse_broken_teacher(
         "(teacher_model_init_kwargs={'dtype': 'float32'}), and whether the student writes tokens that the teacher "
         "does not know (`fire-opd preflight`)."
     )
+
+
+def refuse_guessing_teacher(trainer, rollout: Rollout, scores: Scores) -> None:
+    """A teacher that finds every token about as likely as any other, at -ln V, has lost its weights."""
+    if not trainer.args.canary:
+        return
+    guess = -math.log(trainer.checked.student_rows)
+    known_BT = rollout.mask_BT & scores.teacher_logp_BT.isfinite()
+    above_BT = torch.where(known_BT, scores.teacher_logp_BT - guess, 0.0)
+    columns_B3 = torch.stack([part_BT.sum(dim=1).float() for part_BT in (known_BT, above_BT, above_BT.abs())], dim=1)
+    sums_K3 = columns_B3.new_zeros((len(trainer.teachers), 3)).index_add(0, trainer.window.teacher_B, columns_B3)
+    sums = zip(trainer.teachers, trainer.world.sum(sums_K3).tolist(), strict=True)
+    for name, (tokens, above, off) in sums:
+        if tokens >= ENOUGH_TOKENS and off / tokens < GUESSING * -guess:
+            raise FloatingPointError(
+                f"step {trainer.state.global_step}: teacher {name!r} gives the tokens of a window a log-probability "
+                f"of {guess + above / tokens:.2f} in the mean, and hardly any token another one; guessing among "
+                f"{trainer.checked.student_rows} tokens gives {guess:.2f}. Its weights are random or lost: load it "
+                "alone and look at what it writes. canary=False trains with it all the same."
+            )

@@ -1,5 +1,6 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
+import os
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from .batches import (
     rollout_of,
     without_holes,
 )
+from .canary import Canary
 from .config import FiReOPDConfig
 from .heads import base_of, make_observable, observed
 from .lines import in_a_rectangle
@@ -30,7 +32,7 @@ from .ranks import Ranks
 from .refusals import chosen_method
 from .scoring import Window, line_scores, refuse_unscored, rows_to_score, taught, token_scores
 from .stages import aggregate, clipped_surrogate, masked_mean_B, mixed, nothing, reference_kl
-from .teachers import named_teachers, reference_of, refuse_broken_teacher, route_B
+from .teachers import named_teachers, reference_of, refuse_broken_teacher, refuse_guessing_teacher, route_B
 from .tokens import Teacher
 from .views import teacher_prompts
 from .vocabulary import compared, look_while_scoring, padded
@@ -84,6 +86,7 @@ class FiReOPDTrainer(GRPOTrainer):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
         self._compares = "reverse_kl_BT" in self.method.signals
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM would report what runs, and where
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = named_teachers(teacher_model, model, args, adapted)
         reference = reference_of(model, self.method, args)
@@ -102,6 +105,7 @@ class FiReOPDTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self.rollout_func = without_holes(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = Ranks(self.accelerator)
+        self.canary = Canary()
         self._stand_still = StandStill()
         self.add_callback(self._stand_still)
         self._step_sums = StepSums(self.world)
@@ -112,6 +116,7 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
+        self._last_loaded_step = -1  # nor in vLLM: a second run's steps are counted from 0 again, its weights are not
         return super().train(*args, **kwargs)
 
     def _send_telemetry(self):
@@ -147,6 +152,8 @@ class FiReOPDTrainer(GRPOTrainer):
             signal = distil(rollout, scores, method, context)
         refuse_unscored(signal.keep_B, self.window.scored_rows, self.world)
         refuse_broken_teacher(self, inputs, rollout, scores, signal)
+        refuse_guessing_teacher(self, rollout, scores)
+        signal.metrics.update(self.canary.look(self, batch, rollout, scores))
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = mixed(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
@@ -168,8 +175,8 @@ class FiReOPDTrainer(GRPOTrainer):
     def _scores(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> Scores:
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             teacher = taught(self, batch)
-            self.window.scored_rows = rows = rows_to_score(rollout, teacher, method, context)
             asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
+            self.window.scored_rows = rows = None if asked else rows_to_score(rollout, teacher, method, context)
             student = asked[0] if asked else self._token_scores("student", self.model, batch, rows)
             reference = self._token_scores("reference", self.reference, batch, rows)[0] if self.reference else None
         scores = Scores(

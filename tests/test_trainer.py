@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -266,7 +267,7 @@ def test_the_rollout_correction_applies_in_every_method_but_the_released_one(met
     plain = frozen_trainer(tmp_path / "plain", method=method)
     plain.train()
     engine = frozen_trainer(tmp_path / "engine", reported, method=method)
-    engine.use_vllm, engine._last_loaded_step = True, 0  # what GRPOTrainer asks before it corrects
+    engine.use_vllm, engine.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
     calls, token_scores = [], trainer_module.token_scores
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or token_scores(f, *a))

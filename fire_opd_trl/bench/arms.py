@@ -105,7 +105,7 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
     given = {"model": student, "processing_class": tokenizer}
     if name in OURS:
         fields, method = SETTINGS[name]
-        ours = FiReOPDConfig(**common, **fields, preflight=False)
+        ours = FiReOPDConfig(**common, **fields, preflight=False, canary=False)
         return FiReOPDTrainer(**given, teacher_model=teacher, args=ours, method=method, train_dataset=replay.dataset())
     if name in ("grpo", "grpo_tiles"):
         grpo = GRPOConfig(**common, num_generations=2)

@@ -23,6 +23,15 @@ SETTINGS = {
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
 }
+# What samples: TRL's generate, its continuous batching, or vLLM in this process.
+ROLLOUTS: dict[str, dict] = {
+    "transformers": {},
+    "continuous": {
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": {"num_blocks": 512},
+    },
+    "vllm": {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 64},
+}
 STEPS = 100
 HELD_OUT = 1000
 
@@ -41,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     parser.add_argument("--learning_rate", type=float, default=SETTINGS["learning_rate"], help="peak learning rate")
     parser.add_argument("--problems", type=int, default=HELD_OUT, help="held-out problems, before and after")
+    parser.add_argument("--rollouts", choices=list(ROLLOUTS), default="transformers", help="what samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the problems")
     return parser
 
@@ -116,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         f"before: student {before:.1%} +- {interval:.1%}, teacher {ceiling:.1%} of {len(held_out)} held-out problems"
     )
 
-    settings = {**SETTINGS, "learning_rate": options.learning_rate}
+    settings = {**SETTINGS, "learning_rate": options.learning_rate, **ROLLOUTS[options.rollouts]}
     progress = progress_callback(options.steps)
     trainer = FiReOPDTrainer(
         model=student,
@@ -154,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.save_model(str(checkpoint))
     metrics = {
         "method": options.method,
+        "rollouts": options.rollouts,
         "before": before,
         "after": after,
         "teacher": ceiling,
