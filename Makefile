@@ -10,17 +10,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-vllm check bench clean
+.PHONY: help demo test test-fast test-launch test-vllm check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
 	$(BIN)/fire-opd demo --output_dir outputs/demo
 
-test: $(VENV)/.with-test ## run the tests (PYTEST_ARGS="-m 'not launch'" for fewer)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+test: test-fast test-launch ## run all tests but those with vLLM (PYTEST_ARGS="-k ..." for fewer)
+
+# 5 is pytest's exit code when PYTEST_ARGS leaves nothing to do.
+test-fast: $(VENV)/.with-test ## tests of one process, two at a time
+	$(BIN)/python -m pytest -q -n 2 -m "not launch" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+test-launch: $(VENV)/.with-test ## tests of several processes, one at a time
+	$(BIN)/python -m pytest -q -m launch $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 # vLLM is told not to report its use, and finds the plugin that its CPU backend needs for training. An engine in the
 # trainer's process leaves its ranks in the environment, hence a process for each file.

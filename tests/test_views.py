@@ -77,7 +77,8 @@ def window(trainer) -> tuple:
 
 
 def scores_of(folder, rows, **kwargs):
-    return window(trainer_of(folder, rows, **kwargs))[1]
+    everything = {} if "method" in kwargs else {"drop_fraction": 0.0}  # else the student scores survivors alone
+    return window(trainer_of(folder, rows, **everything, **kwargs))[1]
 
 
 def assert_scored(scores, student: list[str], teacher: list[str], models, owners=("teacher",) * 8) -> None:

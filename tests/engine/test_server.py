@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-import requests
 
 
-psutil = pytest.importorskip("psutil")
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
+import psutil  # noqa: E402
+import requests  # noqa: E402
 import vllm_on_cpu  # noqa: E402
 from conftest import free_port  # noqa: E402
 from folders import loaded  # noqa: E402
