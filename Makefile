@@ -23,17 +23,17 @@ test: test-fast test-launch ## run all tests but those with vLLM (PYTEST_ARGS="-
 
 # 5 is pytest's exit code when PYTEST_ARGS leaves nothing to do.
 test-fast: $(VENV)/.with-test ## tests of one process, two at a time
-	$(BIN)/python -m pytest -q -n 2 -m "not launch" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -n 2 -m "not launch" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
 test-launch: $(VENV)/.with-test ## tests of several processes, one at a time
-	$(BIN)/python -m pytest -q -m launch $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -m launch $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
 # vLLM is told not to report its use, and finds the plugin that its CPU backend needs for training. An engine in the
 # trainer's process leaves its ranks in the environment, hence a process for each file.
 test-vllm: $(VLLM_VENV)/.ready ## test rollouts by vLLM, on the CPU, in an environment of its own
 	@export VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=tests/engine/plugin; \
 	for file in tests/engine/test_*.py; do \
-		echo "$$file"; $(VLLM_VENV)/bin/python -m pytest -q $$file $(PYTEST_ARGS) || exit 1; \
+		echo "$$file"; timeout 600 $(VLLM_VENV)/bin/python -m pytest -q $$file $(PYTEST_ARGS) || exit 1; \
 	done
 
 check: $(VENV)/.with-dev ## lint, format and type check

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -83,8 +84,8 @@ class FiReOPDConfig(GRPOConfig):
             What happens to longer ones: `"error"` or `"drop"`.
         preflight (`bool`, *optional*, defaults to `True`):
             Print, before training, what was checked.
-        canary (`bool`, *optional*, defaults to `True`):
-            Stop when a teacher is no better than guessing.
+        allow_guessing_teacher (`bool`, *optional*, defaults to `False`):
+            Train with a teacher that is no better than guessing.
         sampling_gap_limit (`float`, *optional*, defaults to `0.05`):
             Warn when log-probabilities of sampling and training differ by more, in the mean.
         allow_truncated_sampling (`bool`, *optional*, defaults to `False`):
@@ -254,11 +255,11 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     # What fails in silence
-    canary: bool = field(
-        default=True,
+    allow_guessing_teacher: bool = field(
+        default=False,
         metadata={
-            "help": "Stop when a teacher gives all tokens about the log-probability of guessing, -ln V: its weights "
-            "are random or lost. Off: train with it all the same (a smoke test with random weights)."
+            "help": "A teacher that gives all tokens about the log-probability of guessing, -ln V, has random or lost "
+            "weights, and stops the run. On: train with it all the same (a smoke test with random weights)."
         },
     )
     sampling_gap_limit: float | None = field(
@@ -326,6 +327,8 @@ class FiReOPDConfig(GRPOConfig):
         for name in ("teacher_model_init_kwargs", "teacher_chat_template_kwargs", "method_kwargs"):
             refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
         refuse_wrong_combinations(self)
+        if self.use_vllm:
+            os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report what runs, and where
         group = f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8."
         alone = "group_B" in self.build_method().needs and self.num_generations < 2
         refuse_unless(not alone, self, "num_generations", group)

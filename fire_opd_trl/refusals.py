@@ -66,7 +66,7 @@ RIGHT_VALUES: dict[str, tuple[Right, str]] = {
     "teacher_prompt_column": (_text, "Give the name of a dataset column."),
     "teacher_column": (_text, "Give the name of a dataset column."),
     "preflight": (lambda value: isinstance(value, bool), "Use true or false."),
-    "canary": (lambda value: isinstance(value, bool), "Use true or false."),
+    "allow_guessing_teacher": (lambda value: isinstance(value, bool), "Use true or false."),
     "sampling_gap_limit": (_unset_or(_number(1e-9)), "Give a number above 0, for example 0.05, or leave it unset."),
     "allow_truncated_sampling": (lambda value: isinstance(value, bool), "Use true or false."),
     "teacher_nonfinite_limit": (_number(0, 1), "Give a share in [0, 1], for example 0.1."),
@@ -106,35 +106,35 @@ NEUTRAL_GRPO_OPTIONS = {
 }
 
 
-# Settings of a sampler, by any name that transformers and vLLM have for them: the values that change no distribution.
+# Settings of a sampler: the values that leave the student's distribution as it is.
 NEUTRAL_SAMPLING: dict[str, tuple] = {
     "top_p": (1.0, None),
     "top_k": (0, -1, None),
     "min_p": (None, 0.0),
-    "top_h": (None,),
     "typical_p": (1.0, None),
-    "epsilon_cutoff": (0.0, None),
-    "eta_cutoff": (0.0, None),
     "repetition_penalty": (1.0, None),
     "presence_penalty": (0.0, None),
     "frequency_penalty": (0.0, None),
-    "no_repeat_ngram_size": (0, None),
-    "min_new_tokens": (None, 0),
-    "min_length": (0, None),
-    "min_tokens": (0, None),
-    "bad_words": (None, []),
-    "bad_words_ids": (None, []),
-    "logit_bias": (None, {}),
-    "sequence_bias": (None, {}),
-    "allowed_token_ids": (None,),
-    "suppress_tokens": (None, []),
-    "structured_outputs": (None,),
-    "vllm_structured_outputs_regex": (None,),
-    "do_sample": (True, None),
+    "vllm_structured_outputs_regex": (None, ""),
+    "do_sample": (True,),
     "num_beams": (1, None),
 }
-
-
+# What else generation_kwargs may hold: it says when to stop, or what is computed beside the tokens.
+HARMLESS_SAMPLING = {
+    *(
+        "stop",
+        "stop_strings",
+        "stop_token_ids",
+        "eos_token_id",
+        "max_tokens",
+        "max_new_tokens",
+        "max_length",
+        "max_time",
+    ),
+    *("pad_token_id", "bos_token_id", "seed", "use_cache", "cache_implementation", "cache_config", "detokenize"),
+    *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "prefill_chunk_size"),
+    *("disable_compile", "compile_config", "priority"),
+}
 WHOLE = [name for name, recipe in METHODS.items() if recipe().advantage is nothing]
 
 
@@ -206,22 +206,36 @@ def warn_of_what_has_no_effect(config: Any, takes: set[str]) -> None:
 
 def refuse_truncated_sampling(config: Any, method: Method) -> None:
     """Settings of the sampler under which sampled tokens are not the student's own."""
-    settings = {name: getattr(config, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
-    settings["vllm_structured_outputs_regex"] = config.vllm_structured_outputs_regex
-    settings |= {f"generation_kwargs[{name!r}]": value for name, value in (config.generation_kwargs or {}).items()}
-    allowed = config.allow_truncated_sampling or method.advantage is nothing
-    for field, value in settings.items():
-        name = field.removeprefix("generation_kwargs['").removesuffix("']")
-        neutral = NEUTRAL_SAMPLING.get(name)
+    fields = ("top_p", "top_k", "min_p", "repetition_penalty", "vllm_structured_outputs_regex")
+    settings = [(name, name, getattr(config, name)) for name in fields]
+    for name, value in (config.generation_kwargs or {}).items():
+        shown = f"generation_kwargs[{name!r}]"
         if name == "temperature":
-            raise ValueError(f"{field}={value!r} is refused. Set `temperature`, by which log-probabilities are taken.")
-        if neutral is not None and value not in neutral and not allowed:
-            raise ValueError(
-                f"{field}={value!r} is refused. method={method.name!r} reads the log-probabilities of the sampled "
-                "tokens, which are then not drawn from the student's own distribution: its gradient is biased. "
-                f"Leave it at {neutral[0]!r}, use a method over the whole vocabulary ({', '.join(WHOLE)}), or set "
-                "allow_truncated_sampling=True."
-            )
+            raise ValueError(f"{shown}={value!r} is refused. Set `temperature`, by which log-probabilities are taken.")
+        if name in ("n", "logprobs"):
+            raise ValueError(f"{shown}={value!r} is refused. The trainer counts on one completion, and on its tokens.")
+        settings.append((shown, name, value))
+    cuts = [
+        (shown, name, value)
+        for shown, name, value in settings
+        if name not in HARMLESS_SAMPLING and value not in NEUTRAL_SAMPLING.get(name, ())
+    ]
+    if not cuts:
+        return
+    shown, name, value = cuts[0]
+    if not config.allow_truncated_sampling and (method.advantage is not nothing or config.reward_coef):
+        way = f"Leave it at {NEUTRAL_SAMPLING[name][0]!r}" if name in NEUTRAL_SAMPLING else "Remove it"
+        raise ValueError(
+            f"{shown}={value!r} is refused. method={method.name!r} reads the log-probabilities of the sampled tokens, "
+            f"which are then not drawn from the student's own distribution: its gradient is biased. {way}, use a "
+            f"method over the whole vocabulary ({', '.join(WHOLE)}) without reward_coef, or set "
+            "allow_truncated_sampling=True."
+        )
+    warnings.warn(
+        f"{shown}={value!r}: the student does not sample from its whole distribution. fire/reverse_kl and eval_loss "
+        "are estimates from sampled tokens, and are biased; so is the policy gradient, if the method has one.",
+        stacklevel=4,
+    )
 
 
 def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:

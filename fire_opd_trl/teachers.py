@@ -22,9 +22,8 @@ from .tokens import Teacher
 SELF = "self"  # as a teacher: the student without its adapter
 HEADS = {"lm_head", "embed_out"}
 ENOUGH_TOKENS = 100  # of a window, before its teacher is called broken
-GUESSING = (
-    0.2  # mean distance of a token's log-probability from -ln V, as a share of ln V, that no trained teacher has
-)
+# Mean distance of a token's log-probability from -ln V, as a share of ln V, that no trained teacher has.
+GUESSING = 0.2
 
 
 @dataclass(frozen=True)
@@ -245,19 +244,22 @@ def refuse_broken_teacher(
 
 def refuse_guessing_teacher(trainer, rollout: Rollout, scores: Scores) -> None:
     """A teacher that finds every token about as likely as any other, at -ln V, has lost its weights."""
-    if not trainer.args.canary:
+    if trainer.args.allow_guessing_teacher:
         return
     guess = -math.log(trainer.checked.student_rows)
+    least = -guess * min(
+        0.5, GUESSING / min(1.0, trainer.temperature)
+    )  # log-probabilities are of logits / temperature
     known_BT = rollout.mask_BT & scores.teacher_logp_BT.isfinite()
     above_BT = torch.where(known_BT, scores.teacher_logp_BT - guess, 0.0)
     columns_B3 = torch.stack([part_BT.sum(dim=1).float() for part_BT in (known_BT, above_BT, above_BT.abs())], dim=1)
     sums_K3 = columns_B3.new_zeros((len(trainer.teachers), 3)).index_add(0, trainer.window.teacher_B, columns_B3)
     sums = zip(trainer.teachers, trainer.world.sum(sums_K3).tolist(), strict=True)
     for name, (tokens, above, off) in sums:
-        if tokens >= ENOUGH_TOKENS and off / tokens < GUESSING * -guess:
+        if tokens >= ENOUGH_TOKENS and off / tokens < least:
             raise FloatingPointError(
                 f"step {trainer.state.global_step}: teacher {name!r} gives the tokens of a window a log-probability "
                 f"of {guess + above / tokens:.2f} in the mean, and hardly any token another one; guessing among "
                 f"{trainer.checked.student_rows} tokens gives {guess:.2f}. Its weights are random or lost: load it "
-                "alone and look at what it writes. canary=False trains with it all the same."
+                "alone and look at what it writes. allow_guessing_teacher=True trains with it all the same."
             )

@@ -1,6 +1,5 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
-import os
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -86,7 +85,6 @@ class FiReOPDTrainer(GRPOTrainer):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
         self._compares = "reverse_kl_BT" in self.method.signals
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM would report what runs, and where
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = named_teachers(teacher_model, model, args, adapted)
         reference = reference_of(model, self.method, args)
@@ -117,7 +115,9 @@ class FiReOPDTrainer(GRPOTrainer):
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
         self._last_loaded_step = -1  # nor in vLLM: a second run's steps are counted from 0 again, its weights are not
-        return super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
+        self._last_loaded_step = -1  # the best model may have been loaded
+        return output
 
     def _send_telemetry(self):
         """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""

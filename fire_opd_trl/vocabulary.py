@@ -27,13 +27,21 @@ def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -
 
 @dataclass
 class TopK:
-    """The teacher's `k` likeliest tokens and their log-probabilities."""
+    """
+    The teacher's `k` likeliest tokens and their log-probabilities.
+
+    Args:
+        k (`int`): How many.
+        temperature (`float`): By which logits are divided.
+        inside_BT (`torch.Tensor`): Tokens of completions; what is padding costs nothing and is 0.
+    """
 
     k: int
     temperature: float
+    inside_BT: torch.Tensor
 
     def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        hidden_NH = hidden_BTH.flatten(0, 1)
+        hidden_NH = hidden_BTH[self.inside_BT]
         ids, logps = [], []
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             for rows in tiles(len(hidden_NH), len(head.weight)):
@@ -42,8 +50,11 @@ class TopK:
                 top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
                 ids.append(top.indices.int())
                 logps.append(top.values - logits_NV.logsumexp(dim=1, keepdim=True))
-        shape = (*hidden_BTH.shape[:2], -1)
-        return {"top_ids": torch.cat(ids).view(shape), "top_logps": torch.cat(logps).view(shape)}
+        seen = {}
+        for name, value_NK in (("top_ids", torch.cat(ids)), ("top_logps", torch.cat(logps))):
+            seen[name] = value_NK.new_zeros((*self.inside_BT.shape, value_NK.shape[1]))
+            seen[name][self.inside_BT] = value_NK
+        return seen
 
 
 def tiles(rows: int, width: int) -> list[slice]:
@@ -180,7 +191,7 @@ def seen_of_teacher(trainer, part: Batch) -> Observer | None:
     if "reverse_kl_BT" in trainer.method.signals or (divergence and not divergence.top_k):
         observers.append(hidden_states)
     if divergence and divergence.top_k:
-        observers.append(TopK(divergence.top_k, trainer.temperature))
+        observers.append(TopK(divergence.top_k, trainer.temperature, part["completion_mask"].bool()))
 
     def every(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
         seen = [observe(hidden_BTH, head, logp_BT) for observe in observers]

@@ -48,7 +48,7 @@ WRONG = {
     "teacher_chat_template": [3, ""],
     "teacher_prompt_column": [None, 3, ""],
     "teacher_column": [None, 3, ""],
-    "canary": ["yes"],
+    "allow_guessing_teacher": ["yes"],
     "sampling_gap_limit": [0, -0.1, "small"],
     "allow_truncated_sampling": ["yes", 1],
     "preflight": ["yes", None],

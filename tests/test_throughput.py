@@ -7,10 +7,12 @@ import pytest
 import torch
 import trl.trainer.utils as trl_utils
 from launch.worker import built
+from test_layouts import METHODS as ON_POLICY
+from test_layouts import OTHERS
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from fire_opd_trl import METHODS
+from fire_opd_trl import METHODS, vocabulary
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.heads import make_observable
 from fire_opd_trl.lines import in_lines
@@ -31,7 +33,7 @@ class Watched:
 
     def __init__(self, trainer, monkeypatch):
         self.rows, self.heads = {}, Counter()
-        self.trainer, function = trainer, trl_utils._ChunkedLogProbFunction
+        self.trainer, function, top = trainer, trl_utils._ChunkedLogProbFunction, vocabulary.tiles
         models = {name: placed.module for name, placed in trainer.teachers.items()}
         models.update(student=trainer.model, **({"reference": trainer.reference} if trainer.reference else {}))
         for name, model in models.items():
@@ -44,7 +46,12 @@ class Watched:
                 self.heads[self.last] += hidden.shape[0]
                 return whole(hidden, *rest)
 
+        def tiled(rows, width):
+            self.heads["top k"] += rows if width == 16 else 0  # the whole vocabulary, not the k columns of a student
+            return top(rows, width)
+
         monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Spy)
+        monkeypatch.setattr(vocabulary, "tiles", tiled)
 
     def noting(self, name: str):
         def note(module, args, kwargs):
@@ -57,7 +64,7 @@ class Watched:
 def window_of(trainer) -> tuple[list[dict], dict]:
     """One window and its slices."""
     trainer.model.train()
-    rows = [trainer.train_dataset[row] for row in range(32)]
+    rows = [trainer.train_dataset[row // trainer.num_generations] for row in range(32)]
     batch = trainer._generate_and_score_completions(rows)
     lines = in_lines(batch)[0]
     known = {"keep": batch["keep"], "alive": batch["train_mask"].any(dim=1), "lines": lines}
@@ -66,44 +73,34 @@ def window_of(trainer) -> tuple[list[dict], dict]:
     return trainer._slices(batch), known
 
 
-# Method, and whether the student scores survivors alone
-SCORED = {
-    "opd": False,
-    "fire": True,
-    "fire_full": True,
-    "random": True,
-    "tip": False,
-    "eopd": False,
-    "exopd": False,
-    "reopold": False,
-    "opd_full": False,
-    "tropd": False,
-    "iw_opd": False,
-}
+# Of each method the first, plain case: what comes later is overwritten by what came before.
+CASES = {case["method"]: case for case in reversed([*ON_POLICY.values(), *OTHERS.values()])}
+SURVIVORS_ALONE = ("fire", "fire_full", "random")  # of whom the student scores survivors alone
 
 
 @pytest.mark.parametrize("budget", [40, 16384])
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", METHODS)
 def test_each_model_reads_each_trajectory_once_and_only_survivors_are_updated_on(name, budget, tmp_path, monkeypatch):
-    config = {"method_kwargs": {"top_k": 4}} if name in ("eopd", "tropd") else {}
-    trainer = built({**CASE, "method": name, "scoring_token_budget": budget, "config": config}, str(tmp_path))
+    trainer = built({**CASES[name], **CASE, "scoring_token_budget": budget}, str(tmp_path))
     seen = Watched(trainer, monkeypatch)
     parts, known = window_of(trainer)
     for part in parts:
         trainer.compute_loss(trainer.model, part).backward()
     every = Counter(tokens_of(known["lines"]))
     kept = Counter(tokens_of(known["lines"][known["keep"]]))
-    drops = name in ("fire", "fire_full", "random")
-    assert sum(kept.values()) == (22 if drops else 27) and sum(every.values()) == 32  # 5 rows are empty
+    assert sum(every.values()) == 32  # 5 of them empty
+    if not CASES[name].get("rewards"):  # those of outcomes have filters of their own
+        assert sum(kept.values()) == (22 if name in SURVIVORS_ALONE else 27)
     assert seen.rows["teacher"] == every
-    assert seen.rows["student"] == (kept if SCORED[name] else every)
+    assert seen.rows["student"] == (kept if name in SURVIVORS_ALONE else every)
     assert seen.rows["student, update"] == kept
     if name == "exopd":
         assert seen.rows["reference"] == every and seen.heads["reference"] == known["tokens"]
     # Nor does a head see a prompt or padding.
     assert seen.heads["teacher"] == known["tokens"]
-    assert seen.heads["student"] == known["kept_tokens" if SCORED[name] else "tokens"]
+    assert seen.heads["student"] == known["kept_tokens" if name in SURVIVORS_ALONE else "tokens"]
     assert seen.heads["student, update"] == known["kept_tokens"]
+    assert seen.heads["top k"] == (known["tokens"] if name in ("eopd", "tropd") else 0)
 
 
 def test_a_window_of_two_steps_is_scored_once_and_updated_once(tmp_path, monkeypatch):
@@ -153,7 +150,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("method", ["opd", "fire", "reopold"])
+@pytest.mark.parametrize("method", ["opd", "fire", "reopold", "exopd", "tropd", "eopd", "opd_full", "tip"])
 def test_no_tensor_of_logits_exists(method, tmp_path):
     from launch.memory_worker import LENGTH, ROWS, VOCABULARY, model, ours
 

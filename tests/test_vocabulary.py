@@ -205,7 +205,7 @@ def test_top_k_and_its_divergence_agree_with_dense_float64(bias, scale, softcap,
     head = Head(
         teacher[0].float(), None if teacher[1] is None else teacher[1].float(), scale, softcap, width + 3, False
     )
-    seen = TopK(4, temperature)(theirs.float(), head, None)
+    seen = TopK(4, temperature, torch.ones(theirs.shape[:2], dtype=torch.bool))(theirs.float(), head, None)
     dense_top = dense_logps(theirs, *teacher, temperature).topk(4, dim=-1)
     assert torch.equal(seen["top_ids"].long(), dense_top.indices)
     torch.testing.assert_close(seen["top_logps"].double(), dense_top.values, rtol=1e-5, atol=1e-5)

@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], Method | None]] = {
     "fire_keep_all": ({"method": "fire", "drop_fraction": 0.0}, None),
     "opd": ({"method": "opd"}, None),
     "opd_entropies": ({}, Method("opd_entropies", signals=ENTROPIES)),
+    "opd_full": ({"method": "opd_full"}, None),
 }
 
 
@@ -105,14 +106,16 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
     given = {"model": student, "processing_class": tokenizer}
     if name in OURS:
         fields, method = SETTINGS[name]
-        ours = FiReOPDConfig(**common, **fields, preflight=False, canary=False)
+        ours = FiReOPDConfig(**common, **fields, preflight=False, allow_guessing_teacher=True)
         return FiReOPDTrainer(**given, teacher_model=teacher, args=ours, method=method, train_dataset=replay.dataset())
     if name in ("grpo", "grpo_tiles"):
         grpo = GRPOConfig(**common, num_generations=2)
         grpo.num_generations = 1  # refused there because rewards need a group; here there are none
         return GRPOWithTeacher(teacher, name == "grpo_tiles", **given, args=grpo, train_dataset=replay.dataset())
-    if name == "distillation":
+    if name in ("distillation", "distillation_tiles"):
         whole = DistillationConfig(**common)
+        if name == "distillation_tiles":
+            set_tiles(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return DistillationTrainer(**given, teacher_model=teacher, args=whole, train_dataset=replay.dataset())
     teacher.config._name_or_path = folder  # where its tokenizer is
     weighted = IWOPDConfig(**common, top_p=1.0, max_length=size.prompt + max(size.lengths))
@@ -145,6 +148,6 @@ def built(name: str, size: Size, ranks: int, folder: str) -> Arm:
     elif name in ("grpo", "grpo_tiles"):
         stopwatch.around(trainer, "token_scores", lambda name, *a, **k: name)
     else:  # in the loss: the backbone alone, or the whole model; comparing the two is part of the update
-        stopwatch.around_module(backbones[1] if name == "distillation" else teacher, "teacher")
+        stopwatch.around_module(teacher if name == "iw_opd" else backbones[1], "teacher")
     stopwatch.around(trainer, "_generate_student_completions" if name == "iw_opd" else "_generate", "rollout")
     return arm

@@ -16,14 +16,13 @@ from .sizes import Size
 
 
 READY_SECONDS, STEP_SECONDS, QUIT_SECONDS = 900, 1800, 60
-# Nothing is downloaded or reported, and threads that wait for each other give up their core.
+# Nothing is downloaded or reported.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
-    "OMP_WAIT_POLICY": "passive",
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],  # of several GPUs the first
 }
 
@@ -137,6 +136,8 @@ def rank_environments(ranks: int) -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
+    # Several processes compute at once: threads that wait for each other give up their core.
+    common = {"OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     return [{**common, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]

@@ -18,8 +18,10 @@ def summary(results: Results) -> dict[str, Any]:
         "targets": [target_row(target, results) for target in TARGETS],
         "steps": steps(timing, Size(**results["size"]).useful_tokens) if timing else None,
         "ratios": pairs(timing, [(theirs, ours) for ours in OURS for theirs in THEIRS]) if timing else None,
-        "within": pairs(timing, [(ours, "opd") for ours in OURS if ours != "opd"]) if timing else None,
-        "equal": pairs(equal, [("opd", "grpo"), ("fire", "grpo")]) if equal else None,
+        "within": pairs(timing, [*((ours, "opd") for ours in OURS if ours != "opd"), ("fire", "fire_keep_all")])
+        if timing
+        else None,
+        "equal": pairs(equal, [(ours, theirs) for ours in OURS for theirs in THEIRS]) if equal else None,
         "padding": {arm: padding(rounds) for arm, rounds in timing.items() if arm in ARMS} if timing else None,
         "floor": floor_rows(results) if timing else None,
         "memory": {arm: answers[0]["memory"] for arm, answers in memory.items()} if memory else None,
@@ -122,7 +124,7 @@ def grown(axis: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def rank_row(point: dict[str, Any]) -> dict[str, Any]:
     """A number of ranks: seconds of a step, the slowest rank's; what a rank says, in bytes for each of its rows."""
     slowest = [max(answer["seconds"] for answer in step) for step in point["steps"]]
-    last, rows = point["steps"][-1], point["rows_of_a_rank"]
+    steps, rows = point["steps"], point["rows_of_a_rank"]
     parts = ("statistics", "slices")
     return {
         "ranks": point["ranks"],
@@ -130,7 +132,8 @@ def rank_row(point: dict[str, Any]) -> dict[str, Any]:
         "least": min(slowest),
         "most": max(slowest),
         "bytes_per_row": {
-            part: max(answer["communication"][part]["bytes"] for answer in last) / rows for part in parts
+            part: median(max(answer["communication"][part]["bytes"] for answer in step) for step in steps) / rows
+            for part in parts
         },
         "communication_seconds": {
             part: median(max(answer["communication"][part]["seconds"] for answer in step) for step in point["steps"])

@@ -51,11 +51,15 @@ def compared(section: str, above: str, below: str, seconds: Callable[[list], lis
     return measured
 
 
-def memory_ratio(results: Results) -> Ratio | None:
-    """Memory of `fire` above what stays, over that of DistillationTrainer."""
-    rounds = results.get("memory") or {}
-    found = [rounds[name][0]["memory"]["above"] for name in ("fire", "distillation") if name in rounds]
-    return ratio([found[0]], [found[1]]) if len(found) == 2 and None not in found and min(found) > 0 else None
+def memory_over(theirs: str) -> Callable[[Results], Ratio | None]:
+    """Memory of `fire` above what stays, over that of another arm."""
+
+    def measured(results: Results) -> Ratio | None:
+        rounds = results.get("memory") or {}
+        found = [rounds[name][0]["memory"]["above"] for name in ("fire", theirs) if name in rounds]
+        return ratio([found[0]], [found[1]]) if len(found) == 2 and None not in found and min(found) > 0 else None
+
+    return measured
 
 
 def floors_by_round(results: Results, arm: str) -> list[dict[str, float]]:
@@ -98,7 +102,13 @@ TARGETS = (
         False,
         compared("equal", "opd_entropies", "grpo", step_seconds),
     ),
-    Target("d", "memory above weights, gradients and optimizer, `fire` over `distillation`", 0.5, False, memory_ratio),
+    Target(
+        "d",
+        "memory above weights, gradients and optimizer, `fire` over `distillation`",
+        0.5,
+        False,
+        memory_over("distillation"),
+    ),
     Target(
         "e",
         "whole step, `fire_keep_all` over `opd_entropies`",
@@ -107,5 +117,28 @@ TARGETS = (
         compared("timing", "fire_keep_all", "opd_entropies", step_seconds),
     ),
     Target("f", "whole step, `fire` over `opd`", 1.0, False, compared("timing", "fire", "opd", step_seconds)),
+    # The same beside TRL's trainers with tiles of the size that this library sets where there is no Triton.
+    Target(
+        "a, tiles",
+        "scoring and update, `grpo_tiles` over `fire`",
+        3.0,
+        True,
+        compared("timing", "grpo_tiles", "fire", without_rollout),
+    ),
+    Target(
+        "b, tiles",
+        "whole step, `distillation_tiles` over `fire`",
+        3.5,
+        True,
+        compared("timing", "distillation_tiles", "fire", step_seconds),
+    ),
+    Target(
+        "c, tiles",
+        "equal lengths, whole step, `opd_entropies` over `grpo_tiles`",
+        1.03,
+        False,
+        compared("equal", "opd_entropies", "grpo_tiles", step_seconds),
+    ),
+    Target("d, tiles", "memory, `fire` over `distillation_tiles`", 0.5, False, memory_over("distillation_tiles")),
     Target("g", "scoring of `fire` over the floor of its products", 1.5, False, scoring_over_floor),
 )

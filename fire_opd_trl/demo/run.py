@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     from fire_opd_trl.demo import task
     from fire_opd_trl.report.curves import learning_curve
 
-    warnings.simplefilter("ignore")  # deprecations of the libraries below; nothing a first look should begin with
+    # Deprecations of the libraries below are nothing that a first look should begin with.
+    warnings.filterwarnings("ignore", module="(?!fire_opd_trl)")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

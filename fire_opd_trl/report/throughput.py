@@ -1,5 +1,6 @@
 """The picture of the benchmark: phases of a step, memory, and growth, arm by arm."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 # Okabe and Ito: told apart with any kind of colour vision.
 PHASES = {"rollout": "#999999", "teacher": "#E69F00", "student": "#56B4E9", "update": "#0072B2"}
 LABELS = {"rollout": "rollout (replayed)", "teacher": "teacher", "student": "student scoring", "update": "update"}
-AXES = {"rows": "#0072B2", "mean_length": "#D55E00", "vocabulary": "#009E73"}
+AXES = {"rows": "#000000", "mean_length": "#D55E00", "vocabulary": "#009E73"}
 DASHES = {"fire": "-", "grpo": "--"}
 
 
@@ -51,10 +52,12 @@ def names(axes: "Axes", arms: list[str]) -> None:
 
 def step_bars(axes: "Axes", rows: dict[str, Any]) -> None:
     """Median seconds of a step, phase on phase, with the smallest and largest step."""
+    # A replayed rollout takes no time that could be seen.
+    seen = {phase for row in rows.values() for phase in PHASES if row["phases"][phase] > 0.01 * row["seconds"]}
     for place, row in enumerate(rows.values()):
         start = 0.0
         for phase, color in PHASES.items():
-            label = LABELS[phase] if place == 0 else None
+            label = LABELS[phase] if place == 0 and phase in seen else None
             axes.barh(place, row["phases"][phase], left=start, color=color, height=0.65, label=label)
             start += row["phases"][phase]
         spread = [[max(0.0, start - row["least"])], [max(0.0, row["most"] - start)]]
@@ -82,7 +85,7 @@ def memory_bars(axes: "Axes", rows: dict[str, Any]) -> None:
     names(axes, list(rows))
     axes.set_xlim(left=0, right=1.15 * max([1.0, *[(row["above"] or 0) / 1e6 for row in rows.values()]]))
     axes.set_xlabel("MB above weights, gradients, optimizer")
-    axes.set_title("Peak memory of a step")
+    axes.set_title("Memory of a step")
 
 
 def growth_lines(axes: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -99,6 +102,7 @@ def growth_lines(axes: "Axes", rows: list[dict[str, Any]]) -> None:
             ms=4,
             label=label,
         )
+    axes.set_ylim(bottom=2 ** math.floor(math.log2(min(min(row["seconds"]) for row in rows))))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}x")

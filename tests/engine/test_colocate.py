@@ -8,6 +8,7 @@ import torch
 
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONPATH: make test-vllm")
 
 from folders import loaded  # noqa: E402
 
@@ -25,7 +26,7 @@ def built(tmp_path_factory):
     """One engine for all tests: a second one in the same process is not to be had."""
     args = FiReOPDConfig(
         str(tmp_path_factory.mktemp("vllm")), use_cpu=True, bf16=False, per_device_train_batch_size=ROWS, max_steps=2,
-        learning_rate=1e-3, max_completion_length=33, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        learning_rate=4e-4, max_completion_length=33, logging_steps=1, save_strategy="no", disable_tqdm=True,
         preflight=False, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=64, drop_fraction=0.2,
     )  # fmt: skip
     trainer = FiReOPDTrainer(loaded("student"), loaded("teacher"), args, task.dataset("train", 1024, seed=0))
@@ -80,7 +81,7 @@ def test_it_trains_and_the_engine_agrees_with_the_student(trainer, monkeypatch):
     logs = logs_of(trainer)
     assert len(logs) == 2
     for log in logs:
-        assert log["fire/sampling_gap"] < SMALL and abs(log["fire/sampling_kl"]) < 1e-3
+        assert log["fire/sampling_gap"] < SMALL and abs(log["fire/sampling_kl"]) < 2e-3
         assert log["fire/sampling_unknown"] == 0 and log["fire/kept_rows"] > 0
         assert log["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=SMALL)
         assert math.isfinite(log["loss"]) and log["entropy"] > 0 and "fire/confusion" in log
@@ -163,6 +164,7 @@ def test_a_fault_is_noticed_within_two_steps(trainer, monkeypatch, fault, cause)
     print(fault.__name__, [(log["fire/sampling_gap"], log["fire/sampling_kl"]) for log in logs])
     text = next(str(warning.message) for warning in said if "differ by" in str(warning.message))
     assert cause in text and (fault is not stale or text.startswith("step 1"))
+    assert ("the engine cuts its distribution" in text) == (fault is nucleus)
 
 
 def test_tokens_without_a_log_probability_have_ratio_1_and_are_counted(trainer, monkeypatch):
@@ -200,8 +202,14 @@ def test_an_engine_that_answers_with_the_end_alone(trainer, monkeypatch):
         return prompts, [[], *ids[1:]], [[], *logps[1:]], [[], *tokens[1:]]
 
     monkeypatch.setattr(trainer.vllm_generation, "generate", some_empty)
+    scored, windows = trainer._generate_and_score_completions, []
+    monkeypatch.setattr(
+        trainer, "_generate_and_score_completions", lambda rows: windows.append(scored(rows)) or windows[-1]
+    )
     trainer.train()
-    assert all(math.isfinite(log["loss"]) for log in logs_of(trainer))
+    for window, log in zip(windows, logs_of(trainer), strict=True):
+        assert not window["train_mask"][0].any() and not window["keep"][0] and window["train_mask"][1:].any()
+        assert math.isfinite(log["loss"]) and log["fire/empty"] >= 1
 
 
 def test_evaluation_uses_the_engine_with_the_weights_of_the_last_step(trainer):

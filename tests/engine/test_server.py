@@ -16,6 +16,7 @@ import pytest
 
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONPATH: make test-vllm")
 
 import psutil  # noqa: E402
 import requests  # noqa: E402
@@ -94,4 +95,16 @@ def test_it_trains_on_a_server_whose_weights_follow(server, tmp_path, monkeypatc
     sync = trainer.vllm_generation.sync_weights
     monkeypatch.setattr(trainer.vllm_generation, "sync_weights", lambda: trainer.state.global_step or sync())
     with pytest.warns(UserWarning, match="step 1: .*its weights are stale.*--logprobs-mode processed_logprobs"):
+        trainer.train()
+
+
+def test_a_temperature_of_both_sides_is_no_mismatch_and_one_of_a_side_alone_is(server, tmp_path, monkeypatch):
+    """`--logprobs-mode processed_logprobs`: the server's log-probabilities are of what it samples from."""
+    vllm_on_cpu.trainer_side(monkeypatch)
+    trainer = trainer_on(server, tmp_path, temperature=0.7)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+    assert [log["fire/sampling_gap"] < SMALL for log in logs] == [True, True], logs
+    monkeypatch.setattr(trainer.vllm_generation, "temperature", 1.0)
+    with pytest.warns(UserWarning, match="temperature"):
         trainer.train()

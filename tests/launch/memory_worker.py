@@ -73,7 +73,7 @@ def ours(method: str, student, teacher, ids):
             per_device_train_batch_size=ROWS,
             max_completion_length=LENGTH,
             max_steps=1,
-            canary=False,  # random weights
+            allow_guessing_teacher=True,  # random weights
             gradient_checkpointing=False,
         ),
         train_dataset=Dataset.from_list([{"prompt": f"w{row}"} for row in range(5, 5 + ROWS)]),

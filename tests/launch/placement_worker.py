@@ -129,7 +129,7 @@ def main() -> None:
             teacher_placement=placement,
             teacher_deepspeed=KEEPS_A_LAYER if under_zero3 and placement != "replicated" else None,
             preflight=False,
-            canary=False,  # random weights
+            allow_guessing_teacher=True,  # random weights
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
