@@ -16,7 +16,7 @@ from .refusals import (
     RIGHT_VALUES,
     refuse_unless,
     refuse_wrong_combinations,
-    warn_of_what_has_no_effect,
+    warn_of_effects,
 )
 
 
@@ -332,7 +332,7 @@ class FiReOPDConfig(GRPOConfig):
         group = f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8."
         alone = "group_B" in self.build_method().needs and self.num_generations < 2
         refuse_unless(not alone, self, "num_generations", group)
-        warn_of_what_has_no_effect(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
+        warn_of_effects(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
 
     def build_method(self) -> Method:
         """The recipe with its knobs: the fields that it takes, and `method_kwargs`."""

@@ -187,8 +187,8 @@ def refuse_wrong_combinations(config: Any) -> None:
         refuse_unless(by_name, config, "teacher_model_revision", fix)
 
 
-def warn_of_what_has_no_effect(config: Any, takes: set[str]) -> None:
-    """`takes`: the arguments of the config's recipe."""
+def warn_of_effects(config: Any, takes: set[str]) -> None:
+    """Of what does nothing, or more than it says. `takes`: the arguments of the config's recipe."""
     alone = "drop_fraction" in takes and (config.statistics_scope == "trajectory" or "scope" not in takes)
     if alone and config.drop_fraction != type(config).drop_fraction:
         warnings.warn(
@@ -200,6 +200,12 @@ def warn_of_what_has_no_effect(config: Any, takes: set[str]) -> None:
         warnings.warn(
             f"drop_fraction={config.drop_fraction} of a window of {config.generation_batch_size} rows drops none. "
             f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / config.drop_fraction)} or more.",
+            stacklevel=4,
+        )
+    if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
+        warnings.warn(
+            "use_transformers_continuous_batching with bf16 or fp16: TRL casts the weights themselves to 16 bits "
+            "before it samples, and they stay so, in which small updates are lost. Set bf16=False, or sample with vLLM.",
             stacklevel=4,
         )
 

@@ -146,11 +146,12 @@ def test_a_wrong_combination_is_refused(kwargs, sentence):
         ({"per_device_train_batch_size": 4}, "of a window of 4 rows drops none"),
         ({"statistics_scope": "trajectory", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
         ({"method": "fire_released", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
+        ({"use_transformers_continuous_batching": True, "bf16": True}, "casts the weights themselves to 16 bits"),
     ],
 )
 def test_what_has_no_effect_or_a_side_effect_warns(kwargs, sentence):
     with pytest.warns(UserWarning, match=sentence):
-        config(**kwargs)
+        FiReOPDConfig("output", **{"use_cpu": True, "bf16": False, **kwargs})
 
 
 @pytest.mark.parametrize("name", METHODS)
