@@ -205,7 +205,7 @@ def warn_of_effects(config: Any, takes: set[str]) -> None:
     if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
         warnings.warn(
             "use_transformers_continuous_batching with bf16 or fp16: TRL casts the weights themselves to 16 bits "
-            "before it samples, and they stay so, in which small updates are lost. Set bf16=False, or sample with vLLM.",
+            "before it samples, and they stay so: small updates are lost. Set bf16=False, or sample with vLLM.",
             stacklevel=4,
         )
 
