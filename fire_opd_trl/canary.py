@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .trainer import FiReOPDTrainer
 
 ERRORS = 3.0  # standard errors by which a mean must exceed its bound
-ONE_SIDED = 0.8  # share of the gap that is KL, above which the distribution must have been cut
+ONE_SIDED = 0.9  # share of the gap that is KL, above which the distribution must have been cut
 UNKNOWN = 0.1  # share of tokens without a log-probability, above which nothing can be said
 
 

@@ -17,7 +17,7 @@ from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer  # noqa: E402
 from fire_opd_trl.demo import task  # noqa: E402
 
 
-ROWS = 128
+ROWS = 512  # as in the demo: what differs at few tokens needs some
 SMALL = 0.01  # nats: vLLM samples in bfloat16, the student trains in float32
 
 
@@ -29,7 +29,7 @@ def built(tmp_path_factory):
         learning_rate=4e-4, max_completion_length=33, logging_steps=1, save_strategy="no", disable_tqdm=True,
         preflight=False, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=64, drop_fraction=0.2,
     )  # fmt: skip
-    trainer = FiReOPDTrainer(loaded("student"), loaded("teacher"), args, task.dataset("train", 1024, seed=0))
+    trainer = FiReOPDTrainer(loaded("student"), loaded("teacher"), args, task.dataset("train", 2048, seed=0))
     return trainer, {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 

@@ -64,12 +64,12 @@ def answers(port: int) -> bool:
 
 def trainer_on(port: int, folder, **config) -> FiReOPDTrainer:
     args = FiReOPDConfig(
-        str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=64, max_steps=2, learning_rate=1e-3,
+        str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=256, max_steps=2, learning_rate=1e-3,
         max_completion_length=33, logging_steps=1, save_strategy="no", disable_tqdm=True, preflight=False,
         use_vllm=True, vllm_mode="server", vllm_server_host="127.0.0.1", vllm_server_port=port,
         vllm_group_port=free_port(), **config,
     )  # fmt: skip
-    return FiReOPDTrainer(loaded("student"), loaded("teacher"), args, task.dataset("train", 256, seed=0))
+    return FiReOPDTrainer(loaded("student"), loaded("teacher"), args, task.dataset("train", 1024, seed=0))
 
 
 def test_the_server_listens_on_the_loopback_interface_alone(server):
