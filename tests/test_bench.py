@@ -294,6 +294,9 @@ def test_the_picture_is_drawn_also_where_sections_were_not_run(tmp_path):
 # Processes
 
 
+IN_THE_LOSS = ("distillation", "distillation_tiles", "iw_opd")  # no scoring of the student of its own
+
+
 @pytest.mark.launch
 def test_all_arms_do_the_same_work_and_the_report_is_written(tmp_path):
     skipped = ["--skip-memory", "--skip-growth", "--skip-ranks"]
@@ -312,18 +315,21 @@ def test_all_arms_do_the_same_work_and_the_report_is_written(tmp_path):
                 assert done["update"]["tokens"] == TINY.useful_tokens
             assert step["seconds"] == pytest.approx(sum(step["phases"].values()))
             assert min(step["phases"][phase] for phase in ("rollout", "teacher", "update")) > 0
-            assert (step["phases"]["student"] > 0) == (arm not in ("distillation", "iw_opd"))
+            assert (step["phases"]["student"] > 0) == (arm not in IN_THE_LOSS)
     dropped = [TINY.lengths[row] for row in unlikely_rows(TINY.rows)]
     for step in timing["fire"]:
         assert step["work"]["update"]["scored"] == sum(TINY.lengths) - sum(dropped)
         assert step["kept_tokens"] == pytest.approx(1 - sum(dropped) / sum(TINY.lengths))
     rectangle = TINY.rows * (TINY.prompt + longest)
-    for arm in ("grpo", "distillation"):
+    for arm in ("grpo", "grpo_tiles", "distillation", "distillation_tiles"):
         assert timing[arm][0]["work"]["update"]["padded"] == rectangle
     assert timing["opd"][0]["work"]["update"]["padded"] < 0.6 * rectangle
     found = results["summary"]
     assert {row["above"] for row in found["ratios"]} == set(THEIRS)
-    assert [row["key"] for row in found["targets"] if row["found"]] == ["a", "b", "c", "e", "f", "g"]
+    assert [row["key"] for row in found["targets"] if row["found"]] == [
+        *("a", "b", "c", "e", "f"),
+        *("a, tiles", "b, tiles", "c, tiles", "g"),
+    ]
     assert all(row["step"]["n"] == 2 and row["step"]["low"] < row["step"]["high"] for row in found["ratios"])
     texts = [(tmp_path / "report.md").read_text(), (tmp_path / "results.json").read_text()]
     assert not any(str(tmp_path) in text for text in texts) and (tmp_path / "throughput.png").is_file()
