@@ -49,6 +49,11 @@ class Gap:
         spread = squares - 2 * kl * products + kl * kl * lengths  # sum over rows of (their sum - kl x their tokens)^2
         return cls(int(tokens), int(unknown), absolute / count, kl, math.sqrt(max(0.0, spread)) / count)
 
+    @property
+    def silent(self) -> float:
+        """Share of the trained tokens without a log-probability."""
+        return self.unknown / max(1, self.tokens + self.unknown)
+
     def level(self, limit: float) -> float:
         """
         How far beyond the limit, which is 1: by the mean, or by the KL, whichever is more. Normal noise whose mean gap
@@ -120,8 +125,8 @@ class Canary:
         if limit := trainer.args.sampling_gap_limit:
             rank, worst = max(enumerate(of_ranks), key=lambda numbered: numbered[1].level(limit))
             level = max(worst.level(limit), gap.level(limit))
-            if gap.unknown > UNKNOWN * (gap.tokens + gap.unknown):
-                level = max(level, 1 + gap.unknown / (gap.tokens + gap.unknown))
+            if gap.silent > UNKNOWN:
+                level = max(level, 1 + gap.silent)
             if level > 1 and level >= 2 * self.warned:
                 self.warned = level
                 if trainer.world.rank == 0:
@@ -132,7 +137,7 @@ class Canary:
     def said(self, trainer: "FiReOPDTrainer", gap: Gap, rank: int, worst: Gap) -> str:
         """What a user is told: the figures, then what usually makes them."""
         step, limit = trainer.state.global_step, trainer.args.sampling_gap_limit
-        if gap.unknown > UNKNOWN * (gap.tokens + gap.unknown):
+        if gap.silent > UNKNOWN:
             return (
                 f"step {step}: the engine that samples gave no log-probability for {gap.unknown} of "
                 f"{gap.tokens + gap.unknown} tokens. They train without a correction, and whether it samples what "

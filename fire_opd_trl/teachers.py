@@ -247,16 +247,14 @@ def refuse_guessing_teacher(trainer, rollout: Rollout, scores: Scores) -> None:
     if trainer.args.allow_guessing_teacher:
         return
     guess = -math.log(trainer.checked.student_rows)
-    least = -guess * min(
-        0.5, GUESSING / min(1.0, trainer.temperature)
-    )  # log-probabilities are of logits / temperature
+    share = min(0.5, GUESSING / min(1.0, trainer.temperature))  # log-probabilities are of logits / temperature
     known_BT = rollout.mask_BT & scores.teacher_logp_BT.isfinite()
     above_BT = torch.where(known_BT, scores.teacher_logp_BT - guess, 0.0)
     columns_B3 = torch.stack([part_BT.sum(dim=1).float() for part_BT in (known_BT, above_BT, above_BT.abs())], dim=1)
     sums_K3 = columns_B3.new_zeros((len(trainer.teachers), 3)).index_add(0, trainer.window.teacher_B, columns_B3)
     sums = zip(trainer.teachers, trainer.world.sum(sums_K3).tolist(), strict=True)
     for name, (tokens, above, off) in sums:
-        if tokens >= ENOUGH_TOKENS and off / tokens < least:
+        if tokens >= ENOUGH_TOKENS and off / tokens < share * -guess:
             raise FloatingPointError(
                 f"step {trainer.state.global_step}: teacher {name!r} gives the tokens of a window a log-probability "
                 f"of {guess + above / tokens:.2f} in the mean, and hardly any token another one; guessing among "

@@ -36,12 +36,10 @@ class GRPOWithTeacher(GRPOTrainer):
     is teacher minus student log-probability, nothing is dropped.
     """
 
-    def __init__(self, teacher: torch.nn.Module, tiles: bool, **kwargs: Any):
+    def __init__(self, teacher: torch.nn.Module, **kwargs: Any):
         super().__init__(reward_funcs=[no_reward], **kwargs)
         add_fused_lm_head(teacher, outputs=("log_probs", "entropy"))
         self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        if tiles:
-            set_tiles(self.accelerator.device)
 
     def token_scores(self, name: str, model: torch.nn.Module, batch: dict[str, Any]):
         """Log-probabilities and entropies of the window under a model, as GRPO scores its old policy."""
@@ -104,6 +102,8 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
     """
     common = arguments(size, folder, ranks)
     given = {"model": student, "processing_class": tokenizer}
+    if name in ("grpo_tiles", "distillation_tiles"):
+        set_tiles(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if name in OURS:
         fields, method = SETTINGS[name]
         ours = FiReOPDConfig(**common, **fields, preflight=False, allow_guessing_teacher=True)
@@ -111,11 +111,9 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
     if name in ("grpo", "grpo_tiles"):
         grpo = GRPOConfig(**common, num_generations=2)
         grpo.num_generations = 1  # refused there because rewards need a group; here there are none
-        return GRPOWithTeacher(teacher, name == "grpo_tiles", **given, args=grpo, train_dataset=replay.dataset())
+        return GRPOWithTeacher(teacher, **given, args=grpo, train_dataset=replay.dataset())
     if name in ("distillation", "distillation_tiles"):
         whole = DistillationConfig(**common)
-        if name == "distillation_tiles":
-            set_tiles(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return DistillationTrainer(**given, teacher_model=teacher, args=whole, train_dataset=replay.dataset())
     teacher.config._name_or_path = folder  # where its tokenizer is
     weighted = IWOPDConfig(**common, top_p=1.0, max_length=size.prompt + max(size.lengths))
