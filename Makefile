@@ -43,7 +43,7 @@ check: $(VENV)/.with-dev ## lint, format and type check
 	$(BIN)/mypy
 
 bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
-	env -u OMP_WAIT_POLICY $(BIN)/python -m fire_opd_trl.bench $(BENCH_ARGS)  # one process computes at a time
+	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)  # one process computes at a time
 
 clean: ## remove what make, the tools and the demo made
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info outputs/demo

@@ -10,9 +10,9 @@ import tempfile
 
 from trl import GRPOTrainer
 
-from fire_opd_trl.compare.baselines import grpo_config, prompts
-from fire_opd_trl.compare.runs import loaded
 from fire_opd_trl.demo import task
+from fire_opd_trl.evaluation.compare.baselines import grpo_config, prompts
+from fire_opd_trl.evaluation.compare.runs import loaded
 
 
 def main(argv: list[str] | None = None) -> float:

@@ -10,9 +10,9 @@ import tempfile
 
 from trl import SFTTrainer
 
-from fire_opd_trl.compare.baselines import prompts, sft_config, written_by
-from fire_opd_trl.compare.runs import loaded
 from fire_opd_trl.demo import task
+from fire_opd_trl.evaluation.compare.baselines import prompts, sft_config, written_by
+from fire_opd_trl.evaluation.compare.runs import loaded
 
 
 def main(argv: list[str] | None = None) -> float:

@@ -104,7 +104,7 @@ def imported_reward(path: str):
     return reward
 
 
-def assembled(script_args, training_args, model_args, dataset_args) -> dict:
+def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict:
     """What FiReOPDTrainer takes, from the arguments of the command line: `fire-opd preflight` reads the same."""
     from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
@@ -176,7 +176,7 @@ def main(script_args, training_args, model_args, dataset_args):
 
     from fire_opd_trl import FiReOPDTrainer
 
-    trainer = FiReOPDTrainer(**assembled(script_args, training_args, model_args, dataset_args))
+    trainer = FiReOPDTrainer(**trainer_arguments(script_args, training_args, model_args, dataset_args))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)

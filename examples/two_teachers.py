@@ -24,12 +24,12 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
-from fire_opd_trl.compare.baselines import common_arguments, sft_config
-from fire_opd_trl.compare.records import write_json
-from fire_opd_trl.compare.runs import loaded, quiet, versions
-from fire_opd_trl.compare.statistics import Estimate, estimate, paired
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.evaluation.compare.baselines import common_arguments, sft_config
+from fire_opd_trl.evaluation.compare.runs import loaded, quiet, versions
+from fire_opd_trl.evaluation.files import write_json
+from fire_opd_trl.evaluation.statistics import Estimate, estimate, paired
 
 
 SKILLS = {"carry": "a+b=, sum with carries", "digits": "a,b=, columns without carries"}
@@ -191,7 +191,7 @@ def printed(table: dict) -> None:
 
 def picture(table: dict, path: Path) -> None:
     """Draws, for each skill, the student before and after every arm, and the specialist of the skill."""
-    from fire_opd_trl.report.comparison_pictures import BLUE, GREY, ORANGE, STYLE, VERMILION, pyplot
+    from fire_opd_trl.evaluation.style import BLUE, GREY, ORANGE, STYLE, VERMILION, pyplot
 
     plt, arms = pyplot(), list(table["arms"])
     with plt.rc_context(STYLE):

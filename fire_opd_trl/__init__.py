@@ -25,7 +25,7 @@ from .pipeline import Context, Divergence, Method, Rollout, Scores, Signal, dist
 
 if TYPE_CHECKING:
     from .config import FiReOPDConfig
-    from .trainer import FiReOPDTrainer
+    from .trainer.trainer import FiReOPDTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,7 +50,7 @@ def __getattr__(name: str):
 
         return FiReOPDConfig
     if name == "FiReOPDTrainer":
-        from .trainer import FiReOPDTrainer
+        from .trainer.trainer import FiReOPDTrainer
 
         return FiReOPDTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

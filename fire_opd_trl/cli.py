@@ -75,7 +75,7 @@ def preflight(argv: list[str]) -> int | None:
     if options.accelerate_config is not None:
         config = accelerate_config(options.accelerate_config, parser)
 
-    from .preflight.main import run
+    from .preflight.command import run
 
     script = loaded_module(packaged_folder("examples") / "train_fire.py")
     return run(script, rest, config, options.num_processes, options.with_models)
@@ -90,14 +90,7 @@ def demo(argv: list[str]) -> int | None:
 
 def compare(argv: list[str]) -> int | None:
     """Run methods side by side on the embedded task, over seeds, and report which differ."""
-    from .compare.main import main
-
-    return main(argv)
-
-
-def bench(argv: list[str]) -> int | None:
-    """Time, memory and growth of this trainer beside TRL's, measured here."""
-    from .bench.main import main
+    from .evaluation.compare.command import main
 
     return main(argv)
 
@@ -120,7 +113,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "preflight": preflight,
     "demo": demo,
     "compare": compare,
-    "bench": bench,
     "methods": methods,
 }
 

@@ -23,26 +23,24 @@ from .stages import (
     drop_lowest,
     early_tokens,
     enough_margin,
-    even,
     explore_then_refine,
     extrapolated,
     floored,
     group_calibrated,
     highest_weights,
     imitate_correct,
-    keep_all,
     likely_rows,
     margin_shifted,
     mean_log_ratio,
     mixed_outcomes,
     mixture_floor,
-    nothing,
     power_difference,
     shuffled_inside_rows,
     shuffled_over_rows,
     surprising_or_plausible,
     trusted,
     uncertain_teacher,
+    uniform,
     unsure_or_far,
 )
 
@@ -128,7 +126,7 @@ def fire(
     return Method(
         "fire",
         signals=(*PAIR, *entropies),
-        filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else keep_all,
+        filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else None,
         reweight=reweight,
         row_weight=partial(likely_rows, drop_fraction=drop_fraction) if rows == "soft" else None,
     )
@@ -174,7 +172,7 @@ def fire_full(
     to the bit.
     """
     method = fire(drop_fraction, confidence, confusion, scope)
-    return replace(method, name="fire_full", advantage=nothing, divergence=Divergence(weight=method.reweight))
+    return replace(method, name="fire_full", advantage=None, divergence=Divergence(weight=method.reweight))
 
 
 # Baselines of the paper
@@ -222,7 +220,7 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
     refuse_other("full", full, (True, False))
     chosen = partial(unsure_or_far, keep=keep, clip_quantile=clip_quantile)
     method = Method("tip", signals=(*PAIR, "student_entropy_BT", "reverse_kl_BT"), reweight=chosen)
-    return replace(method, advantage=nothing, divergence=Divergence(weight=chosen)) if full else method
+    return replace(method, advantage=None, divergence=Divergence(weight=chosen)) if full else method
 
 
 def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
@@ -309,7 +307,7 @@ def opd_full(mixture: float = 1.0) -> Method:
     `opd`'s over the sampled token, given what precedes it; no setting is `opd` to the bit.
     """
     refuse_outside("mixture", mixture, 0, 1, 1.0)
-    return Method("opd_full", advantage=nothing, divergence=Divergence(mixture=mixture))
+    return Method("opd_full", advantage=None, divergence=Divergence(mixture=mixture))
 
 
 def iw_opd(strength: float = 0.5) -> Method:
@@ -385,7 +383,7 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
     refuse_other("group", group, (True, False))
     return Method(
         "opdvr",
-        filter=mixed_outcomes if group else keep_all,
+        filter=mixed_outcomes if group else None,
         reweight=partial(agreeing_with_verifier, conflict=conflict),
         needs=OUTCOMES if group else ("reward_B",),
     )
@@ -450,14 +448,14 @@ def control(method: Method, what: str = "both") -> Method:
     if what == "none":
         return method
     divergence, changed = method.divergence, method
-    if what in ("filter", "both") and method.filter is not keep_all:
+    if what in ("filter", "both") and method.filter:
         changed = replace(changed, filter=partial(as_many_at_random, filter=method.filter))
     if what in ("filter", "both") and method.row_weight:
         changed = replace(changed, row_weight=partial(shuffled_over_rows, weigh=method.row_weight))
-    if what in ("tokens", "both") and (method.reweight is not even or (divergence and divergence.weight is not even)):
-        changed = replace(changed, reweight=partial(shuffled_inside_rows, weigh=method.reweight))
+    if what in ("tokens", "both") and (method.reweight or (divergence and divergence.weight)):
+        changed = replace(changed, reweight=partial(shuffled_inside_rows, weigh=method.reweight or uniform))
         if divergence:
-            shuffled = partial(shuffled_inside_rows, weigh=divergence.weight)
+            shuffled = partial(shuffled_inside_rows, weigh=divergence.weight or uniform)
             changed = replace(changed, divergence=replace(divergence, weight=shuffled))
     if changed is method:
         parts = {"filter": "trajectory", "tokens": "token", "both": "trajectory or token"}

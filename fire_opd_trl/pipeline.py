@@ -10,13 +10,13 @@ from .stages import (
     Divergence,
     Rollout,
     Scores,
-    even,
+    checked_output,
     keep_all,
     log_ratio,
     mean_teacher_logp,
     refuse_broken_student,
     refuse_missing,
-    sound,
+    uniform,
     usable_B,
     window_metrics,
 )
@@ -30,12 +30,17 @@ class Method:
     Args:
         name (`str`): Its name in logs and model cards.
         signals (`tuple[str, ...]`): Fields of [`Scores`] it reads; only those are computed, none may be absent.
-        score (`Callable`): `(rollout, scores, context) -> score_B`, one number for each trajectory. As long as it is
-            the default, which reads the teacher alone, the student does not score what the filter drops.
-        filter (`Callable`): `(score_B, rollout, context) -> keep_B`, which trajectories train.
-        reweight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much each of their tokens counts.
+        score (`Callable`, *optional*): `(rollout, scores, context) -> score_B`, one number for each trajectory.
+            `None`: how likely the teacher finds it, `mean_teacher_logp`. That reads the teacher alone, so that the
+            student does not have to score the trajectories that the filter drops.
+        filter (`Callable`, *optional*): `(score_B, rollout, context) -> keep_B`, which of them train.
+            `None`: all
+        reweight (`Callable`, *optional*): `(rollout, scores, context) -> weight_BT`, how much each of their tokens
+            counts. `None`: all tokens count 1.
         row_weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_B`, how much a trajectory counts.
-        advantage (`Callable`): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
+            `None`: all count 1.
+        advantage (`Callable`, *optional*): `(rollout, scores, context) -> advantage_BT`, which way each token moves.
+            `None`: there is no policy gradient, and the method learns from its divergence alone.
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
         needs (`tuple[str, ...]`): Fields of [`Rollout`] it reads: `"reward_B"`, `"group_B"`.
@@ -43,18 +48,24 @@ class Method:
 
     name: str
     signals: tuple[str, ...] = ("teacher_logp_BT", "student_logp_BT")
-    score: Callable[[Rollout, Scores, Context], torch.Tensor] = mean_teacher_logp
-    filter: Callable[[torch.Tensor, Rollout, Context], torch.Tensor] = keep_all
-    reweight: Callable[[Rollout, Scores, Context], torch.Tensor] = even
+    score: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
+    filter: Callable[[torch.Tensor, Rollout, Context], torch.Tensor] | None = None
+    reweight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
     row_weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
-    advantage: Callable[[Rollout, Scores, Context], torch.Tensor] = log_ratio
+    advantage: Callable[[Rollout, Scores, Context], torch.Tensor] | None = log_ratio
     divergence: Divergence | None = None
     rollout_correction: bool = True
     needs: tuple[str, ...] = ()
 
     def unfiltered(self) -> "Method":
         """The same method on every trajectory, as evaluation sees it."""
-        return replace(self, filter=keep_all)
+        return replace(self, filter=None)
+
+    @property
+    def reads_whole_distributions(self) -> bool:
+        """Whether it compares student and teacher over the whole vocabulary."""
+        divergence = self.divergence
+        return "reverse_kl_BT" in self.signals or (divergence is not None and not divergence.top_k)
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,9 @@ def survivors(
 ) -> tuple[Rollout, torch.Tensor, Rollout]:
     """Stages 2 and 3: the trajectories whose teacher values are finite, their scores, and those that are kept."""
     usable = rollout.only(usable_B(rollout, scores, method.signals))  # a broken value costs its own row, no other
-    score_B = sound(method.name, "score", method.score(usable, scores, context), usable)
-    keep_B = sound(method.name, "filter", method.filter(score_B, usable, context), usable)
+    score, keep = method.score or mean_teacher_logp, method.filter or keep_all
+    score_B = checked_output(method.name, "score", score(usable, scores, context), usable)
+    keep_B = checked_output(method.name, "filter", keep(score_B, usable, context), usable)
     return usable, score_B, usable.only(keep_B.bool())
 
 
@@ -107,11 +119,14 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
     refuse_broken_student(rollout, scores, method.signals, context.world)
 
     usable, score_B, kept = survivors(rollout, scores, method, context)
-    row_B = sound(name, "row_weight", method.row_weight(kept, scores, context), kept) if method.row_weight else None
-    row_B1 = 1.0 if row_B is None else row_B.unsqueeze(1)
-    weight_BT = row_B1 * sound(name, "reweight", method.reweight(kept, scores, context), kept)
-    advantage_BT = weight_BT * sound(name, "advantage", method.advantage(kept, scores, context), kept)
-    pull_BT = method.divergence.weight(kept, scores, context) if method.divergence else None
-    divergence_BT = None if pull_BT is None else row_B1 * sound(name, "divergence", pull_BT, kept)
+
+    def applied(stage: str, function: Callable) -> torch.Tensor:
+        return checked_output(name, stage, function(kept, scores, context), kept)
+
+    row_B1 = applied("row_weight", method.row_weight).unsqueeze(1) if method.row_weight else 1.0
+    weight_BT = row_B1 * applied("reweight", method.reweight or uniform)
+    advantage_BT = weight_BT * (applied("advantage", method.advantage) if method.advantage else 0.0)
+    divergence = method.divergence
+    divergence_BT = row_B1 * applied("divergence", divergence.weight or uniform) if divergence else None
     metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, divergence_BT, context)
     return Signal(kept.alive_B, weight_BT, advantage_BT, metrics, divergence_BT)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .methods import CONTROLS, METHODS
 from .pipeline import Method
-from .stages import LOSS_TYPES, SCOPES, nothing, refuse_incomplete
+from .stages import LOSS_TYPES, SCOPES, refuse_incomplete
 
 
 Right = Callable[[Any], bool]
@@ -135,7 +135,7 @@ HARMLESS_SAMPLING = {
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "prefill_chunk_size"),
     *("disable_compile", "compile_config", "priority"),
 }
-WHOLE = [name for name, recipe in METHODS.items() if recipe().advantage is nothing]
+WHOLE = [name for name, recipe in METHODS.items() if recipe().advantage is None]
 
 
 def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
@@ -229,7 +229,7 @@ def refuse_truncated_sampling(config: Any, method: Method) -> None:
     if not cuts:
         return
     shown, name, value = cuts[0]
-    if not config.allow_truncated_sampling and (method.advantage is not nothing or config.reward_coef):
+    if not config.allow_truncated_sampling and (method.advantage or config.reward_coef):
         way = f"Leave it at {NEUTRAL_SAMPLING[name][0]!r}" if name in NEUTRAL_SAMPLING else "Remove it"
         raise ValueError(
             f"{shown}={value!r} is refused. method={method.name!r} reads the log-probabilities of the sampled tokens, "

@@ -11,18 +11,18 @@ import pytest
 import torch
 from conftest import run_killably
 
-from fire_opd_trl.bench import measure, phases
-from fire_opd_trl.bench.floor import floors, flops, forward_floor
-from fire_opd_trl.bench.main import main
-from fire_opd_trl.bench.memory import Memory
-from fire_opd_trl.bench.names import ARMS, EQUAL_LENGTHS, THEIRS
-from fire_opd_trl.bench.phases import CountedWorld, Counter, Stopwatch, Work
-from fire_opd_trl.bench.processes import Worker, WorkerFailed
-from fire_opd_trl.bench.ratios import exponent, ratio
-from fire_opd_trl.bench.replay import END, PAD, Replay
-from fire_opd_trl.bench.sizes import PRESETS, TINY, Size, completion_lengths, unlikely_rows
-from fire_opd_trl.bench.summary import summary
-from fire_opd_trl.bench.tables import markdown
+from benchmarks.throughput import measure, phases
+from benchmarks.throughput.floor import floors, flops, forward_floor
+from benchmarks.throughput.main import main
+from benchmarks.throughput.memory import Memory
+from benchmarks.throughput.names import ARMS, EQUAL_LENGTHS, THEIRS
+from benchmarks.throughput.phases import CountedWorld, Counter, Stopwatch, Work
+from benchmarks.throughput.processes import Worker, WorkerFailed
+from benchmarks.throughput.ratios import exponent, ratio
+from benchmarks.throughput.replay import END, PAD, Replay
+from benchmarks.throughput.sizes import PRESETS, TINY, Size, completion_lengths, unlikely_rows
+from benchmarks.throughput.summary import summary
+from benchmarks.throughput.tables import markdown
 from fire_opd_trl.stages import World
 
 
@@ -166,7 +166,7 @@ def test_bytes_of_the_statistics_and_of_the_rest():
     trainer.world.as_statistics(trainer, "score")
     gathered, largest = trainer.score()
     trainer.world.sum(torch.zeros(5, dtype=torch.int64))
-    assert trainer.world.own(4) == slice(0, 4) and gathered.shape == (3, 2) and largest == 1.0
+    assert trainer.world.local_slice(4) == slice(0, 4) and gathered.shape == (3, 2) and largest == 1.0
     said = trainer.world.total()
     assert (said["statistics"]["bytes"], said["slices"]["bytes"]) == (3 * 2 * 4 + 4, 5 * 8 + 8)
     assert trainer.world.total()["statistics"]["bytes"] == 0
@@ -283,7 +283,7 @@ def test_a_bound_inside_the_interval_is_said():
 
 def test_the_picture_is_drawn_also_where_sections_were_not_run(tmp_path):
     pytest.importorskip("matplotlib")
-    from fire_opd_trl.report.throughput import draw
+    from benchmarks.throughput.pictures import draw
 
     for number, missing in enumerate(({}, {"growth": None, "memory": None})):
         results = {**literal_results(), **missing}
@@ -301,7 +301,7 @@ IN_THE_LOSS = ("distillation", "distillation_tiles", "iw_opd")  # no scoring of 
 def test_all_arms_do_the_same_work_and_the_report_is_written(tmp_path):
     skipped = ["--skip-memory", "--skip-growth", "--skip-ranks"]
     options = ["--preset", "tiny", "--repeats", "2", "--threads", "1", "--output", str(tmp_path), *skipped]
-    code, output = run_killably([sys.executable, "-m", "fire_opd_trl.bench", *options])
+    code, output = run_killably([sys.executable, "-m", "benchmarks.throughput", *options])
     assert code == 0, output[-4000:]
     results = json.loads((tmp_path / "results.json").read_text())
     timing, longest = results["timing"], max(TINY.lengths)

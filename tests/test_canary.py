@@ -13,12 +13,12 @@ from test_trainer import CASE, sampling_trainer
 from transformers import AutoModelForCausalLM
 from windows import on_ranks
 
-import fire_opd_trl.trainer as trainer_module
+import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import METHODS, FiReOPDConfig, Rollout
-from fire_opd_trl.canary import ONE_SIDED, Canary, Gap, sampling_gaps
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import ROLLOUTS
 from fire_opd_trl.refusals import WHOLE, chosen_method
+from fire_opd_trl.rollouts.engine_gap import ONE_SIDED, EngineMonitor, Gap, engine_gaps
 from fire_opd_trl.stages import World
 
 
@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 def gap_of(sampled_BT, student_BT, mask_BT) -> Gap:
-    return sampling_gaps(sampled_BT, student_BT, mask_BT, World())[0]
+    return engine_gaps(sampled_BT, student_BT, mask_BT, World())[0]
 
 
 def test_a_gap_by_hand():
@@ -56,7 +56,7 @@ def test_ranks_agree_on_the_gap_of_all_tokens_and_know_each_others():
 
     def of_rank(rank, world):
         own = parts[rank]
-        return sampling_gaps(sampled_BT[own], student_BT[own], mask_BT[own], world)
+        return engine_gaps(sampled_BT[own], student_BT[own], mask_BT[own], world)
 
     found = on_ranks(3, of_rank)
     assert found[0] == found[1] == found[2] and found[0][0].tokens == whole.tokens
@@ -149,9 +149,9 @@ SIGN_T = torch.tensor([1.0, -1.0]).repeat(5)
 def test_a_warning_says_figures_and_the_causes_that_can_be():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
-        metrics = watched(Canary(), student_BT + 0.2, student_BT)
-        watched(Canary(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_enable_sleep_mode=True)
-        watched(Canary(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_mode="server")
+        metrics = watched(EngineMonitor(), student_BT + 0.2, student_BT)
+        watched(EngineMonitor(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_enable_sleep_mode=True)
+        watched(EngineMonitor(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_mode="server")
     one_sided, asleep, server = texts(said)
     assert metrics == pytest.approx({"sampling_gap": 0.2, "sampling_kl": 0.2, "sampling_unknown": 0.0})
     for words in ("step 7", "differ by 0.2 a token", "limit=0.05", "the engine cuts its distribution"):
@@ -162,7 +162,7 @@ def test_a_warning_says_figures_and_the_causes_that_can_be():
 
 
 def test_it_warns_again_when_the_gap_has_doubled_or_was_gone_and_on_one_rank_alone():
-    canary, student_BT = Canary(), torch.full((4, 10), -1.0)
+    canary, student_BT = EngineMonitor(), torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
         for gap in (0.01, 0.1, 0.15, 0.25, 0.01, 0.1):
             watched(canary, student_BT + gap * SIGN_T, student_BT)
@@ -170,15 +170,15 @@ def test_it_warns_again_when_the_gap_has_doubled_or_was_gone_and_on_one_rank_alo
     assert "(0.01 in the first window" in texts(said)[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="step")
-        watched(Canary(), student_BT + 1, student_BT, rank=1)
-        assert watched(Canary(), student_BT + 1, student_BT, sampling_gap_limit=None)["sampling_gap"] == 1.0
+        watched(EngineMonitor(), student_BT + 1, student_BT, rank=1)
+        assert watched(EngineMonitor(), student_BT + 1, student_BT, sampling_gap_limit=None)["sampling_gap"] == 1.0
 
 
 def test_one_engine_of_many_is_noticed_and_named():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
         on_ranks(8, lambda rank, world: watched(
-            Canary(), student_BT + (0.2 if rank == 5 else 0.001) * SIGN_T, student_BT, world=world
+            EngineMonitor(), student_BT + (0.2 if rank == 5 else 0.001) * SIGN_T, student_BT, world=world
         ))  # fmt: skip
     assert len(texts(said)) == 1 and "rank 5 alone by 0.2" in texts(said)[0]
 
@@ -186,13 +186,13 @@ def test_one_engine_of_many_is_noticed_and_named():
 def test_an_engine_that_says_nothing_is_no_engine_that_agrees():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning, match="no log-probability for 40 of 40 tokens"):
-        assert watched(Canary(), torch.full_like(student_BT, NAN), student_BT) == {"sampling_unknown": 40.0}
+        assert watched(EngineMonitor(), torch.full_like(student_BT, NAN), student_BT) == {"sampling_unknown": 40.0}
 
 
 def test_rows_that_the_student_did_not_score_are_not_compared():
     student_BT = torch.full((4, 10), -1.0)
     student_BT[2:] = 0.0  # as where nothing was computed
-    assert watched(Canary(), torch.full((4, 10), -1.0), student_BT, rows=[0, 1])["sampling_gap"] == 0.0
+    assert watched(EngineMonitor(), torch.full((4, 10), -1.0), student_BT, rows=[0, 1])["sampling_gap"] == 0.0
 
 
 # Through the trainer

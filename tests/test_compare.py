@@ -8,11 +8,14 @@ import re
 import pytest
 
 from fire_opd_trl import METHODS, FiReOPDConfig
-from fire_opd_trl.compare import baselines, main, pool, records, runs, statistics
-from fire_opd_trl.compare.presets import ARMS, BASELINES, PRESETS, Arm, selected
-from fire_opd_trl.compare.summary import table
 from fire_opd_trl.demo import task
-from fire_opd_trl.report.comparison import sentences, write_report
+from fire_opd_trl.evaluation import files, statistics
+from fire_opd_trl.evaluation import workers as pool
+from fire_opd_trl.evaluation.compare import baselines, records, runs
+from fire_opd_trl.evaluation.compare import command as main
+from fire_opd_trl.evaluation.compare.presets import ARMS, BASELINES, PRESETS, Arm, selected
+from fire_opd_trl.evaluation.compare.report import sentences, write_report
+from fire_opd_trl.evaluation.compare.summary import table
 
 
 # Numbers
@@ -231,7 +234,7 @@ def pretended(monkeypatch):
         if (arm.name, seed) == ("fire", 1):
             raise RuntimeError("the student fell over")
         run = invented(arm.name, seed, 0.7, settings=settings, seconds=1.0)
-        records.write_json(records.run_path(folder, arm, seed), run)
+        files.write_json(records.run_path(folder, arm, seed), run)
         return run
 
     monkeypatch.setattr(runs, "run_one", run_one)
@@ -277,7 +280,7 @@ def test_an_arm_that_has_changed_is_refused(tmp_path):
     arm, settings = ARMS["fire: alpha=2"], runs.shared_settings(60, 2000, 500, 10)
     path = records.run_path(tmp_path, arm, 0)
     assert records.finished_run(tmp_path, arm, 0, settings) is None
-    records.write_json(path, invented(arm.name, 0, 0.7))
+    files.write_json(path, invented(arm.name, 0, 0.7))
     assert records.finished_run(tmp_path, arm, 0, settings)["after"] == 0.7
     assert records.finished_run(tmp_path, dataclasses.replace(arm, against="fire"), 0, settings)  # only reported
     with pytest.raises(records.OtherSettings, match=r"config=\{'confidence': 2.0\}"):
@@ -309,7 +312,9 @@ def test_a_worker_that_dies_costs_its_run_alone(tmp_path, monkeypatch):
     real = pool.subprocess.Popen
 
     def popen(command, **kwargs):
-        assert command[1:] == ["-m", "fire_opd_trl.compare.runs"] and kwargs["env"]["OMP_NUM_THREADS"] == "1"
+        assert (
+            command[1:] == ["-m", "fire_opd_trl.evaluation.compare.runs"] and kwargs["env"]["OMP_NUM_THREADS"] == "1"
+        )
         return real([command[0], "-c", program], **kwargs)
 
     monkeypatch.setattr(pool.subprocess, "Popen", popen)

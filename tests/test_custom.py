@@ -14,7 +14,7 @@ import fire_opd_trl
 from fire_opd_trl import METHODS, Context, Divergence, FiReOPDConfig, FiReOPDTrainer, Method, Rollout, Scores, distil
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.placement import placeable
+from fire_opd_trl.teachers.placement import loading_arguments
 
 
 README = (Path(fire_opd_trl.__file__).parent.parent / "README.md").read_text()
@@ -304,7 +304,7 @@ def test_a_teacher_with_the_name_of_another_model_is_refused(name, tmp_path):
 def test_frozen_models_are_not_spread_over_the_cards_of_other_ranks(kind, tmp_path, monkeypatch):
     args = FiReOPDConfig(str(tmp_path), **SMALL)
     monkeypatch.setattr(args.distributed_state, "distributed_type", kind)
-    kwargs = placeable(args, {"dtype": "float32"})
+    kwargs = loading_arguments(args, {"dtype": "float32"})
     assert kwargs.pop("device_map", "absent") == ("absent" if kind == "NO" else None)
     assert kwargs == {"dtype": "float32", "trust_remote_code": False}
 

@@ -12,11 +12,11 @@ from datasets import Dataset
 from launch.worker import built, trained
 from transformers import AutoModelForCausalLM
 
-import fire_opd_trl.trainer as trainer_module
+import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
-from fire_opd_trl.batches import filled_holes
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.rollouts.from_trl import fill_empty_completions
 
 
 CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
@@ -36,7 +36,7 @@ def logs_of(trainer) -> list[dict]:
 
 def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = float("nan")):
     """Let the scores that one model gives to some rows of each window be `value` at one token."""
-    original = trainer_module.token_scores
+    original = trainer_module.score_rows
 
     def poisoned(forward, batch, *args, **kwargs):
         logp_BT, entropy_BT, seen = original(forward, batch, *args, **kwargs)
@@ -122,7 +122,7 @@ def test_f5_empty_completions_are_filled_with_a_token_that_never_trains():
         "logprobs": [[-1.0], [], [-2.0, -3.0]],
         "env_mask": [[1], [], [1, 1]],
     }
-    filled = filled_holes(output, pad_token_id=0)
+    filled = fill_empty_completions(output, pad_token_id=0)
     assert filled["completion_ids"] == [[5], [0], [6, 7]]
     assert filled["logprobs"] == [[-1.0], [0.0], [-2.0, -3.0]] and filled["env_mask"] == [[1], [0], [1, 1]]
     assert output["completion_ids"][1] == []  # the caller's own lists stay
@@ -324,7 +324,7 @@ def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_pa
     ],
 )
 def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
-    from fire_opd_trl.prompts import refuse_malformed
+    from fire_opd_trl.rollouts.prompts import refuse_malformed
 
     with pytest.raises(ValueError, match=sentence):
         refuse_malformed({"prompt": prompt}, 1, "train_dataset")

@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.methods import METHODS
-from fire_opd_trl.placement import placement_of
 from fire_opd_trl.preflight.findings import WIDTH, Checked
-from fire_opd_trl.preflight.inspection import checked_inputs, inspected
+from fire_opd_trl.preflight.inspection import check_inputs, inspect_run
 from fire_opd_trl.refusals import chosen_method
 from fire_opd_trl.stages import World
-from fire_opd_trl.teachers import Source, named_teachers, route_B
-from fire_opd_trl.tokens import config_of
+from fire_opd_trl.teachers.placement import choose_placement
+from fire_opd_trl.teachers.routing import route_to_teachers
+from fire_opd_trl.teachers.sources import Source, teacher_sources
+from fire_opd_trl.teachers.vocabulary import config_of
 
 
 TEACHER, STUDENT = model_path("teacher"), model_path("student")
@@ -40,10 +41,10 @@ def looked(
 ) -> Checked:
     """What the inspection says of a student, its teachers and rows."""
     args, others = settings(**({"method": "fire"} if recipe else {}), **config), dict(others)
-    sources = named_teachers(teacher, model, args, adapted="peft_config" in others)
+    sources = teacher_sources(teacher, model, args, adapted="peft_config" in others)
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     method = chosen_method(recipe, args, rewarded=False)
-    return inspected(model, sources, args, method, dataset, evaluated, tokenizer, others)
+    return inspect_run(model, sources, args, method, dataset, evaluated, tokenizer, others)
 
 
 def said(checked: Checked) -> dict[str, tuple[str, str]]:
@@ -193,18 +194,18 @@ def test_without_a_student_nothing_else_can_be_said():
 
 def test_the_trainer_raises_all_faults_in_one_message():
     args = settings(teacher_chat_template={"teacher": "own"}, gradient_accumulation_steps=4)
-    sources = named_teachers(TEACHER, STUDENT, args, adapted=False)
+    sources = teacher_sources(TEACHER, STUDENT, args, adapted=False)
     method = chosen_method(None, args, rewarded=False)
     with pytest.raises(ValueError, match="(?s)has no chat template of its own.*\n.*one window takes 4 prompts"):
-        checked_inputs(STUDENT, sources, args, method, Dataset.from_list(ROWS), None, None, {})
+        check_inputs(STUDENT, sources, args, method, Dataset.from_list(ROWS), None, None, {})
 
 
 def test_what_was_checked_is_printed_unless_switched_off(capsys):
     for preflight in (True, False):
         args = settings(preflight=preflight)
-        sources = named_teachers(TEACHER, STUDENT, args, adapted=False)
+        sources = teacher_sources(TEACHER, STUDENT, args, adapted=False)
         method = chosen_method(None, args, rewarded=False)
-        checked = checked_inputs(STUDENT, sources, args, method, Dataset.from_list(ROWS), None, None, {})
+        checked = check_inputs(STUDENT, sources, args, method, Dataset.from_list(ROWS), None, None, {})
         assert capsys.readouterr().out == (f"{checked.table()}\n{checked.example}\n" if preflight else "")
 
 
@@ -253,19 +254,24 @@ def test_a_teacher_that_no_row_names_warns():
     teachers = {**TWO, "c": TEACHER}
     assert said(looked(teachers, rows))["routing"] == ("warning", "`teacher_id`: a 0, b 3, c 0; no row names a, c")
     args = settings()
-    sources, method = named_teachers(teachers, STUDENT, args, False), chosen_method(None, args, rewarded=False)
+    sources, method = teacher_sources(teachers, STUDENT, args, False), chosen_method(None, args, rewarded=False)
     with pytest.warns(UserWarning, match=re.escape("routing: `teacher_id`: a 0, b 3, c 0; no row names a, c")):
-        checked_inputs(STUDENT, sources, args, method, Dataset.from_list(rows), None, None, {})
+        check_inputs(STUDENT, sources, args, method, Dataset.from_list(rows), None, None, {})
 
 
 def test_a_stream_that_names_no_teacher_stops_where_it_is_sampled():
     rows = [{"prompt": "1+1=", "teacher_id": "b"}, {"prompt": "2+2=", "teacher_id": "c"}]
-    assert route_B(rows[:1] * 2, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu").tolist() == [1, 1]
+    assert route_to_teachers(rows[:1] * 2, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu").tolist() == [
+        1,
+        1,
+    ]
     message = "window row 1: `teacher_id` is 'c'. Each row names one of: a, b."
     with pytest.raises(ValueError, match=re.escape("window row 0: `teacher_prompt` is empty")):
-        route_B([{**rows[0], "teacher_prompt": ""}], ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
+        route_to_teachers(
+            [{**rows[0], "teacher_prompt": ""}], ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu"
+        )
     with pytest.raises(ValueError, match=re.escape(message)):
-        route_B(rows, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
+        route_to_teachers(rows, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
 
 
 def test_a_wrongly_routed_stream_stops_training(tmp_path):
@@ -328,7 +334,7 @@ def test_revisions_of_several_teachers_are_given_by_name():
         with pytest.raises(ValueError, match=re.escape(message)):
             settings(**config, teacher_model_revision=wrong)
     args = settings(**config, teacher_model_revision={"b": "v2"})
-    sources = named_teachers(None, STUDENT, args, adapted=False)
+    sources = teacher_sources(None, STUDENT, args, adapted=False)
     assert [source.hub["revision"] for source in sources.values()] == [None, "v2"]
 
 
@@ -476,7 +482,7 @@ def test_a_deepspeed_stage_must_fit_the_placement(stage, placement, engine):
         "offloaded teachers want stage 3, replicas stage 0."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        placement_of(args, Source("teacher", TEACHER), engine)
+        choose_placement(args, Source("teacher", TEACHER), engine)
 
 
 @pytest.mark.parametrize("stage", [2, "3", None])
@@ -485,13 +491,13 @@ def test_a_frozen_teacher_is_partitioned_or_whole(stage):
     with pytest.raises(
         ValueError, match=f"teacher_deepspeed has the ZeRO stage {stage!r}. .* partitioned .3. or whole"
     ):
-        placement_of(args, Source("teacher", TEACHER), "ZeRO-3")
+        choose_placement(args, Source("teacher", TEACHER), "ZeRO-3")
 
 
 @pytest.mark.parametrize("teacher", [None, ["a"], 3, ""])
 def test_what_is_no_teacher_is_refused(teacher):
     with pytest.raises(ValueError, match="teacher_model 'a' is .*Give a model id, a local folder, or a model"):
-        named_teachers({"a": teacher}, STUDENT, settings(), adapted=False)
+        teacher_sources({"a": teacher}, STUDENT, settings(), adapted=False)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of,
 
 from fire_opd_trl import METHODS, Context, Divergence, Method, Signal, control, distil
 from fire_opd_trl.methods import CONTROLS
-from fire_opd_trl.stages import early_tokens, even, keep_all, log_ratio
+from fire_opd_trl.stages import early_tokens, keep_all, log_ratio, uniform
 
 
 CONTEXT = Context(seed=7)
@@ -206,7 +206,7 @@ def test_shuffled_tokens_keep_the_weights_of_their_row_in_pairs(method):
 @weighing
 def test_the_advantage_of_a_control_is_the_shuffled_weight_times_the_advantage_of_the_method(method):
     rollout, scores = window(seed=2)
-    bare = distil(rollout, scores, replace(method, filter=keep_all, reweight=even, row_weight=None), CONTEXT)
+    bare = distil(rollout, scores, replace(method, filter=keep_all, reweight=uniform, row_weight=None), CONTEXT)
     signal = distil(rollout, scores, control(method.unfiltered()), CONTEXT)
     torch.testing.assert_close(signal.advantage_BT, signal.weight_BT * bare.advantage_BT)
 
@@ -282,7 +282,7 @@ def test_a_method_has_a_control_of_what_it_selects_or_weighs_and_of_nothing_else
 @pytest.mark.parametrize("sizes", [[40], [17, 1, 12, 10]], ids=["one rank", "four ragged ranks"])
 def test_weights_of_trajectories_change_places_over_the_whole_window(method, sizes):
     rollout, scores = window(seed=4)
-    rollout, method = emptied(rollout, [3, 17, 30]), replace(method, reweight=even)
+    rollout, method = emptied(rollout, [3, 17, 30]), replace(method, reweight=uniform)
     pieces = [rows_of(rollout, scores, part) for part in parts_of(sizes)]
 
     def weights(method):

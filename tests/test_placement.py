@@ -245,7 +245,7 @@ def test_every_kind_of_mixture_is_gathered_whole():
     deepspeed = pytest.importorskip("deepspeed")
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
-    from fire_opd_trl.zero import keep_mixtures_whole
+    from fire_opd_trl.teachers.deepspeed import keep_mixtures_whole
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_experts": 4, "vocab_size": 16}
     model = OlmoeForCausalLM(OlmoeConfig(**small, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0))

@@ -7,21 +7,22 @@ import pytest
 import torch
 from test_pipeline import on_ranks
 
-from fire_opd_trl.batches import layout_metrics, lengths, micro_batches, take
-from fire_opd_trl.lines import in_a_rectangle, in_lines
-from fire_opd_trl.moves import PER_TOKEN, moved, packed, unpacked
-from fire_opd_trl.scoring import token_scores
-from fire_opd_trl.slices import (
+from fire_opd_trl.rollouts.exchange import exchange_rows, pack_rows, unpack_rows
+from fire_opd_trl.rollouts.layout import PER_TOKEN, lengths, take
+from fire_opd_trl.rollouts.micro_batches import layout_metrics, micro_batches
+from fire_opd_trl.rollouts.packing import (
     cheapest_cuts,
+    cut_to_count,
     cuts_within,
-    dealt,
-    filled_up,
+    deal_to_ranks,
     longest_first,
+    optimizer_step_N,
     padded_tokens,
     shortest,
     slices,
-    step_N,
 )
+from fire_opd_trl.scoring.forward import rows_in_lines, trl_rectangle
+from fire_opd_trl.scoring.token_scores import score_rows
 from fire_opd_trl.stages import World
 
 
@@ -95,9 +96,9 @@ def test_a_slice_to_spare_halves_the_largest():
 
 
 def test_cuts_are_filled_up_by_halves_of_the_largest_and_then_by_nothing():
-    assert filled_up([[0, 1, 2], [3, 4]], [9, 9, 9, 9, 9], 3) == [[0], [1, 2], [3, 4]]
-    assert filled_up([[0, 1]], [9, 9], 4) == [[0], [1], [], []]
-    assert filled_up([[0, 1]], [9, 9], 1) == [[0, 1]]
+    assert cut_to_count([[0, 1, 2], [3, 4]], [9, 9, 9, 9, 9], 3) == [[0], [1, 2], [3, 4]]
+    assert cut_to_count([[0, 1]], [9, 9], 4) == [[0], [1], [], []]
+    assert cut_to_count([[0, 1]], [9, 9], 1) == [[0, 1]]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -150,7 +151,7 @@ def test_no_cut_of_the_sorted_rows_costs_less(seed, limit):
 @pytest.mark.parametrize(("rows", "count", "ranks"), [(64, 4, 2), (64, 8, 4), (7, 2, 4), (0, 2, 2), (64, 4, 1)])
 def test_rows_of_all_ranks_are_dealt_once_in_slices_of_one_size(rows, count, ranks):
     length_N = lines(3, batch=64)[1]
-    plan = dealt(list(range(rows)), length_N, count, ranks)
+    plan = deal_to_ranks(list(range(rows)), length_N, count, ranks)
     assert [len(cuts) for cuts in plan] == [count] * ranks
     assert sorted(row for cuts in plan for cut in cuts for row in cut) == list(range(rows))
     turns = [[padded_tokens(plan[rank][turn], length_N) for rank in range(ranks)] for turn in range(count)]
@@ -171,7 +172,7 @@ def test_rows_of_all_ranks_are_dealt_once_in_slices_of_one_size(rows, count, ran
 def test_survivors_are_dealt_evenly_to_the_steps(steps, kept):
     keep_N = torch.zeros(40, dtype=torch.bool)
     keep_N[torch.randperm(40, generator=torch.Generator().manual_seed(kept))[:kept]] = True
-    number_N = step_N(keep_N, steps, seed=3)
+    number_N = optimizer_step_N(keep_N, steps, seed=3)
     assert (number_N[~keep_N] == -1).all()
     counts = torch.bincount(number_N[keep_N], minlength=steps)
     assert counts.tolist() == sorted(counts.tolist(), reverse=True) and counts.sum() == kept
@@ -180,8 +181,8 @@ def test_survivors_are_dealt_evenly_to_the_steps(steps, kept):
 
 def test_the_deal_is_random_by_seed_and_fair_to_rows():
     keep_N = torch.ones(30, dtype=torch.bool)
-    deals = torch.stack([step_N(keep_N, 3, seed) for seed in range(300)])
-    assert torch.equal(deals[7], step_N(keep_N, 3, seed=7))
+    deals = torch.stack([optimizer_step_N(keep_N, 3, seed) for seed in range(300)])
+    assert torch.equal(deals[7], optimizer_step_N(keep_N, 3, seed=7))
     assert len(deals.unique(dim=0)) == 300
     # Each row is in each step in 100 of 300 deals, standard error sqrt(300 * 1/3 * 2/3) = 8.2.
     counts = torch.stack([(deals == step).sum(dim=0) for step in range(3)])
@@ -219,7 +220,7 @@ def test_take_trims_to_its_own_longest_prompt_and_completion():
 
 
 def test_a_line_is_prompt_and_completion_without_a_gap():
-    ids, mask, labels, columns = in_lines(literal_batch())
+    ids, mask, labels, columns = rows_in_lines(literal_batch())
     assert ids[mask].tolist() == [11, 12, 13, 14, 15, 21, 22, 23, 24, 31, 32, 33]
     assert ids.shape == (3, 5)  # the longest row, 2 + 3; the rectangle has 4 + 5 columns
     assert labels.tolist() == [[-100, -100, 13, 14, 15], [-100, -100, -100, 24, -100], [-100, 32, 33, -100, -100]]
@@ -227,26 +228,26 @@ def test_a_line_is_prompt_and_completion_without_a_gap():
     places = columns + 4
     assert [places[0, :3].tolist(), places[1, :1].tolist(), places[2, :2].tolist()] == [[1, 2, 3], [2], [0, 1]]
     assert int(places.max()) <= 3 and int(places.min()) >= 0
-    assert in_lines(literal_batch(), multiple=4)[0].shape == (3, 8)
+    assert rows_in_lines(literal_batch(), multiple=4)[0].shape == (3, 8)
 
 
 def test_a_line_asks_for_no_token_that_does_not_train():
     part = {**literal_batch(), "train_mask": torch.tensor([[1, 0, 1, 0, 0], [1] * 5, [0, 1, 0, 0, 0]]).bool()}
-    labels = in_lines(part)[2]
+    labels = rows_in_lines(part)[2]
     assert labels.tolist() == [[-100, -100, 13, -100, 15], [-100, -100, -100, 24, -100], [-100, -100, 33, -100, -100]]
 
 
 def test_a_line_may_have_no_prompt_and_one_token():
     part = {"prompt_ids": torch.tensor([[0]]), "prompt_mask": torch.tensor([[0]])}
     part.update(completion_ids=torch.tensor([[7]]), completion_mask=torch.tensor([[1]]))
-    ids, mask, labels, columns = in_lines(part)
+    ids, mask, labels, columns = rows_in_lines(part)
     assert ids.tolist() == [[0, 7]] and labels.tolist() == [[-100, 7]] and columns.tolist() == [[-1]]
     part["completion_mask"] = torch.tensor([[0]])
-    assert (in_lines(part)[2] == -100).all()
+    assert (rows_in_lines(part)[2] == -100).all()
 
 
 def test_the_rectangle_is_trls():
-    ids, mask, width, columns = in_a_rectangle(literal_batch())
+    ids, mask, width, columns = trl_rectangle(literal_batch())
     assert ids.shape == (3, 9) and int(mask.sum()) == 12 and width == 5
     assert columns.tolist() == [[-5, -4, -3, -2, -1]] * 3
 
@@ -335,7 +336,7 @@ def test_micro_batches_are_the_smallest_slices_of_the_survivors():
     tokens = sum(lengths(batch)[row] for cut in cuts for row in cut)
     metrics = layout_metrics(parts, World())
     assert metrics == pytest.approx({"padding": 1 - tokens / padded, "rank_excess": 0.0})
-    assert sum(in_lines(part)[0].numel() for part in parts) == padded
+    assert sum(rows_in_lines(part)[0].numel() for part in parts) == padded
 
 
 @pytest.mark.parametrize("balance", ["none", "tokens"])
@@ -351,7 +352,7 @@ def test_over_all_ranks_each_step_is_one_exact_mean(steps, per_step, loss_type, 
 
     ranks = on_ranks(4, work)
     assert [len(parts) for parts in ranks] == [steps * per_step] * 4  # equally many forwards everywhere
-    number_N = step_N(keep_N, steps, seed=5)  # what a single process would deal
+    number_N = optimizer_step_N(keep_N, steps, seed=5)  # what a single process would deal
     whole = [tokens_of(batch, row) for batch in batches for row in range(len(batch["keep"]))]
     for step in range(steps):
         parts = [part for rank in ranks for part in rank[step * per_step : (step + 1) * per_step]]
@@ -392,22 +393,22 @@ def known_of(batch: dict, row: int) -> dict[str, list]:
 
 def test_a_parcel_holds_its_rows_to_the_bit_and_no_padding():
     batch = full_batch(seed=4, rows=9)
-    parcels = [packed(batch, [5, 2]), packed(batch, []), packed(batch, [7])]
-    arrived = unpacked(parcels, like=batch)
+    parcels = [pack_rows(batch, [5, 2]), pack_rows(batch, []), pack_rows(batch, [7])]
+    arrived = unpack_rows(parcels, like=batch)
     assert [known_of(arrived, row) for row in range(3)] == [known_of(batch, row) for row in (5, 2, 7)]
     assert {key: value[0].dtype for key, value in arrived.items()} == {key: batch[key][0].dtype for key in arrived}
-    assert len(parcels[1]) == 0 and unpacked([parcels[1]], like=batch) == {}
+    assert len(parcels[1]) == 0 and unpack_rows([parcels[1]], like=batch) == {}
     wider = {**batch, "completion_ids": torch.nn.functional.pad(batch["completion_ids"], (0, 999))}
     wider |= {"completion_mask": torch.nn.functional.pad(batch["completion_mask"], (0, 999))}
     wider |= {key: torch.nn.functional.pad(batch[key], (0, 999)) for key in PER_TOKEN if key != "completion_ids"}
-    assert len(packed(wider, [5, 2])) == len(parcels[0])
+    assert len(pack_rows(wider, [5, 2])) == len(parcels[0])
 
 
 def test_rows_arrive_where_the_plan_sends_them_with_all_that_is_known_of_them():
     batches = [full_batch(seed, rows) for seed, rows in enumerate([4, 6, 1])]
     home = [(rank, row) for rank, batch in enumerate(batches) for row in range(len(batch["scale"]))]
     plan = [[9, 0, 4], [], [10, 3, 8, 1]]  # rows 2, 5, 6, 7 were dropped; rank 1 gets nothing
-    for rank, (batch, place) in enumerate(on_ranks(3, lambda rank, world: moved(batches[rank], plan, world))):
+    for rank, (batch, place) in enumerate(on_ranks(3, lambda rank, world: exchange_rows(batches[rank], plan, world))):
         assert sorted(place) == sorted(plan[rank]) and sorted(place.values()) == list(range(len(plan[rank])))
         for row, where in place.items():
             owner, number = home[row]
@@ -444,19 +445,19 @@ def test_rows_in_trls_rectangle_never_exceed_the_budget():
     batch["token_type_ids"] = torch.ones_like(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1))
 
     def forward(part):
-        sizes.append((len(part["prompt_ids"]), in_a_rectangle(part)[0].numel()))
+        sizes.append((len(part["prompt_ids"]), trl_rectangle(part)[0].numel()))
         return part["completion_ids"].float(), None, None
 
-    token_scores(forward, batch, 150, World(), vocabulary=10**9)
+    score_rows(forward, batch, 150, World(), vocabulary=10**9)
     assert all(tokens <= 150 or rows == 1 for rows, tokens in sizes) and len(sizes) > 2
 
 
 def test_an_empty_prompt_is_the_same_padding_token_after_a_move():
     batch = full_batch(seed=4, rows=3)
     batch["prompt_mask"][1], batch["prompt_ids"][1] = 0, 9  # padding has id 9
-    arrived = unpacked([packed(batch, [1])], like=batch)
-    assert in_lines(arrived)[0].tolist() == in_lines(take(batch, [1]))[0].tolist()
-    assert in_lines(arrived)[0][0, 0] == 9
+    arrived = unpack_rows([pack_rows(batch, [1])], like=batch)
+    assert rows_in_lines(arrived)[0].tolist() == rows_in_lines(take(batch, [1]))[0].tolist()
+    assert rows_in_lines(arrived)[0][0, 0] == 9
 
 
 @pytest.mark.parametrize("key", ["token_type_ids", "top_ids"])
@@ -485,11 +486,11 @@ def test_scores_come_back_in_place_within_the_budget(budget):
     rows = [row for row in range(20) if row != 4]
 
     def forward(part):
-        sizes.append((len(part["prompt_ids"]), in_lines(part)[0].numel()))
+        sizes.append((len(part["prompt_ids"]), rows_in_lines(part)[0].numel()))
         ids = part["completion_ids"]
         return ids.double(), -ids.double(), {"twice": torch.stack([ids, 2 * ids], dim=2)}
 
-    logp_BT, entropy_BT, seen = token_scores(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
+    logp_BT, entropy_BT, seen = score_rows(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
     expected_BT = batch["completion_ids"].float()
     expected_BT[4] = 0
     assert torch.equal(logp_BT, expected_BT) and torch.equal(entropy_BT, -expected_BT)
@@ -510,7 +511,7 @@ def test_every_rank_scores_in_equally_many_forwards():
             calls[rank] += 1
             return part["completion_ids"].float(), None, {"ids": part["completion_ids"]}
 
-        return token_scores(forward, batches[rank], 150, world, vocabulary=10**9, rows=[] if rank == 2 else None)
+        return score_rows(forward, batches[rank], 150, world, vocabulary=10**9, rows=[] if rank == 2 else None)
 
     results = on_ranks(4, work)
     assert len(set(calls)) == 1 and calls[0] > 2
@@ -529,7 +530,7 @@ def test_a_token_that_the_model_does_not_know_is_scored_nan_and_never_shown_to_i
         assert part["completion_ids"].max() < largest
         return part["completion_ids"].float(), None, None
 
-    logp_BT, *_ = token_scores(forward, batch, 200, World(), vocabulary=largest)
+    logp_BT, *_ = score_rows(forward, batch, 200, World(), vocabulary=largest)
     assert torch.equal(logp_BT.isnan(), unknown_BT) and unknown_BT.sum() == 1
     assert torch.equal(logp_BT[~unknown_BT], batch["completion_ids"].float()[~unknown_BT])
     assert int(batch["completion_ids"].max()) == largest  # the batch itself is left as it was

@@ -13,9 +13,9 @@ from fire_opd_trl.stages import (
     aggregate,
     as_many_at_random,
     clipped_surrogate,
+    combined,
     confidence_and_confusion,
     drop_lowest,
-    even,
     finite_B,
     keep_all,
     log_ratio,
@@ -23,13 +23,13 @@ from fire_opd_trl.stages import (
     masked_sum_B,
     mean_one_BT,
     mean_teacher_logp,
-    mixed,
     reference_kl,
     row_scale,
     scope_B,
     scope_max_B,
     share_of_max_BT,
     shuffled_inside_rows,
+    uniform,
     uniform_hash,
     window_metrics,
 )
@@ -44,7 +44,7 @@ class Later(World):
     def __init__(self, before: int):
         self.before = before
 
-    def own(self, rows: int) -> slice:
+    def local_slice(self, rows: int) -> slice:
         return slice(self.before, self.before + rows)
 
 
@@ -168,7 +168,7 @@ def as_many_as(*keep: bool):
     """A filter that always says the same of the rows of a window, wherever this rank's rows stand in it."""
 
     def filter(score_B, rollout, context):
-        return torch.tensor(keep)[context.world.own(len(score_B))]
+        return torch.tensor(keep)[context.world.local_slice(len(score_B))]
 
     return filter
 
@@ -319,7 +319,7 @@ def test_mean_one_is_a_division_by_the_mean_of_the_row():
 
 def test_even_weights_are_the_mask():
     rollout = Rollout(mask("101", "000"))
-    weight_BT = even(rollout, scores_of(rollout.mask_BT), CONTEXT)
+    weight_BT = uniform(rollout, scores_of(rollout.mask_BT), CONTEXT)
     assert weight_BT.dtype == torch.float64 and weight_BT.tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
@@ -427,14 +427,14 @@ def test_the_mixed_advantage_is_distillation_plus_reward_times_the_engine_ratio(
     kept_BT = mask("110", "101", "000")
     advantage_BT = f64([[1.0, -2.0, 0.0], [0.5, 0.0, 4.0], [0.0, 0.0, 0.0]])
     reward_B, ratio_BT = f64([1.0, -3.0, NAN]), f64([[2.0, 0.5, NAN], [1.0, INF, 0.25], [NAN, NAN, NAN]])
-    assert mixed(advantage_BT, kept_BT, reward_B, 0.0, None).tolist() == advantage_BT.tolist()
+    assert combined(advantage_BT, kept_BT, reward_B, 0.0, None).tolist() == advantage_BT.tolist()
     # A + 2 R: 1 + 2, -2 + 2; 0.5 - 6, 4 - 6.
     expected = [[3.0, 0.0, 0.0], [-5.5, 0.0, -2.0], [0.0, 0.0, 0.0]]
-    assert mixed(advantage_BT, kept_BT, reward_B, 2.0, None).tolist() == expected
+    assert combined(advantage_BT, kept_BT, reward_B, 2.0, None).tolist() == expected
     expected = [[6.0, 0.0, 0.0], [-5.5, 0.0, -0.5], [0.0, 0.0, 0.0]]  # times 2, 0.5; 1, 0.25
-    assert mixed(advantage_BT, kept_BT, reward_B, 2.0, ratio_BT).tolist() == expected
+    assert combined(advantage_BT, kept_BT, reward_B, 2.0, ratio_BT).tolist() == expected
     expected = [[2.0, -1.0, 0.0], [0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]
-    assert mixed(advantage_BT, kept_BT, reward_B, 0.0, ratio_BT).tolist() == expected
+    assert combined(advantage_BT, kept_BT, reward_B, 0.0, ratio_BT).tolist() == expected
 
 
 # 6 loss

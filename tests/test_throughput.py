@@ -12,11 +12,11 @@ from test_layouts import OTHERS
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from fire_opd_trl import METHODS, vocabulary
+from fire_opd_trl import METHODS
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.heads import make_observable
-from fire_opd_trl.lines import in_lines
-from fire_opd_trl.scoring import line_scores
+from fire_opd_trl.scoring import divergences as vocabulary
+from fire_opd_trl.scoring.forward import rows_in_lines, score_lines
+from fire_opd_trl.scoring.heads import make_observable
 
 
 CASE = {"batch": 8, "accumulation": 4, "max_steps": 1}
@@ -66,7 +66,7 @@ def window_of(trainer) -> tuple[list[dict], dict]:
     trainer.model.train()
     rows = [trainer.train_dataset[row // trainer.num_generations] for row in range(32)]
     batch = trainer._generate_and_score_completions(rows)
-    lines = in_lines(batch)[0]
+    lines = rows_in_lines(batch)[0]
     known = {"keep": batch["keep"], "alive": batch["train_mask"].any(dim=1), "lines": lines}
     known["tokens"] = int(batch["completion_mask"].sum())
     known["kept_tokens"] = int(batch["completion_mask"][batch["keep"]].sum())
@@ -122,7 +122,7 @@ def test_what_is_dropped_changes_nothing_for_what_is_kept(tmp_path, monkeypatch)
     def gradients(early: bool) -> dict[str, torch.Tensor]:
         with monkeypatch.context() as patched:
             if not early:
-                patched.setattr("fire_opd_trl.trainer.rows_to_score", lambda *_: None)
+                patched.setattr("fire_opd_trl.trainer.trainer.rows_to_score", lambda *_: None)
             trainer = built({**CASE, "method": "fire"}, str(tmp_path))
             parts, known = window_of(trainer)
             assert int(known["keep"].sum()) == 22
@@ -187,7 +187,7 @@ def test_a_row_scores_the_same_alone_and_in_company(kind):
     trl_utils.add_fused_lm_head(model)
     make_observable(model)
     with torch.no_grad():
-        logp, entropy, seen, router = line_scores(model, model, part, None, False, 1)
+        logp, entropy, seen, router = score_lines(model, model, part, None, False, 1)
     assert entropy is None and seen is None and router is None
     for row, (ids, (prompt, completion)) in enumerate(zip(rows, lengths, strict=True)):
         expected = alone[row][torch.arange(prompt - 1, len(ids) - 1), ids[prompt:]]
@@ -237,7 +237,7 @@ def test_a_student_with_virtual_tokens_is_scored_where_its_completions_stand():
         return {}
 
     with torch.no_grad():
-        logp, entropy, *_ = line_scores(model, base, part, observer, False, 1)
+        logp, entropy, *_ = score_lines(model, base, part, observer, False, 1)
         for row, ids in enumerate(([5, 8, 9, 4], [6, 7, 3])):
             logits = model(torch.tensor([ids])).logits[0, 3:].log_softmax(dim=-1)
             count = int(part["completion_mask"][row].sum())

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.tokens import Vocabulary, end_ids, said_of_ends, tokenizer_of, unknown_to
+from fire_opd_trl.teachers.vocabulary import Vocabulary, end_ids, end_token_warning, tokenizer_of, unknown_ids
 
 
 TEACHER, STUDENT = model_path("teacher"), model_path("student")
@@ -32,7 +32,7 @@ def vocabulary(tokens="abc!", added=(), rows=None, ends=(3,)) -> Vocabulary:
 
 def refusal(*args) -> str:
     with pytest.raises(ValueError) as error:
-        unknown_to(*args)
+        unknown_ids(*args)
     return str(error.value)
 
 
@@ -40,19 +40,19 @@ def refusal(*args) -> str:
 
 
 def test_equal_vocabularies_know_each_other():
-    assert unknown_to(vocabulary(), 4, vocabulary(), "t") == frozenset()
+    assert unknown_ids(vocabulary(), 4, vocabulary(), "t") == frozenset()
 
 
 def test_the_sizes_need_not_agree_where_the_tokens_do():
-    assert unknown_to(vocabulary(rows=64), 64, vocabulary(rows=8), "t") == frozenset()  # a padded teacher
-    assert unknown_to(vocabulary(rows=4), 4, vocabulary(rows=64), "t") == frozenset()  # a padded student
-    assert unknown_to(vocabulary("abc!xyz"), 7, vocabulary(), "t") == frozenset()  # a teacher with more tokens
+    assert unknown_ids(vocabulary(rows=64), 64, vocabulary(rows=8), "t") == frozenset()  # a padded teacher
+    assert unknown_ids(vocabulary(rows=4), 4, vocabulary(rows=64), "t") == frozenset()  # a padded student
+    assert unknown_ids(vocabulary("abc!xyz"), 7, vocabulary(), "t") == frozenset()  # a teacher with more tokens
 
 
 def test_a_teacher_without_a_tokenizer_is_known_by_its_rows():
     student = vocabulary("abc!T", added=(4,))
-    assert unknown_to(None, 5, student, "t") == frozenset()
-    assert unknown_to(None, 4, student, "t") == {4}
+    assert unknown_ids(None, 5, student, "t") == frozenset()
+    assert unknown_ids(None, 4, student, "t") == {4}
     assert refusal(None, 3, vocabulary(), "teacher_model 't'") == (
         "teacher_model 't' has 3 token rows, too few for the student's id 3 ('!'). Use a teacher of the same "
         "tokenizer."
@@ -61,10 +61,10 @@ def test_a_teacher_without_a_tokenizer_is_known_by_its_rows():
 
 def test_added_tokens_that_the_teacher_lacks_or_calls_otherwise_are_unknown_to_it():
     student = vocabulary("abc!TU", added=(4, 5))
-    assert unknown_to(vocabulary("abc!"), 4, student, "t") == {4, 5}
-    assert unknown_to(vocabulary("abc!", rows=64), 64, student, "t") == {4, 5}  # rows that no token stands for
-    assert unknown_to(vocabulary("abc!UT", added=(4, 5)), 6, student, "t") == {4, 5}
-    assert unknown_to(vocabulary("abc!TX"), 6, student, "t") == {5}
+    assert unknown_ids(vocabulary("abc!"), 4, student, "t") == {4, 5}
+    assert unknown_ids(vocabulary("abc!", rows=64), 64, student, "t") == {4, 5}  # rows that no token stands for
+    assert unknown_ids(vocabulary("abc!UT", added=(4, 5)), 6, student, "t") == {4, 5}
+    assert unknown_ids(vocabulary("abc!TX"), 6, student, "t") == {5}
 
 
 def test_another_base_vocabulary_is_refused_with_its_first_differing_token():
@@ -107,7 +107,7 @@ def test_ids_are_named_and_the_first_eight_of_them():
 
 
 def test_equal_ends_need_no_word():
-    assert said_of_ends(vocabulary(), vocabulary(), "teacher 't'") is None
+    assert end_token_warning(vocabulary(), vocabulary(), "teacher 't'") is None
 
 
 def test_a_teacher_that_ends_otherwise_is_said_with_what_to_set():
@@ -118,13 +118,13 @@ def test_a_teacher_that_ends_otherwise_is_said_with_what_to_set():
     goes_on = ", at which the student does not stop, so that it goes on where the teacher has nothing more to say"
     punished = ", which teacher 't' never ends with, so that finishing is punished at every end"
     student, teacher = vocabulary(ends=(3,)), vocabulary(ends=(2, 3))
-    assert said_of_ends(teacher, student, "teacher 't'") == (
+    assert end_token_warning(teacher, student, "teacher 't'") == (
         f"teacher 't' ends an answer with 2 'c'{goes_on}. Set eos_token_id to [2, 3]{where}"
     )
-    assert said_of_ends(student, teacher, "teacher 't'") == (
+    assert end_token_warning(student, teacher, "teacher 't'") == (
         f"the student stops at 2 'c'{punished}. Set eos_token_id to [3]{where}"
     )
-    assert said_of_ends(vocabulary(ends=(1,)), student, "teacher 't'") == (
+    assert end_token_warning(vocabulary(ends=(1,)), student, "teacher 't'") == (
         f"teacher 't' ends an answer with 1 'b'{goes_on}; the student stops at 3 '!'{punished}. Set eos_token_id to "
         f"[1]{where[:-1]}, and eos_token in its tokenizer_config.json to one of them."
     )
@@ -291,7 +291,7 @@ def test_a_teachers_own_token_in_its_own_prompt_is_its_own(tmp_path):
     rows = [{"prompt": "1+1=", "teacher_prompt": "<other>1+1="}]
     checked = looked(teacher, rows, model=student)
     assert checked.unknown == {"teacher": {16}}
-    assert checked.views["teacher"].ids(rows) == [[16, 3, 12, 3, 13]]
+    assert checked.renderers["teacher"].ids(rows) == [[16, 3, 12, 3, 13]]
     assert checked.faults == []
 
 

@@ -11,12 +11,12 @@ from datasets import Dataset
 from launch.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import fire_opd_trl.trainer as trainer_module
+import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.placement import from_pretrained_kwargs
-from fire_opd_trl.teachers import source_of
+from fire_opd_trl.teachers.placement import from_pretrained_kwargs
+from fire_opd_trl.teachers.sources import teacher_source
 
 
 CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
@@ -268,7 +268,7 @@ def test_the_rollout_correction_applies_in_every_method_but_the_released_one(met
     plain.train()
     engine = frozen_trainer(tmp_path / "engine", reported, method=method)
     engine.use_vllm, engine.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
-    calls, token_scores = [], trainer_module.token_scores
+    calls, token_scores = [], trainer_module.score_rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or token_scores(f, *a))
         engine.train()
@@ -341,7 +341,7 @@ def test_a_teacher_is_loaded_as_its_config_says():
         teacher_model_init_kwargs={"attn_implementation": "eager"},
     )  # fmt: skip
     expected = {"dtype": "auto", "trust_remote_code": False, "revision": "v2", "attn_implementation": "eager"}
-    source = source_of("teacher", args.teacher_model_name_or_path, args, ["teacher"])
+    source = teacher_source("teacher", args.teacher_model_name_or_path, args, ["teacher"])
     assert from_pretrained_kwargs(args, source) == expected
 
 

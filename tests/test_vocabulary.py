@@ -13,10 +13,10 @@ from conftest import LAUNCH, run_killably
 from launch.worker import built
 from transformers import AutoModelForCausalLM
 
-import fire_opd_trl.vocabulary as vocabulary_module
+import fire_opd_trl.scoring.divergences as vocabulary_module
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.heads import Head
-from fire_opd_trl.vocabulary import FullDivergence, TopK, TopKDivergence
+from fire_opd_trl.scoring.divergences import FullDivergence, TopK, TopKDivergence
+from fire_opd_trl.scoring.heads import Head
 
 
 CASE = {"batch": 8, "accumulation": 4, "max_steps": 1, "scoring_token_budget": 300}

@@ -121,7 +121,7 @@ class Rank(World):
     def gather(self, value_B):
         return torch.cat(self.meeting.exchange(self.rank, "gather", value_B))
 
-    def own(self, rows):
+    def local_slice(self, rows):
         start = sum(self.meeting.exchange(self.rank, "own", rows)[: self.rank])
         return slice(start, start + rows)
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from fire_opd_trl.demo import task
+from . import task
 
 
 BATCH_SIZE = 128

@@ -42,7 +42,7 @@ def model_path(name: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from fire_opd_trl.methods import METHODS
+    from ..methods import METHODS
 
     parser = argparse.ArgumentParser("fire-opd demo", description=__doc__.split("\n")[1])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="where the results go")
@@ -99,9 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
 
-    from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer, __version__
-    from fire_opd_trl.demo import task
-    from fire_opd_trl.report.curves import learning_curve
+    from .. import METHODS, FiReOPDConfig, FiReOPDTrainer, __version__
+    from . import task
+    from .curves import learning_curve
 
     # Deprecations of the libraries below are nothing that a first look should begin with.
     warnings.filterwarnings("ignore", module="(?!fire_opd_trl)")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..views import View
+from ..teachers.prompts import PromptRenderer
 
 
 WIDTH = 118
@@ -31,11 +31,11 @@ class Checked:
     train_dataset: Any = None
     eval_dataset: Any = None
     student_rows: int = 0
-    views: dict[str, View] = field(default_factory=dict)
+    renderers: dict[str, PromptRenderer] = field(default_factory=dict)
     unknown: dict[str, frozenset[int]] = field(default_factory=dict)
     example: str = ""
 
-    def says(self, subject: str, text: str, outcome: str = "ok") -> None:
+    def record(self, subject: str, text: str, outcome: str = "ok") -> None:
         self.findings.append(Finding(subject, outcome, text))
 
     @contextmanager
@@ -52,7 +52,7 @@ class Checked:
             if not whatever and not isinstance(error, ValueError | OSError):
                 raise
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-            self.says(subject, (kind + str(error)).strip(), "fault")
+            self.record(subject, (kind + str(error)).strip(), "fault")
 
     @property
     def faults(self) -> list[str]:
@@ -68,3 +68,8 @@ class Checked:
             wrapped = textwrap.wrap(finding.text, room, break_long_words=False, break_on_hyphens=False) or [""]
             lines += [head + wrapped[0], *(" " * len(head) + line for line in wrapped[1:])]
         return "\n".join(lines)
+
+
+def title_of(name: str) -> str:
+    """What a teacher is called in a table."""
+    return name if name == "teacher" else f"teacher {name}"

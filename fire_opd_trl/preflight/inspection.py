@@ -8,28 +8,29 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
 from ..pipeline import Method
-from ..prompts import Facts, Reader, checked_dataset, no_ids, refuse_less_than_a_window
-from ..teachers import Source
-from ..tokens import Teacher, Vocabulary, config_of
-from .data import (
-    prompts_seen,
+from ..teachers.sources import Source
+from ..teachers.vocabulary import Teacher, Vocabulary, config_of
+from .dataset import (
+    Facts,
+    Reader,
+    check_dataset,
+    no_ids,
+    refuse_less_than_a_window,
     refuse_lost_columns,
-    refuse_views_that_cannot_be,
-    say_of_dataset,
-    say_of_views,
-    say_of_window,
-    student_ids,
+    report_dataset,
 )
 from .findings import Checked
 from .models import check_reference, description, room, teacher_reader
+from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_ids
+from .window import report_window
 
 
-def checked_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConfig, *others: Any) -> Checked:
+def check_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConfig, *others: Any) -> Checked:
     """
-    What the trainer starts with: any fault that [`inspected`] finds is raised, warnings are given, and the main
+    What the trainer starts with: any fault that [`inspect_run`] finds is raised, warnings are given, and the main
     process prints the table.
     """
-    checked = inspected(model, sources, args, *others)
+    checked = inspect_run(model, sources, args, *others)
     if checked.faults:
         raise ValueError("\n".join(dict.fromkeys(checked.faults)))  # one sentence for all teachers it holds of
     for finding in checked.findings:
@@ -40,7 +41,7 @@ def checked_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConf
     return checked
 
 
-def inspected(
+def inspect_run(
     model: Teacher,
     sources: dict[str, Source],
     args: FiReOPDConfig,
@@ -73,9 +74,9 @@ def inspected(
         checked.student_rows = student.rows
         limit = room(config, args, "the student")
         dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
-        checked.says("student", description(model, config, student, dtype))
+        checked.record("student", description(model, config, student, dtype))
     if checked.faults:
-        checked.says("the rest", "not checked, since nothing is known of the student", "warning")
+        checked.record("the rest", "not checked, since nothing is known of the student", "warning")
         return checked
 
     named: dict[str, Reader] = {}
@@ -91,7 +92,7 @@ def inspected(
     facts = Facts()
     with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
-        refuse_views_that_cannot_be(args, train_dataset, others)
+        refuse_impossible_prompts(args, train_dataset, others)
     with checked.check("dataset"):
         columns = (args.teacher_column, args.teacher_prompt_column)
 
@@ -100,7 +101,7 @@ def inspected(
                 return dataset, Facts()
             reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
             overlong, quiet = args.overlong_prompts, args.disable_tqdm
-            return checked_dataset(
+            return check_dataset(
                 dataset, called, student=reader, teachers=named, overlong=overlong, columns=columns, quiet=quiet
             )
 
@@ -109,11 +110,11 @@ def inspected(
             checked.eval_dataset = {n: rows_of(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
         else:
             checked.eval_dataset = rows_of(eval_dataset, "eval_dataset")[0]
-        say_of_dataset(checked, facts, list(sources), args)
-        say_of_views(checked, facts)
+        report_dataset(checked, facts, list(sources), args)
+        report_prompts(checked, facts)
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
-        say_of_window(checked, args, method, list(sources), facts)
-    checked.example = prompts_seen(checked, facts, student_reader)
+        report_window(checked, args, method, list(sources), facts)
+    checked.example = example_prompts(checked, facts, student_reader)
     return checked

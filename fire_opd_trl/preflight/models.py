@@ -7,16 +7,15 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
-from ..heads import base_of
-from ..offload import skeleton_of
 from ..pipeline import Method
-from ..placement import engine_of, placement_of, refuse_unreadable_head
-from ..prompts import Reader, no_ids
-from ..teachers import Source, reads_whole_distributions
-from ..tokens import Teacher, Vocabulary, config_of, said_of_ends, tokenizer_of, unknown_to
-from ..views import view_of
-from .data import title_of
-from .findings import Checked
+from ..scoring.heads import base_of
+from ..teachers.offload import empty_model
+from ..teachers.placement import choose_placement, refuse_unreadable_head, sharding_engine
+from ..teachers.prompts import prompt_renderer
+from ..teachers.sources import Source
+from ..teachers.vocabulary import Teacher, Vocabulary, config_of, end_token_warning, tokenizer_of, unknown_ids
+from .dataset import Reader, no_ids
+from .findings import Checked, title_of
 
 
 def room(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
@@ -52,7 +51,7 @@ def parameters_of(model: Teacher | None, config: PretrainedConfig) -> int | None
     """How many parameters a model has, without its weights; `None` for kinds that cannot be built from a config."""
     if model is not None and not isinstance(model, str):
         return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    skeleton = skeleton_of(config)
+    skeleton = empty_model(config)
     return None if skeleton is None else sum(p.numel() for p in skeleton.parameters())
 
 
@@ -79,7 +78,7 @@ def teacher_reader(
         if source.base is None:
             refuse_self_without_effect(names, args, method)
             checked.unknown[name], reader.limit = frozenset(), room(student_config, args, subject)
-            checked.says(subject, "the student with its adapter switched off: no second model")
+            checked.record(subject, "the student with its adapter switched off: no second model")
         else:
             config = config_of(source.base, **source.hub)
             if not isinstance(source.base, str):
@@ -89,23 +88,23 @@ def teacher_reader(
             theirs = None
             if tokenizer is not None:
                 theirs = Vocabulary.of(source.base, config, tokenizer, revision=source.hub.get("revision"))
-            checked.unknown[name] = unknown_to(theirs, rows, student, f"teacher_model {name!r}")
+            checked.unknown[name] = unknown_ids(theirs, rows, student, f"teacher_model {name!r}")
             reader.limit, reader.unknown = room(config, args, subject), checked.unknown[name]
             reader.rows = min(rows, student.rows)
-            if reads_whole_distributions(method) and rows < student.rows:
+            if method.reads_whole_distributions and rows < student.rows:
                 raise ValueError(
                     f"teacher_model {name!r} has {rows} token rows and the student {student.rows}: method="
                     f"{method.name!r} compares whole distributions, which must be over the same tokens. Cut the "
                     "student's embeddings to the teacher's rows (resize_token_embeddings), or use a method of the "
                     "sampled token."
                 )
-            engine = others.get("engine", engine_of(args))
-            say_of_teacher(checked, source, config, theirs, student, args, engine)
+            engine = others.get("engine", sharding_engine(args))
+            report_teacher(checked, source, config, theirs, student, args, engine)
     with checked.check(f"{subject}, prompt"):
-        view = view_of(name, names, args, checked.tokenizer, tokenizer)
+        view = prompt_renderer(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")
         reader.ids = lambda rows: view.ids(rows, tools)
-        checked.views[name] = view
+        checked.renderers[name] = view
     return reader
 
 
@@ -134,7 +133,7 @@ def teacher_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
     return tokenizer_of(source.base, **source.hub)
 
 
-def say_of_teacher(
+def report_teacher(
     checked: Checked,
     source: Source,
     config: PretrainedConfig,
@@ -145,14 +144,14 @@ def say_of_teacher(
 ) -> None:
     """Size, placement, tokens and ends of a teacher that was not refused."""
     subject, unknown = title_of(source.name), checked.unknown[source.name]
-    where = placement_of(args, source, engine)
+    where = choose_placement(args, source, engine)
     about = f"adapter {source.adapter} on " if source.adapter else ""
     dtype = source.init_kwargs.get("dtype", "auto")
     vocabulary = theirs or Vocabulary({}, frozenset(), config.get_text_config().vocab_size, frozenset())
-    checked.says(subject, f"{about}{description(source.base, config, vocabulary, dtype)}; {where}")
+    checked.record(subject, f"{about}{description(source.base, config, vocabulary, dtype)}; {where}")
     if theirs is None:
         text = "a module in memory, whose tokenizer is not known: only its number of token rows was compared"
-        checked.says(f"{subject}, tokens", text)
+        checked.record(f"{subject}, tokens", text)
         return
     agreed = f"{len(student.tokens) - len(unknown)} of the student's {len(student.tokens)} ids mean the same to it"
     if unknown:
@@ -161,11 +160,11 @@ def say_of_teacher(
             "holds one is dropped and counted (fire/nonfinite_teacher). If the student writes them often, use another "
             "chat template or another teacher"
         )
-    checked.says(f"{subject}, tokens", agreed, "warning" if unknown else "ok")
-    if ends := said_of_ends(theirs, student, f"teacher {source.name!r}"):
-        checked.says(f"{subject}, ends", ends, "warning")
+    checked.record(f"{subject}, tokens", agreed, "warning" if unknown else "ok")
+    if ends := end_token_warning(theirs, student, f"teacher {source.name!r}"):
+        checked.record(f"{subject}, ends", ends, "warning")
     else:
-        checked.says(f"{subject}, ends", f"as the student: {student.named(student.ends)}")
+        checked.record(f"{subject}, ends", f"as the student: {student.named(student.ends)}")
 
 
 def check_reference(checked: Checked, student: Vocabulary, args: FiReOPDConfig) -> None:
@@ -174,6 +173,6 @@ def check_reference(checked: Checked, student: Vocabulary, args: FiReOPDConfig) 
     with checked.check("reference"):
         config, what = config_of(named, **code), f"reference_model_name_or_path={named!r}"
         theirs = Vocabulary.of(named, config, tokenizer_of(named, **code))
-        if unknown := unknown_to(theirs, theirs.rows, student, what):
+        if unknown := unknown_ids(theirs, theirs.rows, student, what):
             raise ValueError(f"{what} does not know the student's {student.named(unknown)}. Use the student itself.")
-        checked.says("reference", description(named, config, theirs, "float32"))
+        checked.record("reference", description(named, config, theirs, "float32"))

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from .data import title_of
-from .findings import Checked
+from .findings import Checked, title_of
 
 
 BEGINNING = 3  # tokens of an answer at which prompts that were rendered otherwise show first
@@ -15,7 +14,7 @@ SHOWN = 5
 ROWS = 8
 
 
-def tried(trainer: Any, checked: Checked) -> str:
+def try_answers(trainer: Any, checked: Checked) -> str:
     """
     Sample a few answers, score them under their teachers, and add to the findings: the teachers' mean log-probability
     of a token beside the student's own and that of guessing, -ln V.
@@ -27,7 +26,7 @@ def tried(trainer: Any, checked: Checked) -> str:
         `str`: Where student and teacher first part, in the answers' own words.
     """
     names, column = list(trainer.teachers), trainer.args.teacher_column
-    rows = few_rows(trainer, names, column)
+    rows = first_rows(trainer, names, column)
     trainer.model.eval()
     # As in an evaluation: nothing is filtered, no weight moves.
     with torch.no_grad():
@@ -42,7 +41,7 @@ def tried(trainer: Any, checked: Checked) -> str:
         title = title_of(name)
         subject = f"{title}, answers"
         if not mine_BT.any():
-            checked.says(subject, "no row of it among those tried", "warning")
+            checked.record(subject, "no row of it among those tried", "warning")
             continue
         teacher, student = teacher_BT[mine_BT].mean().item(), student_BT[mine_BT].mean().item()
         first = gap_BT[mine_BT & (place_BT <= BEGINNING)].mean().item()
@@ -55,20 +54,20 @@ def tried(trainer: Any, checked: Checked) -> str:
         )
         if not math.isfinite(teacher):
             text = "NaN or infinite log-probabilities: look at its weights, its precision, and tokens it does not know"
-            checked.says(subject, text, "fault")
+            checked.record(subject, text, "fault")
         elif teacher <= guessing:
             text += ". The teacher finds the answers no likelier than guessing: wrong weights, or other tokens"
-            checked.says(subject, text, "fault")
+            checked.record(subject, text, "fault")
         elif first > later + 1:
             text += ". They part at once: probably the teacher expects another prompt (teacher_chat_template='own')"
-            checked.says(subject, text, "warning")
+            checked.record(subject, text, "warning")
         else:
-            checked.says(subject, text)
+            checked.record(subject, text)
         lines += partings(batch, mine_BT & (gap_BT > PART), gap_BT, title, checked.tokenizer)
     return "\n".join(lines)
 
 
-def few_rows(trainer: Any, names: list[str], column: str) -> list[dict[str, Any]]:
+def first_rows(trainer: Any, names: list[str], column: str) -> list[dict[str, Any]]:
     """The first rows of each teacher."""
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(names, 0)

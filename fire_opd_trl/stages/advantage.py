@@ -6,29 +6,12 @@ import torch
 
 from .group import SMALLEST_SPREAD, correct_B, group_z_B, outcome_margin_B
 from .rollout import Rollout, masked_mean_B
-from .score import Scores
+from .score import Scores, log_ratio
 from .world import Context
 
 
 STATISTICS = ("mean", "minmax")
 DIRECTIONS = ("both", "correct_up", "incorrect_down")
-
-
-def log_ratio(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
-    """
-    The on-policy distillation advantage: `a_t = log pi_T(y_t) - log pi_old(y_t)`, minus the one-sample estimate of
-    KL(student || teacher). A coefficient, not a function to differentiate: its own expected gradient is zero.
-
-    Returns:
-        `torch.Tensor`: `advantage_BT`, 0 outside the mask, without gradient.
-    """
-    difference_BT = scores.teacher_logp_BT.detach() - scores.student_logp_BT.detach()
-    return torch.where(rollout.mask_BT, difference_BT, 0.0)
-
-
-def nothing(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
-    """No policy gradient: the method learns from its divergence alone. Returns `advantage_BT`, all 0."""
-    return torch.zeros_like(scores.teacher_logp_BT)
 
 
 def extrapolated(rollout: Rollout, scores: Scores, context: Context, *, extrapolation: float) -> torch.Tensor:
@@ -110,7 +93,7 @@ def imitate_correct(rollout: Rollout, scores: Scores, context: Context) -> torch
     return torch.where(rollout.mask_BT & correct_B(rollout).unsqueeze(1), 1.0, advantage_BT)
 
 
-def mixed(
+def combined(
     advantage_BT: torch.Tensor,
     kept_BT: torch.Tensor,
     reward_advantage_B: torch.Tensor,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .reweight import even
+from .reweight import uniform
 from .rollout import Rollout
 from .score import Scores
 from .world import Context, global_row_B, uniform_hash
@@ -24,12 +24,13 @@ class Divergence:
             `sum_v pi_T(v) (log pi_T(v) - log pi_S(v))`, not renormalised.
         mixture (`float`): With the full vocabulary: 1 is KL(student || teacher), 0 is KL(teacher || student), between
             them the generalised Jensen-Shannon divergence.
-        weight (`Callable`): `(rollout, scores, context) -> weight_BT`, how much of it each token gets.
+        weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_BT`, how much of it each token gets.
+            `None`: every token gets all of it.
     """
 
     top_k: int = 0
     mixture: float = 1.0
-    weight: Callable[[Rollout, Scores, Context], torch.Tensor] = even
+    weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
 
 
 def uncertain_teacher(
@@ -58,4 +59,4 @@ def trusted(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
 
 def distrusted(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
     """The tokens that `trusted` leaves out, by the same coins: `1 - M_t`. Returns `weight_BT`."""
-    return even(rollout, scores, context) - trusted(rollout, scores, context)
+    return uniform(rollout, scores, context) - trusted(rollout, scores, context)

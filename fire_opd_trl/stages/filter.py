@@ -45,7 +45,7 @@ def drop_lowest(
     place_N = torch.arange(len(order_N), device=order_N.device) - (size_G.cumsum(0) - size_G)[group_N[order_N]]
     keep_N = torch.empty_like(alive_N)
     keep_N[order_N] = place_N >= drop_G[group_N[order_N]]
-    return keep_N[world.own(len(score_B))] & alive_B
+    return keep_N[world.local_slice(len(score_B))] & alive_B
 
 
 def enough_margin(
@@ -76,4 +76,4 @@ def as_many_at_random(
     draw_B = uniform_hash(context.seed, global_row_B(len(alive_B), world, alive_B.device))
     draw_N = torch.where(world.gather(alive_B), world.gather(draw_B), 2.0)
     place_N = draw_N.argsort(stable=True).argsort(stable=True)
-    return alive_B & (place_N < kept)[world.own(len(alive_B))]
+    return alive_B & (place_N < kept)[world.local_slice(len(alive_B))]

@@ -26,7 +26,7 @@ def over_group_B(
     _, group_N = world.gather(rollout.group_B).unique(return_inverse=True)
     value_N = torch.where(world.gather(member_B), world.gather(value_B), NOTHING[reduce])
     group_G = value_N.new_full((int(group_N.max()) + 1,), NOTHING[reduce]).scatter_reduce(0, group_N, value_N, reduce)
-    return group_G[group_N[world.own(len(value_B))]]
+    return group_G[group_N[world.local_slice(len(value_B))]]
 
 
 def group_mean_B(value_B: torch.Tensor, member_B: torch.Tensor, rollout: Rollout, world: World) -> torch.Tensor:

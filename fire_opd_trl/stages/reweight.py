@@ -5,11 +5,10 @@ from typing import TypeAlias
 
 import torch
 
-from .advantage import log_ratio
 from .group import correct_B, group_mean_B, over_group_B
 from .rollout import Rollout, masked_mean_B
 from .scope import scope_max_B
-from .score import Scores, mean_teacher_logp
+from .score import Scores, log_ratio, mean_teacher_logp
 from .world import Context, World, global_row_B, uniform_hash
 
 
@@ -18,7 +17,7 @@ Weigh: TypeAlias = Callable[[Rollout, Scores, Context], torch.Tensor]
 SMALLEST_MAX = 1e-6  # nats; a window of one-hot distributions has no entropy to normalise by
 
 
-def even(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+def uniform(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
     """Every token counts the same: `w_t = 1`. Returns `weight_BT`."""
     return rollout.mask_BT.to(scores.teacher_logp_BT.dtype)
 
@@ -54,7 +53,7 @@ def confidence_and_confusion(
     Returns:
         `torch.Tensor`: `weight_BT`.
     """
-    weight_BT = even(rollout, scores, context)
+    weight_BT = uniform(rollout, scores, context)
     if confidence:
         assert scores.teacher_entropy_BT is not None
         sureness_BT = 1.0 - share_of_max_BT(scores.teacher_entropy_BT, rollout, scope, context.world)
@@ -139,7 +138,7 @@ def shuffled_over_rows(rollout: Rollout, scores: Scores, context: Context, *, we
     draw_N = torch.where(alive_N, world.gather(draw_B), 2.0)
     first_N = (~alive_N).to(torch.uint8).argsort(stable=True)  # rows with a token in order, then the others
     shuffled_N = torch.empty_like(weight_N).scatter(0, draw_N.argsort(stable=True), weight_N[first_N])
-    return torch.where(alive_B, shuffled_N[world.own(rows)], 0.0)
+    return torch.where(alive_B, shuffled_N[world.local_slice(rows)], 0.0)
 
 
 def shuffled_inside_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:

@@ -32,7 +32,7 @@ def scope_max_B(value_BT: torch.Tensor, rollout: Rollout, scope: str, world: Wor
     group_max_G = row_max_B.new_zeros(int(group_N.max()) + 1).scatter_reduce(
         0, group_N, world.gather(row_max_B), "amax"
     )
-    return group_max_G[group_N[world.own(rollout.mask_BT.shape[0])]]
+    return group_max_G[group_N[world.local_slice(rollout.mask_BT.shape[0])]]
 
 
 def window_quantile(value_BT: torch.Tensor, mask_BT: torch.Tensor, share: float, world: World) -> torch.Tensor:

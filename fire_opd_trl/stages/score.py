@@ -42,6 +42,18 @@ def finite_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return (torch.isfinite(value_BT) | ~mask_BT).all(dim=1)
 
 
+def log_ratio(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+    """
+    The on-policy distillation advantage: `a_t = log pi_T(y_t) - log pi_old(y_t)`, minus the one-sample estimate of
+    KL(student || teacher). A coefficient, not a function to differentiate: its own expected gradient is zero.
+
+    Returns:
+        `torch.Tensor`: `advantage_BT`, 0 outside the mask, without gradient.
+    """
+    difference_BT = scores.teacher_logp_BT.detach() - scores.student_logp_BT.detach()
+    return torch.where(rollout.mask_BT, difference_BT, 0.0)
+
+
 def mean_teacher_logp(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
     """
     How likely the teacher finds a trajectory (FiRe-OPD, trajectory score): `s(y) = 1/|y| sum_t log pi_T(y_t)`.

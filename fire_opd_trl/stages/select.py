@@ -2,12 +2,11 @@
 
 import torch
 
-from .advantage import log_ratio
 from .group import correct_B
-from .reweight import Weigh, even
+from .reweight import Weigh, uniform
 from .rollout import Rollout
 from .scope import window_quantile
-from .score import Scores
+from .score import Scores, log_ratio
 from .world import Context, World
 
 
@@ -90,4 +89,4 @@ def agreeing_with_verifier(rollout: Rollout, scores: Scores, context: Context, *
     right_B1 = correct_B(rollout).unsqueeze(1)
     advantage_BT = log_ratio(rollout, scores, context)
     agrees_BT = torch.where(right_B1, advantage_BT > 0, advantage_BT < 0)
-    return torch.where(agrees_BT, 1.0, conflict) * even(rollout, scores, context)
+    return torch.where(agrees_BT, 1.0, conflict) * uniform(rollout, scores, context)

@@ -31,7 +31,7 @@ def refuse_missing(name: str, rollout: Rollout, scores: Scores, needs: Sequence[
             )
 
 
-def sound(name: str, stage: str, value: torch.Tensor, rollout: Rollout) -> torch.Tensor:
+def checked_output(name: str, stage: str, value: torch.Tensor, rollout: Rollout) -> torch.Tensor:
     """
     What a stage returned, 0 outside the mask. A stage of one's own that returns another shape than it must would
     broadcast, or fail far from here.

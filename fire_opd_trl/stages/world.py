@@ -19,8 +19,11 @@ class World:
         """Rows of all ranks in global order, `[B, ...] -> [N, ...]`. Ranks may hold different numbers of rows."""
         return value_B
 
-    def own(self, rows: int) -> slice:
-        """Where the `rows` rows of this rank lie among the `N` gathered ones."""
+    def local_slice(self, rows: int) -> slice:
+        """
+        Where the `rows` rows of this rank lie among the `N` gathered ones. On several ranks this is a collective,
+        since ranks may hold different numbers of rows: every rank must call it.
+        """
         return slice(0, rows)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -54,7 +57,7 @@ class Context:
 
 def global_row_B(rows: int, world: World, device: torch.device) -> torch.Tensor:
     """Index of each of this rank's rows in the global order, `[B]`: the same however the window is split."""
-    own = world.own(rows)
+    own = world.local_slice(rows)
     return torch.arange(own.start, own.stop, device=device)
 
 

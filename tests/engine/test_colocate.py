@@ -12,9 +12,9 @@ pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONP
 
 from folders import loaded  # noqa: E402
 
-import fire_opd_trl.trainer as trainer_module  # noqa: E402
-from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer  # noqa: E402
-from fire_opd_trl.demo import task  # noqa: E402
+import fire_opd_trl.trainer.trainer as trainer_module  # noqa: E402
+from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.demo import task
 
 
 ROWS = 512  # as in the demo: what differs at few tokens needs some
@@ -73,7 +73,7 @@ def greedy_of_model(trainer, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def test_it_trains_and_the_engine_agrees_with_the_student(trainer, monkeypatch):
-    calls, scores = [], trainer_module.token_scores
+    calls, scores = [], trainer_module.score_rows
     monkeypatch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or scores(f, *a))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*differ by")

@@ -24,9 +24,9 @@ import vllm_on_cpu  # noqa: E402
 from conftest import free_port  # noqa: E402
 from folders import loaded  # noqa: E402
 
-from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer  # noqa: E402
-from fire_opd_trl.demo import task  # noqa: E402
-from fire_opd_trl.demo.run import model_path  # noqa: E402
+from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
 
 
 STARTS_WITHIN = 180  # seconds

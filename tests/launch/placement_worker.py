@@ -88,7 +88,7 @@ def main() -> None:
     from peft import LoraConfig
     from worker import frozen_rows
 
-    import fire_opd_trl.trainer as trainer_module
+    import fire_opd_trl.trainer.trainer as trainer_module
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
     from fire_opd_trl.demo.run import model_path
 
@@ -98,7 +98,7 @@ def main() -> None:
     elif teachers != "self":
         teachers = model_path("teacher") if teachers == "tiny" else str(folder / teachers)
     under_zero3 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    before, placed = {}, trainer_module.placed_teachers
+    before, placed = {}, trainer_module.load_teachers
 
     def noted(*args):
         start_anew()
@@ -108,7 +108,7 @@ def main() -> None:
         start_anew()
         return teachers
 
-    trainer_module.placed_teachers = noted
+    trainer_module.load_teachers = noted
     frozen = frozen_rows(ROWS)
     rows = [{"prompt": text, "teacher_id": "ab"[row % 2]} for row, text in enumerate(frozen)]
     on_big = case in ("copy", "self")

@@ -1,0 +1,1 @@
+"""Measurements of this library beside others; not part of the installed package."""

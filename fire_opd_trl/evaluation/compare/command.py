@@ -1,0 +1,178 @@
+"""
+`fire-opd compare`: train the embedded student with many methods and seeds, and say which differ.
+
+All arms get the same student, teacher, prompts, seeds and number of updates, with as many completions in each. Runs
+are kept one by one: an interrupted comparison goes on where it was, and presets share the arms they have in common.
+"""
+
+import argparse
+import difflib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..files import write_whole
+from ..workers import Answer, Job, done_by_workers
+from .presets import ARMS, PRESETS, Arm, selected
+from .records import OtherSettings, error_path, finished_run, one_settings, run_path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    about = "\n".join(f"  {name:<14}{preset.title} ({len(preset.arms)} arms)" for name, preset in PRESETS.items())
+    parser = argparse.ArgumentParser(
+        "fire-opd compare",
+        description=(__doc__ or "").split("\n\n", 1)[1],
+        epilog=f"presets:\n{about}\n\narms, for --methods:\n  {'; '.join(ARMS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole = parser.add_argument
+    whole("--preset", type=preset_name, choices=list(PRESETS), default="all", help="which arms (default: all)")
+    whole("--methods", help="arms by name, separated by commas, in place of those of the preset")
+    whole("--seeds", type=int, help="seeds of each arm (default: the preset's, mostly 8)")
+    whole("--reward_seeds", type=int, help="seeds of arms with several completions a prompt (default: at most 5)")
+    whole("--steps", type=int, help="updates of each run (default: the preset's, mostly 60)")
+    whole("--problems", type=int, help="held-out problems (default: the preset's, mostly 2000)")
+    whole("--workers", type=int, default=2, help="processes of one thread; 0 runs in this one (default: 2)")
+    whole("--output_dir", type=Path, default=Path("outputs/compare"), help="runs, reports (default: outputs/compare)")
+    whole("--only_report", action="store_true", help="run nothing; report on the runs that there are")
+    whole("--overwrite", action="store_true", help="throw away the runs of these arms, and run them again")
+    return parser
+
+
+def arm_names(text: str) -> list[str]:
+    """Names separated by commas, some of which have commas themselves: the longest that there is counts."""
+    parts, names = [part.strip() for part in text.split(",")], []
+    while parts:
+        ends = [end for end in range(len(parts), 0, -1) if ", ".join(parts[:end]) in ARMS]
+        end = ends[0] if ends else 1
+        names.append(", ".join(parts[:end]))
+        parts = parts[end:]
+    return names
+
+
+def preset_name(name: str) -> str:
+    """`table5` is `paper-table5`."""
+    return f"paper-{name}" if f"paper-{name}" in PRESETS else name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `fire-opd compare`; the exit code is 1 if a run failed or there was nothing to report, and 2 for misuse."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    preset = PRESETS[options.preset]
+    names = arm_names(options.methods) if options.methods else None
+    for name in names or []:
+        if name not in ARMS:
+            close = difflib.get_close_matches(name, ARMS, n=1)
+            parser.error(
+                f"--methods: there is no arm {name!r}."
+                + (f" Did you mean {close[0]!r}?" if close else " --help lists them.")
+            )
+    for name in ("seeds", "reward_seeds", "steps", "problems"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: give at least 1.")
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers}: give at least 0.")
+    arms = selected(preset, names)
+    title = "selection" if names else options.preset
+    wanted = plan(arms, options.seeds or preset.seeds, options.reward_seeds)
+    settings = asked_settings(options, preset)
+    failed: list[str] = []
+    try:
+        if not options.only_report:
+            if options.overwrite:
+                for arm, seed in wanted:
+                    run_path(options.output_dir, arm, seed).unlink(missing_ok=True)
+            failed = run_missing(options.output_dir, wanted, settings, options.workers)
+        found = [finished_run(options.output_dir, arm, seed) for arm, seed in wanted]
+        runs = [run for run in found if run is not None]
+        if runs:
+            one_settings(runs)
+    except OtherSettings as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, and the same command goes on from them", file=sys.stderr)
+        return 130
+    if runs:
+        from .report import write_report
+
+        what = preset.title if not names else "A selection of arms"
+        for path in write_report(runs, arms, options.output_dir / title, what, expected=len(wanted)):
+            print(path)
+    else:
+        print(f"nothing to report: no finished run of these arms in {options.output_dir}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(wanted)} runs failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 0 if runs and not failed else 1
+
+
+def asked_settings(options: argparse.Namespace, preset) -> dict[str, Any]:
+    """What all runs share, from the command line and the preset."""
+    from .runs import shared_settings
+
+    problems = options.problems or preset.problems
+    steps = options.steps or preset.steps
+    return shared_settings(steps, problems, min(problems, preset.curve_problems), preset.curve_every)
+
+
+def plan(arms: list[Arm], seeds: int, reward_seeds: int | None = None) -> list[tuple[Arm, int]]:
+    """All runs, seed by seed, so that every arm has its first seed before any has its second."""
+    limit = reward_seeds if reward_seeds is not None else min(seeds, 5)
+    many = max(seeds, limit)
+    return [(arm, seed) for seed in range(many) for arm in arms if seed < (limit if arm.generations > 1 else seeds)]
+
+
+def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str, Any], workers: int) -> list[str]:
+    """
+    Do the runs that are not there yet, with a line of progress for each.
+
+    Args:
+        folder (`Path`): The output folder.
+        wanted (`list[tuple[Arm, int]]`): Arms and seeds.
+        settings (`dict`): From `runs.shared_settings`.
+        workers (`int`): Number of processes.
+
+    Returns:
+        `list[str]`: The failed runs, one sentence each.
+    """
+    missing = [pair for pair in wanted if finished_run(folder, *pair, settings) is None]
+    total, done = len(wanted), len(wanted) - len(missing)
+    if done:
+        print(f"{done} of {total} runs are there already")
+    jobs = [{"folder": str(folder), "arm": asdict(arm), "seed": seed, "settings": settings} for arm, seed in missing]
+    failed: list[str] = []
+    started, finished = time.monotonic(), 0
+
+    def on_answer(job: Job, answer: Answer):
+        nonlocal finished
+        finished += 1
+        arm = Arm(**job["arm"])
+        label = f"[{done + finished:>{len(str(total))}}/{total}] {arm.name} seed {job['seed']}"
+        if answer["error"]:
+            path = error_path(folder, arm, job["seed"])
+            if not path.is_file():  # the worker died before it could say why
+                write_whole(path, answer["error"] + "\n")
+            failed.append(f"{arm.name} seed {job['seed']}: {path}")
+            what = f"FAILED: {answer['error']}"
+        else:
+            what = f"{100 * answer['before']:.1f} -> {100 * answer['after']:.1f} %  {answer['seconds']:.0f} s"
+        half_done = min(max(workers, 1) - 1, len(jobs) - finished) / 2  # what the other workers are in the middle of
+        spent = finished + half_done
+        left = (time.monotonic() - started) / spent * (len(jobs) - spent)
+        print(f"{label}: {what}   {remaining(left)}", flush=True)
+
+    done_by_workers(jobs, workers, on_answer)
+    return failed
+
+
+def remaining(seconds: float) -> str:
+    """The time that is left, in words."""
+    if seconds <= 0:
+        return "done"
+    return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {max(1, round(seconds))} s left"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,92 @@
+"""The prompts that student and teachers read, and one of each for a person to look at."""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..config import FiReOPDConfig
+from ..rollouts.prompts import prompt_ids
+from .dataset import Facts, Reader, no_ids
+from .findings import Checked, title_of
+
+
+SHOWN = 400  # characters of a prompt
+
+
+def student_ids(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]):
+    """How the student's prompt tokens are read off rows."""
+    if others.get("rollout_func") is not None:
+        return no_ids
+    template_kwargs, tools = args.chat_template_kwargs or {}, others.get("tools")
+    return lambda rows: prompt_ids([row["prompt"] for row in rows], checked.tokenizer, None, template_kwargs, tools)
+
+
+def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:
+    """Settings of the teacher's prompt that would do nothing, or the wrong thing."""
+    columns = getattr(dataset, "column_names", None) or []
+    set_here = [n for n in ("teacher_chat_template", "teacher_chat_template_kwargs") if getattr(args, n) is not None]
+    column = args.teacher_prompt_column in columns
+    default = type(args).__dataclass_fields__["teacher_prompt_column"].default
+    if columns and not column and args.teacher_prompt_column != default:
+        raise ValueError(
+            f"teacher_prompt_column={args.teacher_prompt_column!r} is no column of the dataset, which has: "
+            f"{', '.join(columns)}."
+        )
+    if not set_here and not column:
+        return
+    what = ", ".join(set_here) or f"the column {args.teacher_prompt_column!r}"
+    if others.get("environment_factory") is not None:
+        raise ValueError(f"{what}: an environment writes the prompts as it goes, so the teacher can have no other.")
+    if {"image", "images"} & set(columns):
+        raise ValueError(f"{what}: a prompt with images cannot be rendered anew for the teacher. Remove it.")
+    read = [name for name in ("prompt", args.teacher_prompt_column) if name in columns]
+    if set_here and isinstance(dataset, Dataset) and "prompt" in read:
+        if all(isinstance(prompt, str | None) for name in read for prompt in dataset[name]):
+            raise ValueError(
+                f"{what} has no effect: the prompts are texts, which no chat template renders. Give `prompt` or "
+                f"{args.teacher_prompt_column!r} as messages, or remove it."
+            )
+
+
+def report_prompts(checked: Checked, facts: Facts) -> None:
+    """Which prompts the teachers read."""
+    for name, view in checked.renderers.items():
+        subject = f"{title_of(name)}, prompt"
+        own, template = facts.own[name], view.tokenizer.chat_template
+        if own:
+            how = f", rendered with {view.template_kwargs}" if view.rendered and view.template_kwargs else ""
+            checked.record(subject, f"one of its own in {own} of {facts.routed[name]} rows{how}")
+        elif name not in facts.first or isinstance(facts.first[name]["prompt"], str):
+            checked.record(subject, "the student's")
+        elif template and template != checked.tokenizer.chat_template:
+            text = (
+                "the student's, whose chat template is another than its own; teacher_chat_template='own' changes that"
+            )
+            checked.record(subject, text, "warning")
+        else:
+            checked.record(subject, "the student's, rendered by the student's chat template")
+
+
+def example_prompts(checked: Checked, facts: Facts, student: Reader) -> str:
+    """One prompt of each teacher's, as student and teacher see it."""
+    lines: list[str] = []
+    for name, view in checked.renderers.items():
+        row = facts.first.get(name)
+        if row is None:
+            continue
+        (mine,), (own,) = student.ids([row]), view.ids([row])
+        text = "the same tokens" if own is None else shown(own, view.tokenizer)
+        heads = "a prompt as the student sees it:", f"and as {title_of(name)} sees it:"
+        width = max(len(head) for head in heads)
+        lines += ["", f"{heads[0]:<{width}} {shown(mine, checked.tokenizer)}", f"{heads[1]:<{width}} {text}"]
+    return "\n".join(lines)
+
+
+def shown(ids: list[int] | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tokens for a person."""
+    if ids is None:
+        return "known only to the rollout"
+    text = tokenizer.decode(ids)
+    cut = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} [...] {text[-SHOWN // 2 :]}"
+    return f"{len(ids)} tokens, {cut!r}"

@@ -1,0 +1,55 @@
+"""The window's arithmetic: rows, what the filter drops, forwards."""
+
+import math
+
+import torch
+
+from ..config import FiReOPDConfig
+from ..pipeline import Context, Method, Rollout
+from .dataset import Facts
+from .findings import Checked
+
+
+def report_window(checked: Checked, args: FiReOPDConfig, method: Method, names: list[str], facts: Facts) -> None:
+    """Batch arithmetic: the window, what the filter drops, forwards."""
+    rows, ranks = args.generation_batch_size, args.world_size
+    steps = args.steps_per_generation // args.gradient_accumulation_steps
+    prompts = rows // args.num_generations
+    windows = len(checked.train_dataset) // prompts if facts.rows else 0
+    epoch = f"; {windows} window{'s' * (windows > 1)} an epoch" if windows else ""
+    checked.record(
+        "window",
+        f"{rows} trajectories = {ranks} process{'es' * (ranks > 1)} x {args.per_device_train_batch_size} x "
+        f"{args.steps_per_generation} (per_device_train_batch_size x steps_per_generation): {prompts} prompts, "
+        f"{args.num_generations} completion{'s' * (args.num_generations > 1)} each; {steps} optimizer "
+        f"step{'s' * (steps > 1)}{epoch}",
+    )
+    if method.filter:
+        checked.record("filter", describe_filter(method, rows, names, facts))
+    if not facts.longest_read:
+        text = f"forwards of at most {args.scoring_token_budget} padded tokens"
+    else:
+        longest = facts.longest_read + args.max_completion_length
+        at_once = max(1, args.scoring_token_budget // longest)
+        forwards = math.ceil(rows / ranks / at_once)
+        text = f"at most {forwards} forward{'s' * (forwards > 1)} of {args.scoring_token_budget} padded tokens"
+    models = " + ".join(["student", *names])
+    checked.record(
+        "work",
+        f"a window and rank: sampling; scoring in {text} under each of {models}; {args.steps_per_generation} "
+        f"micro-batch{'es' * (args.steps_per_generation > 1)} forward and backward",
+    )
+
+
+def describe_filter(method: Method, rows: int, names: list[str], facts: Facts) -> str:
+    """What the recipe's filter leaves of a window of sound trajectories, shared by the teachers as the dataset is."""
+    if {"reward_B", "group_B"} & set(method.needs):
+        return f"{method.name} selects by rewards"
+    shares = [facts.routed[name] / max(1, sum(facts.routed.values())) for name in names]
+    ends = torch.tensor(shares).cumsum(dim=0) * rows
+    teacher_B = torch.bucketize(torch.arange(rows, dtype=torch.float32), ends, right=True).clamp(max=len(names) - 1)
+    window = Rollout(torch.ones(rows, 1), teacher_B=teacher_B)
+    assert method.filter is not None
+    keep_B = method.filter(torch.arange(rows, dtype=torch.float32), window, Context())
+    kept = int(keep_B.sum())
+    return f"{method.name} drops {rows - kept} of {rows} trajectories and updates on {kept}, if all are sound"

@@ -1,1 +1,0 @@
-"""Pictures of a run; they need matplotlib (`pip install fire-opd-trl[report]`)."""

@@ -1,0 +1,125 @@
+"""Which rows go into which forward: short with short, long with long, as many slices on every rank."""
+
+import torch
+
+from ..stages import uniform_hash
+
+
+def padded_tokens(rows: list[int], length_B: list[int]) -> int:
+    """Tokens of the rectangle that holds these rows."""
+    return len(rows) * max((length_B[row] for row in rows), default=0)
+
+
+def longest_first(rows: list[int], length_B: list[int]) -> list[int]:
+    """Rows by falling length, ties by row: neighbours need little padding, and memory peaks at the first slice."""
+    return sorted(rows, key=lambda row: (-length_B[row], row))
+
+
+def cuts_within(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
+    """The rows, longest first, cut greedily into runs of at most `limit` padded tokens (or of one row)."""
+    cuts: list[list[int]] = []
+    for row in longest_first(rows, length_B):
+        if cuts and (len(cuts[-1]) + 1) * length_B[cuts[-1][0]] <= limit:
+            cuts[-1].append(row)
+        else:
+            cuts.append([row])
+    return cuts
+
+
+def slices(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
+    """
+    Cut the rows, sorted by length, into `count` runs so that the largest padded run is as small as it can be.
+
+    Args:
+        rows (`list[int]`): The rows to place.
+        length_B (`list[int]`): Tokens of every row of the batch.
+        count (`int`): Number of slices, fixed by the training loop and equal on all ranks.
+
+    Returns:
+        `list[list[int]]`: Exactly `count` lists, longest rows first; each row stands in one of them; the last ones are
+        empty where there are fewer rows than slices.
+    """
+    low, high = 0, padded_tokens(rows, length_B)
+    while low < high:  # the smallest limit under which the runs are few enough
+        middle = (low + high) // 2
+        if len(cuts_within(rows, length_B, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    return cut_to_count(cuts_within(rows, length_B, low), length_B, count)
+
+
+def cut_to_count(cuts: list[list[int]], length_B: list[int], count: int) -> list[list[int]]:
+    """The same rows in exactly `count` runs: halves of the largest, and empty ones where there is nothing to halve."""
+    cuts = list(cuts)
+    while len(cuts) < count and any(len(cut) > 1 for cut in cuts):
+        several = [index for index, cut in enumerate(cuts) if len(cut) > 1]
+        index = max(several, key=lambda index: padded_tokens(cuts[index], length_B))
+        half = len(cuts[index]) // 2
+        cuts[index : index + 1] = [cuts[index][:half], cuts[index][half:]]
+    return cuts + [[] for _ in range(count - len(cuts))]
+
+
+def cheapest_cuts(rows: list[int], length_B: list[int], limit: int, forward: int) -> list[list[int]]:
+    """
+    Cut the rows, sorted by length, into as many runs as cost least: their padded tokens, and for each run `forward`
+    tokens more. No run has more than `limit` padded tokens, but a row that has goes alone.
+    """
+    order = longest_first(rows, length_B)
+    least, starts = [0.0], [0]  # of the first rows: the least cost, and where their last run starts
+    for end in range(1, len(order) + 1):
+        least.append(float("inf"))
+        starts.append(end - 1)
+        for start in range(end - 1, -1, -1):
+            padded = (end - start) * length_B[order[start]]
+            if padded > limit and end - start > 1:
+                break  # nor would longer runs fit
+            if (cost := least[start] + padded + forward) < least[end]:
+                least[end], starts[end] = cost, start
+    cuts, end = [], len(order)
+    while end:
+        cuts.append(order[starts[end] : end])
+        end = starts[end]
+    return cuts[::-1]
+
+
+def deal_to_ranks(rows: list[int], length_N: list[int], count: int, ranks: int) -> list[list[list[int]]]:
+    """
+    The rows of all ranks, cut together. In each micro-batch the ranks hold slices of similar size, so that none waits
+    long for another, and the largest goes to the rank with the fewest tokens so far, so that their sums are even.
+
+    Returns:
+        `list[list[list[int]]]`: For each rank its `count` slices.
+    """
+    cuts = sorted(slices(rows, length_N, count * ranks), key=lambda cut: -padded_tokens(cut, length_N))
+    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for start in range(0, len(cuts), ranks):
+        fewest_first = sorted(range(ranks), key=lambda rank: tokens[rank])
+        for rank, cut in zip(fewest_first, cuts[start : start + ranks], strict=True):
+            plan[rank].append(cut)
+            tokens[rank] += padded_tokens(cut, length_N)
+    return plan
+
+
+def shortest(length_B: list[int]) -> int:
+    """The row that costs least: what a rank runs, with weight zero, when it has a slice and no row for it."""
+    return min(range(len(length_B)), key=lambda row: length_B[row])
+
+
+def optimizer_step_N(keep_N: torch.Tensor, steps: int, seed: int) -> torch.Tensor:
+    """
+    Deal the survivors of a window to its optimizer steps at random and evenly: their number differs by one at most.
+
+    Args:
+        keep_N (`torch.Tensor`): Survivors among the rows of all ranks, in global order.
+        steps (`int`): Optimizer steps that share the window.
+        seed (`int`): Seed of the window; the deal depends on it and on the global row alone.
+
+    Returns:
+        `torch.Tensor`: For each row the number of its optimizer step, -1 for dropped rows.
+    """
+    row_N = torch.arange(len(keep_N), device=keep_N.device)
+    draw_N = torch.where(keep_N, uniform_hash(seed, row_N, torch.full_like(row_N, -1)), 2.0)
+    place_N = draw_N.argsort(stable=True).argsort(stable=True)
+    return torch.where(keep_N, place_N % steps, -1)

@@ -1,0 +1,85 @@
+"""What a prompt may be, and the tokens that a model reads of it."""
+
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+UNNAMED = "teacher"  # a single teacher that was given without a name
+ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
+
+
+def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "prompt") -> None:
+    """A prompt is a non-empty string, or a non-empty list of messages with a known role each."""
+    where = f"{name} row {index}"
+    if row.get(column) is None:
+        raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
+    prompt = row[column]
+    if isinstance(prompt, str):
+        if not prompt:
+            raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
+        return
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f"{where}: `{column}` is {prompt!r}. Give a string or a non-empty list of messages.")
+    for message in prompt:
+        if not isinstance(message, dict) or (message.get("content") is None and not message.get("tool_calls")):
+            raise ValueError(f"{where}: the message {message!r} has no `content`. Give each a `role` and a `content`.")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"{where}: the role {message.get('role')!r} is unknown. Use one of: {', '.join(ROLES)}.")
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: the last message is the assistant's. The student writes it; end with the user's.")
+
+
+def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, teachers: list[str]) -> None:
+    """
+    Each row names one of several teachers; there is no default, a wrong teacher would go unnoticed. A single teacher
+    needs no column, but if it has a name and there is one, the two must agree.
+    """
+    alone = len(teachers) == 1 and (teachers == [UNNAMED] or column not in row)
+    if not alone and row.get(column) not in teachers:
+        raise ValueError(
+            f"{name} row {index}: `{column}` is {row.get(column)!r}. Each row names one of: {', '.join(teachers)}."
+        )
+
+
+def teacher_of(row: dict[str, Any], column: str, names: list[str]) -> str:
+    """Name of a row's teacher; with one teacher no column is needed."""
+    return names[0] if len(names) == 1 else row[column]
+
+
+def prompt_ids(
+    prompts: list[Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str | None = None,
+    template_kwargs: dict[str, Any] | None = None,
+    tools: list | None = None,
+) -> list[list[int]]:
+    """Tokens of prompts as a model will see them: a text as it is, messages through a chat template."""
+    ids: list[list[int]] = [[]] * len(prompts)
+    texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    try:
+        rendered = [
+            tokenizer.apply_chat_template(
+                prompts[row],
+                tools=tools or None,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **(template_kwargs or {}),
+            )
+            for row in chats
+        ]
+    except TemplateError as error:
+        raise ValueError(f"the chat template cannot render a prompt: {error}.") from error
+    # A template writes its own special tokens; to a text the tokenizer adds those that it adds to every text.
+    for rows, written, special in ((texts, [prompts[row] for row in texts], True), (chats, rendered, False)):
+        if rows:
+            encoded = tokenizer(written, add_special_tokens=special)["input_ids"]
+            for row, values in zip(rows, encoded, strict=True):
+                ids[row] = values
+    return ids

@@ -1,0 +1,233 @@
+"""
+Beside the sampled token: the teacher's likeliest tokens, hidden states, divergences over the whole vocabulary. All is
+computed inside the one forward that scores the sampled token, and `[B, T, V]` never exists.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..rollouts.layout import Batch
+from ..stages import Divergence
+from .heads import LARGEST_TILE, Head, Observer
+
+
+# What is seen of the teacher
+
+
+def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All that a full-vocabulary divergence needs of a teacher, `H` numbers a token in place of `V`."""
+    return {"teacher_hidden": hidden_BTH}
+
+
+@dataclass
+class TopK:
+    """
+    The teacher's `k` likeliest tokens and their log-probabilities.
+
+    Args:
+        k (`int`): How many.
+        temperature (`float`): By which logits are divided.
+        inside_BT (`torch.Tensor`): Tokens of completions; what is padding costs nothing and is 0.
+    """
+
+    k: int
+    temperature: float
+    inside_BT: torch.Tensor
+
+    def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden_NH = hidden_BTH[self.inside_BT]
+        ids, logps = [], []
+        with maybe_gather_lm_head_ctx(head.weight, head.bias):
+            for rows in tiles(len(hidden_NH), len(head.weight)):
+                raw_NV = torch.nn.functional.linear(hidden_NH[rows], head.weight.to(hidden_NH.dtype), head.bias)
+                logits_NV = head.logits(raw_NV.float(), self.temperature)
+                top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
+                ids.append(top.indices.int())
+                logps.append(top.values - logits_NV.logsumexp(dim=1, keepdim=True))
+        seen = {}
+        for name, value_NK in (("top_ids", torch.cat(ids)), ("top_logps", torch.cat(logps))):
+            seen[name] = value_NK.new_zeros((*self.inside_BT.shape, value_NK.shape[1]))
+            seen[name][self.inside_BT] = value_NK
+        return seen
+
+
+def tiles(rows: int, width: int) -> list[slice]:
+    """Cuts of `rows` rows of `width` numbers, each a tile of bounded size; at least one, so that shapes exist."""
+    step = max(1, LARGEST_TILE // width)
+    return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
+
+
+# What is differentiated
+
+
+@dataclass
+class FullDivergence:
+    """
+    Divergence of the student from each row's teacher over the whole vocabulary, through TRL's chunked kernel: gradient
+    into the student alone. Every teacher's kernel runs in every forward, also without a row, since sharded heads are
+    gathered in it.
+
+    Args:
+        part (`dict`): A slice with `teacher_hidden` and `teacher_number`.
+        chosen_BT (`torch.Tensor`): Tokens to compare at; others cost nothing and are 0.
+        teachers (`list`): The unwrapped teachers, by number.
+        mixture (`float`): See [`Divergence`].
+    """
+
+    part: Batch
+    chosen_BT: torch.Tensor
+    teachers: list[PreTrainedModel]
+    mixture: float
+    temperature: float
+
+    def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        value_BT = torch.zeros(self.chosen_BT.shape, dtype=torch.float32, device=hidden_BTH.device)
+        for number, teacher in enumerate(self.teachers):
+            mine_BT = self.chosen_BT & (self.part["teacher_number"] == number).unsqueeze(1)
+            theirs = Head.of(teacher, head.float32)
+            pairs = zip(self.part["teacher_hidden"], mine_BT, strict=True)
+            rows = [states[mine_T[: len(states)]] for states, mine_T in pairs if mine_T.any()]
+            states_NH = torch.cat(rows) if rows else hidden_BTH.new_zeros((0, theirs.width))
+            value_N, _ = ChunkedDivergenceFunction.apply(
+                hidden_BTH[mine_BT],
+                head.weight,
+                head.bias,
+                states_NH.to(hidden_BTH.device),
+                theirs.weight,
+                theirs.bias,
+                self.mixture,
+                self.temperature,
+                head.scale,
+                head.softcap,
+                theirs.scale,
+                theirs.softcap,
+            )
+            value_BT = value_BT.masked_scatter(mine_BT, value_N)
+        return {"divergence": value_BT}
+
+
+@dataclass
+class TopKDivergence:
+    """
+    `sum_v pi_T(v) (log pi_T(v) - log pi_S(v))` over the teacher's top k. The student's logits are computed at those
+    columns alone; its normaliser is the sampled token's logit minus its log-probability, which the forward has.
+
+    Args:
+        part (`dict`): A slice with `top_ids`, `top_logps` and `completion_ids`.
+        chosen_BT (`torch.Tensor`): Tokens to compare at; others cost nothing and are 0.
+    """
+
+    part: Batch
+    chosen_BT: torch.Tensor
+    temperature: float
+
+    def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        chosen_BT = self.chosen_BT
+        picked = zip(self.part["top_ids"], self.part["top_logps"], chosen_BT, strict=True)
+        rows = [(ids[mine[: len(ids)]].long(), logps[mine[: len(ids)]]) for ids, logps, mine in picked]
+        ids_NK, top_logp_NK = (torch.cat(values) for values in zip(*rows, strict=True))
+        sampled_N1 = self.part["completion_ids"][chosen_BT].unsqueeze(1)
+        raw_NK = HeadColumns.apply(hidden_BTH[chosen_BT], head.weight, head.bias, torch.cat([ids_NK, sampled_N1], 1))
+        logits_NK = head.logits(raw_NK, self.temperature)
+        normaliser_N1 = logits_NK[:, -1:] - logp_BT[chosen_BT].unsqueeze(1)
+        kl_N = (top_logp_NK.exp() * (top_logp_NK - (logits_NK[:, :-1] - normaliser_N1))).sum(dim=1)
+        value_BT = torch.zeros(chosen_BT.shape, dtype=torch.float32, device=hidden_BTH.device)
+        return {"divergence": value_BT.masked_scatter(chosen_BT, kl_N.float())}
+
+
+class HeadColumns(torch.autograd.Function):
+    """`h_n . W[id_nk] + b[id_nk]` in float32, in tiles forward and backward: neither `[N, V]` nor `[N, K, H]`."""
+
+    @staticmethod
+    def forward(ctx, hidden_NH, weight_VH, bias_V, ids_NK):
+        device = hidden_NH.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_NK)
+        raw_NK = torch.zeros(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
+        with maybe_gather_lm_head_ctx(weight_VH, bias_V), torch.autocast(device, enabled=False):
+            for rows in tiles(*column_shape(hidden_NH, ids_NK)):
+                columns_NKH = weight_VH[ids_NK[rows]].to(ctx.dtype).float()
+                raw_NK[rows] = (columns_NKH @ hidden_NH[rows].to(ctx.dtype).float().unsqueeze(2)).squeeze(2)
+            return raw_NK if bias_V is None else raw_NK + bias_V[ids_NK].float()
+
+    @staticmethod
+    def backward(ctx, grad_NK):
+        hidden_NH, weight_VH, bias_V, ids_NK = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        with maybe_gather_lm_head_ctx(weight_VH, bias_V):
+            grad_hidden = torch.zeros_like(hidden_NH, dtype=torch.float32) if needs_hidden else None
+            grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if needs_weight else None
+            for rows in tiles(*column_shape(hidden_NH, ids_NK)):
+                ids, grad = ids_NK[rows], grad_NK[rows].float()
+                if grad_hidden is not None:
+                    columns_NKH = weight_VH[ids].to(ctx.dtype).float()
+                    grad_hidden[rows] = (grad.unsqueeze(1) @ columns_NKH).squeeze(1)
+                if grad_weight is not None:
+                    outer_NKH = grad.unsqueeze(2) * hidden_NH[rows].to(ctx.dtype).float().unsqueeze(1)
+                    grad_weight.index_add_(0, ids.flatten(), outer_NKH.flatten(0, 1))
+            grad_bias = None
+            if needs_bias:
+                grad_bias = torch.zeros_like(bias_V, dtype=torch.float32)
+                grad_bias.index_add_(0, ids_NK.flatten(), grad_NK.float().flatten())
+        grads = ((grad_hidden, hidden_NH), (grad_weight, weight_VH), (grad_bias, bias_V))
+        return *(None if g is None else g.to(value.dtype) for g, value in grads), None
+
+
+def column_shape(hidden_NH: torch.Tensor, ids_NK: torch.Tensor) -> tuple[int, int]:
+    """Rows and numbers a row of the gathered columns."""
+    return len(hidden_NH), ids_NK.shape[1] * hidden_NH.shape[1]
+
+
+def seen_of_teacher(trainer, part: Batch) -> Observer | None:
+    """What must be seen of a teacher while it scores, if anything: its top k, its hidden states, or both."""
+    divergence = trainer.method.divergence if trainer.window.mode == "train" else None  # evaluation updates nothing
+    observers: list[Observer] = []
+    if "reverse_kl_BT" in trainer.method.signals or (divergence and not divergence.top_k):
+        observers.append(hidden_states)
+    if divergence and divergence.top_k:
+        observers.append(TopK(divergence.top_k, trainer.temperature, part["completion_mask"].bool()))
+
+    def every(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = [observe(hidden_BTH, head, logp_BT) for observe in observers]
+        return {name: value for values in seen for name, value in values.items()}
+
+    return every if observers else None
+
+
+def look_while_scoring(trainer, name: str) -> Callable[[Batch], Observer | None]:
+    """From a slice to what looks on while the model of that name scores it."""
+    if name in trainer.teachers:
+        return partial(seen_of_teacher, trainer)
+    if name == "student" and "reverse_kl_BT" in trainer.method.signals:
+        return partial(compared, trainer, "completion_mask", None)
+    return lambda part: None
+
+
+def compared(trainer, key: str, divergence: Divergence | None, part: Batch) -> Observer:
+    """
+    What the student is compared with in a slice: its teachers' top k, or their whole distributions.
+
+    Args:
+        trainer ([`FiReOPDTrainer`]): Knows the teachers and the temperature.
+        key (`str`): Field of the slice that is not 0 at the tokens to compare at.
+        divergence ([`Divergence`], *optional*): The method's; without one, KL(student || teacher).
+    """
+    chosen_BT = part[key] != 0
+    if divergence and divergence.top_k:
+        return TopKDivergence(part, chosen_BT, trainer.temperature)
+    teachers = [teacher.base(trainer) for teacher in trainer.teachers.values()]
+    return FullDivergence(part, chosen_BT, teachers, divergence.mixture if divergence else 1.0, trainer.temperature)
+
+
+def padded(rows: list[torch.Tensor], like_BT: torch.Tensor) -> torch.Tensor:
+    """Ragged rows of numbers as `[B, T]`, 0 behind them."""
+    value_BT = torch.zeros_like(like_BT)
+    for row, value_T in enumerate(rows):
+        value_BT[row, : len(value_T)] = value_T
+    return value_BT

@@ -1,0 +1,83 @@
+"""One forward of a model: each row in a line of its own, or in TRL's rectangle with images."""
+
+import torch
+from transformers import PreTrainedModel
+
+from ..rollouts.layout import Batch, rounded
+from .heads import Observer, observed
+
+
+def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Each row in one line, completion right behind prompt, padding last. The rectangle is as wide as the longest row,
+    not as the longest prompt and the longest completion together; positions count from the row's first token, as in
+    generation; and a causal model never looks at the padding, whatever it holds.
+
+    Args:
+        part (`dict`): Rows in TRL's layout.
+        multiple (`int`): Round the width up to a multiple of this.
+
+    Returns:
+        `ids_BL`, `mask_BL` (true on the row's tokens), `label_BL` (-100 but on completion tokens, of which only those
+        that train where that is known: what a tool wrote needs no head), and `column_BC`:
+        which of the line's next-token predictions is about each completion token, from the right end, -1 the last: a
+        student's virtual tokens stand on the left.
+    """
+    prompt_B1 = part["prompt_mask"].sum(dim=1, keepdim=True).clamp(min=1)  # an empty prompt is one padding token
+    end_B1, width_P = prompt_B1 + part["completion_mask"].sum(dim=1, keepdim=True), part["prompt_ids"].shape[1]
+    column_L = torch.arange(max(2, rounded(int(end_B1.max()), multiple)), device=end_B1.device)
+    both = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+    ids_BL = both.gather(1, (column_L + width_P - prompt_B1).clamp(max=both.shape[1] - 1)) * (column_L < end_B1)
+    place_BL, wanted_BC = (
+        column_L - prompt_B1,
+        part["train_mask" if "train_mask" in part else "completion_mask"].bool(),
+    )
+    wanted_BL = wanted_BC.gather(1, place_BL.clamp(0, wanted_BC.shape[1] - 1)) & (place_BL >= 0) & (column_L < end_B1)
+    label_BL = torch.where(wanted_BL, ids_BL, -100)
+    column_C = torch.arange(part["completion_ids"].shape[1], device=end_B1.device)
+    return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - len(column_L) + column_C).clamp(max=-1)
+
+
+def trl_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    """TRL's layout as one rectangle: ids, mask, width of the completions, and the columns that are about them."""
+    ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+    mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+    width = part["completion_ids"].shape[1]
+    return ids, mask, width, torch.arange(-width, 0, device=ids.device).expand(len(ids), -1)
+
+
+def score_lines(
+    model: torch.nn.Module,
+    base: PreTrainedModel,
+    part: Batch,
+    observer: Observer | None,
+    router: bool,
+    multiple: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor] | None, torch.Tensor | None]:
+    """
+    One forward of a slice without images, its rows in lines (see [`rows_in_lines`]).
+
+    A causal model does not look ahead at the padding behind a row, so that no mask is needed, and attention is fast
+    without one. Only the router's loss asks which tokens exist.
+
+    Args:
+        model (`torch.nn.Module`): The wrapped model.
+        base (`PreTrainedModel`): The same, unwrapped.
+        router (`bool`): Whether to compute the router's loss.
+
+    Returns:
+        Log-probabilities and, if the head computes them, entropies of the completion tokens, 0 elsewhere; what
+        `observer` saw; the router's loss.
+    """
+    ids_BL, mask_BL, label_BL, column_BC = rows_in_lines(part, multiple)
+    options = {"output_router_logits": True} if router else {}
+    attended = mask_BL.long() if router else torch.ones_like(ids_BL)
+    with observed(base, observer, column_BC):
+        output = model(input_ids=ids_BL, attention_mask=attended, labels=label_BL, fused_lm_head=True, **options)
+        seen, inside_BC = base.seen, part["completion_mask"].bool()
+
+    def in_place(value: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside_BC, value.gather(1, column_BC + value.shape[1]), 0.0)
+
+    entropy_BC = None if output.entropy is None else in_place(output.entropy)
+    return in_place(output.log_probs), entropy_BC, seen, output.aux_loss

@@ -1,0 +1,1 @@
+"""Who says it: which teachers there are, what they read, and where they run."""

@@ -1,0 +1,32 @@
+"""Which row is whose."""
+
+from typing import Any
+
+import torch
+
+from ..rollouts.prompts import refuse_malformed, refuse_unrouted, teacher_of
+from ..stages import World
+
+
+def route_to_teachers(
+    inputs: list[dict[str, Any]], names: list[str], columns: tuple[str, str], world: World, device: torch.device
+) -> torch.Tensor:
+    """
+    Number of each row's teacher. A stream is not checked beforehand: a row that names none, or holds a malformed
+    prompt for its teacher, stops all ranks alike.
+
+    Args:
+        columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.
+    """
+    column, prompt_column = columns
+    fault = None
+    try:
+        for index, row in enumerate(inputs):
+            refuse_unrouted(row, index, "window", column, names)
+            if row.get(prompt_column) is not None:
+                refuse_malformed(row, index, "window", prompt_column)
+    except ValueError as error:
+        fault = error
+    if world.max(torch.tensor(int(fault is not None), device=device)):
+        raise fault or ValueError("A row of another rank is wrong; its message says how.")
+    return torch.tensor([names.index(teacher_of(row, column, names)) for row in inputs], device=device)

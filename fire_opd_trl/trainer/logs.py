@@ -1,0 +1,105 @@
+"""GRPO's logs, corrected: what it says of rewards that nobody gave, and of advantages that did not exist yet."""
+
+import textwrap
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..pipeline import Rollout, Scores, Signal
+from ..stages import World, masked_mean_B, metrics_by_teacher
+
+
+CITATION = {
+    "title": "Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation",
+    "id": "2606.02684",
+    # docstyle-ignore
+    "citation": textwrap.dedent("""\
+        @article{li2026filter,
+            title  = {{Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation}},
+            author = {Yuying Li and Leqi Zheng and Yongzi Yu and Wenrui Zhou and Xuchang Zhong and Xing Hu and Jing Jin and Huangjie Yuan and Tao Feng},
+            year   = 2026,
+            eprint = {arXiv:2606.02684},
+        }"""),  # noqa: E501
+}
+
+
+def no_reward(prompts: list, **kwargs) -> list[float]:
+    """GRPO demands a reward; distillation has none."""
+    return [0.0] * len(prompts)
+
+
+def forget_rewards(metrics: dict[str, list[float]], logs: dict[str, Any]) -> None:
+    """Take GRPO's account of a reward that nobody gave out of the metrics and of the completions table."""
+    for name in [name for name in metrics if "reward" in name]:
+        del metrics[name]
+    logs["rewards"].clear()
+
+
+def named_metrics(
+    teachers: Collection[str],
+    signals: tuple[str, ...],
+    rollout: Rollout,
+    scores: Scores,
+    signal: Signal,
+    world: World,
+) -> list[tuple[str, float]]:
+    """The window's metrics, and with several teachers those of each one's rows."""
+    named = list(signal.metrics.items())
+    if len(teachers) > 1:
+        each = metrics_by_teacher(rollout, scores, signals, signal.keep_B, len(teachers), world)
+        for teacher, metrics in zip(teachers, each, strict=True):
+            named += [(f"{teacher}/{name}", value) for name, value in metrics.items()]
+    return named
+
+
+def fill_completions_table(
+    logs: dict[str, Any], world: World, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor
+) -> None:
+    """Mean weighted advantage, teacher score and survival of each trajectory, in the place of GRPO's advantages."""
+    mask_BT = rollout.mask_BT
+    columns = [masked_mean_B(advantage_BT, mask_BT), masked_mean_B(scores.teacher_logp_BT, mask_BT)]
+    table_N3 = world.gather(torch.stack([*columns, signal.keep_B.float()], dim=1))
+    advantage_N, teacher_logp_N, keep_N = table_N3.unbind(dim=1)
+    for _ in range(min(len(table_N3), len(logs["advantages"]))):  # written before there were any
+        logs["advantages"].pop()
+    logs["advantages"].extend(advantage_N.tolist())
+    logs["extra"]["teacher_logp"].extend(round(value, 4) for value in teacher_logp_N.tolist())
+    logs["extra"]["kept"].extend(keep_N.bool().tolist())
+
+
+@contextmanager
+def errors_name_step(step: int) -> Iterator[None]:
+    """Errors of the mathematics, which knows no steps, say at which they happened."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error
+
+
+class StepSums:
+    """Sums over the tokens of an optimizer step, on all ranks, looked at before the step is taken."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add(self, loss: torch.Tensor, trained_BT: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
+        """Add a micro-batch: its loss and, on the tokens that it trains, each value."""
+        sums = {name: torch.where(trained_BT, value_BT, 0.0).detach().sum() for name, value_BT in values.items()}
+        sums = {"broken": ~torch.isfinite(loss.detach()), "tokens": trained_BT.sum(), **sums}
+        self.sums = {name: value.float() + self.sums.get(name, 0.0) for name, value in sums.items()}
+
+    def total(self, step: int) -> dict[str, float]:
+        """The means over the step's tokens; starts anew. A loss that is not finite stops all ranks alike."""
+        totals = self.world.sum(torch.stack(list(self.sums.values()))).tolist()
+        total: dict[str, float] = dict(zip(self.sums, totals, strict=True))
+        self.sums = {}
+        if total.pop("broken"):
+            raise FloatingPointError(
+                f"step {step}: the loss is NaN or infinite; no weight was changed in this step. "
+                "Resume from the last checkpoint with a lower learning_rate, or check the precision."
+            )
+        tokens = total.pop("tokens")
+        return {name: value / tokens for name, value in total.items()} if tokens else {}
