@@ -170,13 +170,18 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     }
 
 
+def make_trainer(arguments: dict):
+    """The trainer, from what `trainer_arguments` returns."""
+    from fire_opd_trl import FiReOPDTrainer
+
+    return FiReOPDTrainer(**arguments)
+
+
 def main(script_args, training_args, model_args, dataset_args):
     import transformers
     from packaging.version import Version
 
-    from fire_opd_trl import FiReOPDTrainer
-
-    trainer = FiReOPDTrainer(**trainer_arguments(script_args, training_args, model_args, dataset_args))
+    trainer = make_trainer(trainer_arguments(script_args, training_args, model_args, dataset_args))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)

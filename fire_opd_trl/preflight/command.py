@@ -1,5 +1,6 @@
 """`fire-opd preflight`: the arguments of `fire-opd train`; finds what is wrong before a GPU is taken."""
 
+import argparse
 import logging
 import tempfile
 import warnings
@@ -16,7 +17,31 @@ from ..teachers.deepspeed import deepspeed_file
 from ..teachers.sources import teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
+from .packaged import accelerate_config, accelerate_configs, training_script
 from .tryout import try_answers
+
+
+def main(argv: list[str]) -> int:
+    """Run `fire-opd preflight`: find what is wrong before the GPUs start; the exit code is 1 if there is a fault."""
+    configs = accelerate_configs()
+    parser = argparse.ArgumentParser(
+        prog="fire-opd preflight",
+        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...] [--with-models]",
+        description="Find what is wrong before the GPUs start: the arguments of `train`, a table, an exit code.",
+        epilog="All other arguments are those of `fire-opd train`. Exit code 0: training can start; 1: it cannot.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--accelerate_config", help=f"of the planned run: {', '.join(configs)}, or a file")
+    parser.add_argument("--num_processes", type=int, help="of the planned run, by default that of accelerate_config")
+    parser.add_argument(
+        "--with-models", action="store_true", help="load the models, and compare them on a few answers of the student"
+    )
+    options, rest = parser.parse_known_args(argv)
+    config = None
+    if options.accelerate_config is not None:
+        config = accelerate_config(options.accelerate_config, parser)
+
+    return run(training_script(), rest, config, options.num_processes, options.with_models)
 
 
 def planned_config(processes: int) -> type[FiReOPDConfig]:
@@ -65,7 +90,8 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
     example = checked.example
     if with_models and not checked.faults:
         with checked.check("models", whatever=True), tempfile.TemporaryDirectory() as folder:
-            example += "\n" + try_answers(trainer_to_try(parts, folder), checked)
+            answers = script.make_trainer(arguments_to_try(parts, folder)).scored_answers
+            example += "\n" + try_answers(answers, list(teachers), args.teacher_column, checked)
     print(checked.table())
     print(example)
     faults, doubts = len(checked.faults), sum(finding.outcome == "warning" for finding in checked.findings)
@@ -92,11 +118,9 @@ def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str,
     return script.trainer_arguments(*arguments)
 
 
-def trainer_to_try(parts: dict[str, Any], folder: str):
-    """The trainer in this one process: its models and its mathematics, nothing of where they will run."""
-    from ..trainer.trainer import FiReOPDTrainer
-
+def arguments_to_try(parts: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The trainer's arguments for this one process: its models and its mathematics, but not where they will run."""
     args = parts["args"]
     args.output_dir, args.preflight, args.push_to_hub, args.report_to = folder, False, False, []
     args.use_vllm, args.teacher_placement, args.teacher_deepspeed = False, "auto", None
-    return FiReOPDTrainer(**parts)
+    return parts

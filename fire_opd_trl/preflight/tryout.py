@@ -1,10 +1,12 @@
 """A few answers of the student under every teacher: are they nearly the same language?"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..rollouts.layout import Batch
 from .findings import Checked, title_of
 
 
@@ -14,23 +16,24 @@ SHOWN = 5
 ROWS = 8
 
 
-def try_answers(trainer: Any, checked: Checked) -> str:
+def try_answers(
+    scored_answers: Callable[[list[dict[str, Any]]], Batch], names: list[str], column: str, checked: Checked
+) -> str:
     """
-    Sample a few answers, score them under their teachers, and add to the findings: the teachers' mean log-probability
-    of a token beside the student's own and that of guessing, -ln V.
+    `fire-opd preflight --with-models` calls this. It lets the student answer a few rows, scores the answers under
+    their teachers, and adds to the findings: the teachers' mean log-probability of a token beside the student's own
+    and that of guessing, -ln V.
 
     Args:
-        trainer ([`FiReOPDTrainer`]): Ready to train.
+        scored_answers (`Callable`): Samples and scores an answer to each row.
+        names (`list[str]`): The teachers, by number.
+        column (`str`): The column of the dataset that names the teacher.
+        checked ([`Checked`]): The findings, with the dataset and the tokenizer.
 
     Returns:
         `str`: Where student and teacher first part, in the answers' own words.
     """
-    names, column = list(trainer.teachers), trainer.args.teacher_column
-    rows = first_rows(trainer, names, column)
-    trainer.model.eval()
-    # As in an evaluation: nothing is filtered, no weight moves.
-    with torch.no_grad():
-        batch = trainer._prepare_inputs([row for row in rows for _ in range(trainer.num_generations_eval)])
+    batch = scored_answers(first_rows(checked.train_dataset, names, column))
     mask_BT, student_BT, teacher_BT = batch["train_mask"], batch["old_per_token_logps"], batch["teacher_logps"]
     gap_BT = torch.where(mask_BT, student_BT - teacher_BT, 0.0)
     place_BT = mask_BT.cumsum(dim=1)
@@ -67,11 +70,11 @@ def try_answers(trainer: Any, checked: Checked) -> str:
     return "\n".join(lines)
 
 
-def first_rows(trainer: Any, names: list[str], column: str) -> list[dict[str, Any]]:
+def first_rows(dataset: Any, names: list[str], column: str) -> list[dict[str, Any]]:
     """The first rows of each teacher."""
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(names, 0)
-    for row in trainer.train_dataset:
+    for row in dataset:
         name = names[0] if len(names) == 1 else row[column]
         if counts[name] < ROWS:
             counts[name] += 1

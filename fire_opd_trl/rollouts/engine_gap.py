@@ -1,20 +1,15 @@
-"""What fails in silence: an engine that samples from another distribution than the one that trains."""
+"""The engine that samples against the model that trains: do they still have one distribution?"""
 
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..config import FiReOPDConfig
 from ..pipeline import Rollout, Scores
 from ..stages import World
-from .layout import Batch
 
-
-if TYPE_CHECKING:
-    from ..config import FiReOPDConfig
-    from ..trainer.trainer import FiReOPDTrainer
 
 ERRORS = 3.0  # standard errors by which a mean must exceed its bound
 ONE_SIDED = 0.9  # share of the gap that is KL, above which the distribution must have been cut
@@ -95,48 +90,62 @@ class EngineMonitor:
     Warns when the engine that samples and the model that trains drift apart.
 
     Args:
+        args ([`FiReOPDConfig`]): The configuration: the limit, and what may drive them apart.
         first (`float`, *optional*): The mean gap of the first window.
         warned (`float`): How far beyond the limit the last warning was; the next comes at twice that. A window in
             order sets it back.
     """
 
+    args: FiReOPDConfig
     first: float | None = None
     warned: float = 0.0
 
-    def look(self, trainer: "FiReOPDTrainer", batch: Batch, rollout: Rollout, scores: Scores) -> dict[str, float]:
+    def observe(
+        self,
+        sampled_BT: torch.Tensor | None,
+        rollout: Rollout,
+        scores: Scores,
+        rows: list[int] | None,
+        world: World,
+        step: int,
+    ) -> dict[str, float]:
         """
-        The gap of a window, as metrics; nothing if the engine reported no log-probabilities.
+        The trainer calls this once for each window. It returns the gap as metrics, and warns if that is too large.
 
         Args:
-            batch (`dict`): The window; `sampling_per_token_logps` in it is what the engine reported.
+            sampled_BT (`torch.Tensor`, *optional*): The log-probabilities that the engine reported, if it did.
+            rollout ([`Rollout`]): The window.
+            scores ([`Scores`]): What the models say of it.
+            rows (`list[int]`, *optional*): The rows that the student scored, by default all.
+            world ([`World`]): All ranks.
+            step (`int`): The step that is named in the warning.
         """
-        sampled_BT = batch.get("sampling_per_token_logps")
         if sampled_BT is None:
             return {}
-        rows = trainer.window.scored_rows
         scored_B = torch.zeros_like(rollout.alive_B)
         scored_B[slice(None) if rows is None else rows] = True
         mask_BT = rollout.mask_BT & scored_B.unsqueeze(1)
-        gap, of_ranks = engine_gaps(sampled_BT, scores.student_logp_BT, mask_BT, trainer.world)
+        gap, of_ranks = engine_gaps(sampled_BT, scores.student_logp_BT, mask_BT, world)
         metrics = {"sampling_unknown": float(gap.unknown)}
         if gap.tokens:
             metrics |= {"sampling_gap": gap.mean, "sampling_kl": gap.kl}
             self.first = gap.mean if self.first is None else self.first
-        if limit := trainer.args.sampling_gap_limit:
+        if limit := self.args.sampling_gap_limit:
             rank, worst = max(enumerate(of_ranks), key=lambda numbered: numbered[1].level(limit))
             level = max(worst.level(limit), gap.level(limit))
             if gap.silent > UNKNOWN:
                 level = max(level, 1 + gap.silent)
             if level > 1 and level >= 2 * self.warned:
                 self.warned = level
-                if trainer.world.rank == 0:
-                    warnings.warn(self.said(trainer, gap, rank, worst), stacklevel=2)
+                if world.rank == 0:
+                    warnings.warn(self.warning(gap, rank, worst, step), stacklevel=2)
             self.warned = self.warned if level > 1 else 0.0
         return metrics
 
-    def said(self, trainer: "FiReOPDTrainer", gap: Gap, rank: int, worst: Gap) -> str:
+    def warning(self, gap: Gap, rank: int, worst: Gap, step: int) -> str:
         """What a user is told: the figures, then what usually makes them."""
-        step, limit = trainer.state.global_step, trainer.args.sampling_gap_limit
+        limit = self.args.sampling_gap_limit
+        assert limit is not None
         if gap.silent > UNKNOWN:
             return (
                 f"step {step}: the engine that samples gave no log-probability for {gap.unknown} of "
@@ -145,7 +154,7 @@ class EngineMonitor:
             )
         alone = f"; rank {rank} alone by {worst.mean:.3g}" if gap.level(limit) <= 1 else ""
         one_sided = max(gap, worst, key=lambda one: one.level(limit))
-        causes = likely_causes(trainer.args, cut=one_sided.kl > ONE_SIDED * one_sided.mean)
+        causes = likely_causes(self.args, cut=one_sided.kl > ONE_SIDED * one_sided.mean)
         return (
             f"step {step}: the log-probabilities of sampling and training differ by {gap.mean:.3g} a token in mean "
             f"({self.first:.3g} in the first window, sampling_gap_limit={limit:g}{alone}), and KL(engine || student) "
@@ -153,7 +162,7 @@ class EngineMonitor:
         )
 
 
-def likely_causes(args: "FiReOPDConfig", cut: bool) -> list[str]:
+def likely_causes(args: FiReOPDConfig, cut: bool) -> list[str]:
     """What usually drives engine and trainer apart; `cut`: every token is likelier to the engine."""
     causes = ["it samples with other settings than the config's: temperature, top_p, top_k, min_p, penalties"]
     if cut:

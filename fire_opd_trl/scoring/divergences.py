@@ -1,11 +1,9 @@
 """
-Beside the sampled token: the teacher's likeliest tokens, hidden states, divergences over the whole vocabulary. All is
-computed inside the one forward that scores the sampled token, and `[B, T, V]` never exists.
+What is observed beside the sampled token: the teacher's likeliest tokens, its hidden states, and divergences over the
+whole vocabulary. All of it is computed inside the one forward that scores the sampled token; `[B, T, V]` never exists.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -13,15 +11,14 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..rollouts.layout import Batch
-from ..stages import Divergence
 from .heads import LARGEST_TILE, Head, Observer
 
 
-# What is seen of the teacher
+# What is observed of a teacher
 
 
 def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a full-vocabulary divergence needs of a teacher, `H` numbers a token in place of `V`."""
+    """The observer that keeps what a full-vocabulary divergence needs of a teacher: `H` numbers a token, not `V`."""
     return {"teacher_hidden": hidden_BTH}
 
 
@@ -33,7 +30,7 @@ class TopK:
     Args:
         k (`int`): How many.
         temperature (`float`): By which logits are divided.
-        inside_BT (`torch.Tensor`): Tokens of completions; what is padding costs nothing and is 0.
+        inside_BT (`torch.Tensor`): Tokens of completions. At padding the values are 0 and are not computed.
     """
 
     k: int
@@ -50,11 +47,11 @@ class TopK:
                 top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
                 ids.append(top.indices.int())
                 logps.append(top.values - logits_NV.logsumexp(dim=1, keepdim=True))
-        seen = {}
+        observed = {}
         for name, value_NK in (("top_ids", torch.cat(ids)), ("top_logps", torch.cat(logps))):
-            seen[name] = value_NK.new_zeros((*self.inside_BT.shape, value_NK.shape[1]))
-            seen[name][self.inside_BT] = value_NK
-        return seen
+            observed[name] = value_NK.new_zeros((*self.inside_BT.shape, value_NK.shape[1]))
+            observed[name][self.inside_BT] = value_NK
+        return observed
 
 
 def tiles(rows: int, width: int) -> list[slice]:
@@ -74,8 +71,8 @@ class FullDivergence:
     gathered in it.
 
     Args:
-        part (`dict`): A slice with `teacher_hidden` and `teacher_number`.
-        chosen_BT (`torch.Tensor`): Tokens to compare at; others cost nothing and are 0.
+        part (`dict`): Rows with `teacher_hidden` and `teacher_number`.
+        chosen_BT (`torch.Tensor`): Tokens to compare at. At the others the value is 0 and is not computed.
         teachers (`list`): The unwrapped teachers, by number.
         mixture (`float`): See [`Divergence`].
     """
@@ -119,8 +116,8 @@ class TopKDivergence:
     columns alone; its normaliser is the sampled token's logit minus its log-probability, which the forward has.
 
     Args:
-        part (`dict`): A slice with `top_ids`, `top_logps` and `completion_ids`.
-        chosen_BT (`torch.Tensor`): Tokens to compare at; others cost nothing and are 0.
+        part (`dict`): Rows with `top_ids`, `top_logps` and `completion_ids`.
+        chosen_BT (`torch.Tensor`): Tokens to compare at. At the others the value is 0 and is not computed.
     """
 
     part: Batch
@@ -184,45 +181,14 @@ def column_shape(hidden_NH: torch.Tensor, ids_NK: torch.Tensor) -> tuple[int, in
     return len(hidden_NH), ids_NK.shape[1] * hidden_NH.shape[1]
 
 
-def seen_of_teacher(trainer, part: Batch) -> Observer | None:
-    """What must be seen of a teacher while it scores, if anything: its top k, its hidden states, or both."""
-    divergence = trainer.method.divergence if trainer.window.mode == "train" else None  # evaluation updates nothing
-    observers: list[Observer] = []
-    if "reverse_kl_BT" in trainer.method.signals or (divergence and not divergence.top_k):
-        observers.append(hidden_states)
-    if divergence and divergence.top_k:
-        observers.append(TopK(divergence.top_k, trainer.temperature, part["completion_mask"].bool()))
+def observe_all(observers: list[Observer]) -> Observer:
+    """One observer in place of several."""
 
-    def every(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        seen = [observe(hidden_BTH, head, logp_BT) for observe in observers]
-        return {name: value for values in seen for name, value in values.items()}
+    def observe(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        observed = [observer(hidden_BTH, head, logp_BT) for observer in observers]
+        return {name: value for values in observed for name, value in values.items()}
 
-    return every if observers else None
-
-
-def look_while_scoring(trainer, name: str) -> Callable[[Batch], Observer | None]:
-    """From a slice to what looks on while the model of that name scores it."""
-    if name in trainer.teachers:
-        return partial(seen_of_teacher, trainer)
-    if name == "student" and "reverse_kl_BT" in trainer.method.signals:
-        return partial(compared, trainer, "completion_mask", None)
-    return lambda part: None
-
-
-def compared(trainer, key: str, divergence: Divergence | None, part: Batch) -> Observer:
-    """
-    What the student is compared with in a slice: its teachers' top k, or their whole distributions.
-
-    Args:
-        trainer ([`FiReOPDTrainer`]): Knows the teachers and the temperature.
-        key (`str`): Field of the slice that is not 0 at the tokens to compare at.
-        divergence ([`Divergence`], *optional*): The method's; without one, KL(student || teacher).
-    """
-    chosen_BT = part[key] != 0
-    if divergence and divergence.top_k:
-        return TopKDivergence(part, chosen_BT, trainer.temperature)
-    teachers = [teacher.base(trainer) for teacher in trainer.teachers.values()]
-    return FullDivergence(part, chosen_BT, teachers, divergence.mixture if divergence else 1.0, trainer.temperature)
+    return observe
 
 
 def padded(rows: list[torch.Tensor], like_BT: torch.Tensor) -> torch.Tensor:

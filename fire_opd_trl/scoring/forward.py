@@ -1,10 +1,29 @@
 """One forward of a model: each row in a line of its own, or in TRL's rectangle with images."""
 
+from typing import NamedTuple
+
 import torch
 from transformers import PreTrainedModel
 
 from ..rollouts.layout import Batch, rounded
-from .heads import Observer, observed
+from .heads import Observer, observing
+
+
+class ForwardOutput(NamedTuple):
+    """
+    What one forward says of the completion tokens of its rows.
+
+    Args:
+        logp_BC (`torch.Tensor`): Log-probabilities of the sampled tokens.
+        entropy_BC (`torch.Tensor`, *optional*): Entropies of the next-token distributions, if the head computes them.
+        observed (`dict`): What the observer saw, by name.
+        router_loss (`torch.Tensor`, *optional*): The auxiliary loss of a mixture of experts.
+    """
+
+    logp_BC: torch.Tensor
+    entropy_BC: torch.Tensor | None
+    observed: dict[str, torch.Tensor]
+    router_loss: torch.Tensor | None
 
 
 def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,31 +72,33 @@ def score_lines(
     observer: Observer | None,
     router: bool,
     multiple: int,
-) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor] | None, torch.Tensor | None]:
+) -> ForwardOutput:
     """
-    One forward of a slice without images, its rows in lines (see [`rows_in_lines`]).
+    One forward over rows without images, each row in a line (see [`rows_in_lines`]).
 
-    A causal model does not look ahead at the padding behind a row, so that no mask is needed, and attention is fast
+    A causal model does not look ahead at the padding behind a row, so that it needs no mask, and attention is fast
     without one. Only the router's loss asks which tokens exist.
 
     Args:
         model (`torch.nn.Module`): The wrapped model.
-        base (`PreTrainedModel`): The same, unwrapped.
+        base (`PreTrainedModel`): The same model, unwrapped.
+        part (`dict`): The rows.
+        observer ([`Observer`], *optional*): What looks at the forward.
         router (`bool`): Whether to compute the router's loss.
+        multiple (`int`): The width of the lines is rounded up to a multiple of this.
 
     Returns:
-        Log-probabilities and, if the head computes them, entropies of the completion tokens, 0 elsewhere; what
-        `observer` saw; the router's loss.
+        [`ForwardOutput`]: Its values are 0 outside of the completions.
     """
     ids_BL, mask_BL, label_BL, column_BC = rows_in_lines(part, multiple)
     options = {"output_router_logits": True} if router else {}
     attended = mask_BL.long() if router else torch.ones_like(ids_BL)
-    with observed(base, observer, column_BC):
+    with observing(base, observer, column_BC) as observation:
         output = model(input_ids=ids_BL, attention_mask=attended, labels=label_BL, fused_lm_head=True, **options)
-        seen, inside_BC = base.seen, part["completion_mask"].bool()
+    inside_BC = part["completion_mask"].bool()
 
     def in_place(value: torch.Tensor) -> torch.Tensor:
         return torch.where(inside_BC, value.gather(1, column_BC + value.shape[1]), 0.0)
 
     entropy_BC = None if output.entropy is None else in_place(output.entropy)
-    return in_place(output.log_probs), entropy_BC, seen, output.aux_loss
+    return ForwardOutput(in_place(output.log_probs), entropy_BC, observation.observed, output.aux_loss)

@@ -4,7 +4,7 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -19,14 +19,33 @@ LARGEST_TILE = 2**23  # numbers of a temporary: 32 MB in float32
 
 
 class Observer(Protocol):
-    """Looks at the hidden states of a forward, `[B, T, H]` at the completion's positions, and at its head."""
+    """
+    A forward calls it with the hidden states at the completion's positions, `[B, T, H]`, with the head, and with the
+    log-probabilities of the sampled tokens. What it returns, by name, is what it observed.
+    """
 
     def __call__(self, hidden_BTH: torch.Tensor, head: "Head", logp_BT: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass
+class Observation:
+    """
+    One forward that is observed.
+
+    Args:
+        observer ([`Observer`]): What looks at the forward.
+        column_BT (`torch.Tensor`): Which next-token predictions are about the completion tokens, from the right end.
+        observed (`dict`): What the observer returned, once the forward has run.
+    """
+
+    observer: Observer
+    column_BT: torch.Tensor
+    observed: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class ObservedOutput(FusedCausalLMOutput):
-    """The fused head's output, with what was seen: wrappers of the model must know every tensor that it returns."""
+    """The fused head's output, with what was observed: wrappers of a model must know every tensor that it returns."""
 
     observed: dict[str, torch.Tensor] | None = None
 
@@ -74,8 +93,9 @@ def set_tiles(device: torch.device) -> None:
 
 def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
     """
-    Let a model with a fused head be observed (see `observed`), and let its head compute nothing but the positions that
-    have a label: where there is no Triton, TRL's own projects the prompt and the padding too. Before it is wrapped.
+    Give a model with a fused head a forward that can be observed (see [`observing`]) and whose head computes only the
+    positions that have a label: where there is no Triton, TRL's own head projects the prompt and the padding too. The
+    trainer calls this before the model is wrapped by DeepSpeed, FSDP or DDP.
     """
     fused = model.forward
 
@@ -101,31 +121,41 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
             if (value := output[name] if name in output else None) is not None:
                 output[name] = value.new_zeros(scored_BT.shape).masked_scatter(scored_BT.to(value.device), value)
         output.label_mask = scored_BT
-        if self.observer is None:
+        observation: Observation | None = self.observation
+        if observation is None:
             return output
-        observe, column_BT = self.observer
-        column_BT = column_BT.to(states[0].device) + states[0].shape[1]
+        column_BT = observation.column_BT.to(states[0].device) + states[0].shape[1]
         hidden_BTH = states[0].gather(1, column_BT.unsqueeze(2).expand(-1, -1, states[0].shape[2]))
         logp_BT = output.log_probs.gather(1, column_BT.to(output.log_probs.device))
         exact = torch.autocast(hidden_BTH.device.type, enabled=False) if float32 else nullcontext()
         with exact:
             head = Head.of(self, float32)
             hidden_BTH = hidden_BTH.to(head.weight.device, torch.float32 if float32 else hidden_BTH.dtype)
-            self.seen = observe(hidden_BTH, head, logp_BT)
-        return ObservedOutput(**output, observed=self.seen)
+            observation.observed = observation.observer(hidden_BTH, head, logp_BT)
+        return ObservedOutput(**output, observed=observation.observed)
 
-    model.observer = model.seen = None
+    model.observation = None
     model.forward = types.MethodType(forward, model)
 
 
 @contextmanager
-def observed(model: PreTrainedModel, observer: Observer | None, column_BT: torch.Tensor) -> Iterator[PreTrainedModel]:
-    """For one forward, `observer` sees the columns of the completion tokens; the result lies in `model.seen`."""
-    model.observer, model.seen = observer and (observer, column_BT), None
+def observing(model: PreTrainedModel, observer: Observer | None, column_BT: torch.Tensor) -> Iterator[Observation]:
+    """
+    Let `observer` look at the forward that runs inside this context; what it saw is then in `observed` of the record.
+    TRL's own scoring function drops all that a forward returns beside log-probabilities and entropies, hence a record
+    beside the output.
+    """
+    observation = Observation(observer, column_BT) if observer else None
+    model.observation = observation
     try:
-        yield model
+        yield observation or Observation(no_observer, column_BT)
     finally:
-        model.observer = model.seen = None
+        model.observation = None
+
+
+def no_observer(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The observer of a forward that nobody observes."""
+    return {}
 
 
 def base_of(model: Any) -> PreTrainedModel:

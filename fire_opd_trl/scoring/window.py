@@ -1,12 +1,34 @@
-"""Student, teachers and reference on one window, each once."""
+"""One window under all models: every teacher, the student and the reference score it, each once."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..pipeline import Context, Method, Rollout, Scores, survivors
+from ..pipeline import Context, Divergence, Method, Rollout, Scores, survivors
 from ..rollouts.layout import Batch, with_prompts
 from ..stages import World
+from .divergences import FullDivergence, TopK, TopKDivergence, hidden_states, observe_all, padded
+from .heads import Observer
+from .token_scores import ModelScorer, Scorer, TokenScores
+
+
+Mode = Literal["train", "eval"]
+
+
+class ScoredWindow(NamedTuple):
+    """
+    What the models say of one window.
+
+    Args:
+        scores ([`Scores`]): What the method reads of it.
+        rows (`list[int]`, *optional*): The rows of this rank that the student scored; `None`: all.
+        for_loss (`dict`): What the loss needs of the teachers, by name: for each row a tensor of the row's own length.
+    """
+
+    scores: Scores
+    rows: list[int] | None
+    for_loss: dict[str, list[torch.Tensor]]
 
 
 @dataclass
@@ -18,46 +40,180 @@ class Window:
         mode (`str`): `"train"` or `"eval"`.
         teacher_B (`torch.Tensor`): Number of each row's teacher.
         prompts (`list`): Tokens of each row's prompt as its teacher reads it; `None` where that is the student's.
-        scored (`list[tuple]`): What GRPO asked for: student, reference.
-        taught (`tuple`): The teachers' log-probabilities and entropies, and what else was seen of them.
-        scored_rows (`list[int]`, *optional*): Rows that the student scored, if not all.
+        teacher ([`TokenScores`], *optional*): What the teachers say, once they have scored.
+        for_trl (`list`): What TRL has asked for on its way through the window, in its order.
     """
 
-    mode: str
+    mode: Mode
     teacher_B: torch.Tensor
     prompts: list[list[int] | None]
-    scored: list[tuple] = field(default_factory=list)
-    taught: tuple = ()
-    scored_rows: list[int] | None = None
+    teacher: TokenScores | None = None
+    for_trl: list[TokenScores] = field(default_factory=list)
 
 
-def taught(trainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[torch.Tensor]]]:
+@dataclass
+class WindowScorer:
     """
-    Every row by its own teacher, after the prompt that this teacher reads: once for each window. Every teacher runs
-    equally often on every rank, also where it has no row.
+    Scores windows. The trainer makes one, calls `begin` before TRL samples, and `scored` after; in between TRL itself
+    may ask for log-probabilities of the student or the reference, which go through `asked_by_trl`. What the window
+    holds, hidden states among it, lives from `begin` to `end`.
 
-    Returns:
-        The teachers' log-probabilities and entropies, and by name what the loss must have seen of them.
+    Args:
+        method ([`Method`]): The recipe, which says what must be computed.
+        student ([`ModelScorer`]): The student.
+        teachers (`dict`): The teachers by name, in the order of their numbers.
+        reference ([`Scorer`], *optional*): The reference model of a method that has one.
+        temperature (`float`): By which logits are divided.
+        pad_token_id (`int`): Fills the teachers' prompts.
+        world ([`World`]): All ranks.
     """
-    window = trainer.window
-    if not window.taught:
-        teacher_B, read = (
-            window.teacher_B.tolist(),
-            with_prompts(batch, window.prompts, trainer.checked.tokenizer.pad_token_id),
+
+    method: Method
+    student: ModelScorer
+    teachers: dict[str, ModelScorer]
+    reference: Scorer | None
+    temperature: float
+    pad_token_id: int
+    world: World
+    window: Window | None = None
+
+    def begin(self, mode: Mode, teacher_B: torch.Tensor, prompts: list[list[int] | None]) -> None:
+        """
+        The trainer calls this before a window is sampled.
+
+        Args:
+            mode (`str`): `"train"` or `"eval"`.
+            teacher_B (`torch.Tensor`): Number of each row's teacher.
+            prompts (`list`): Tokens of each row's prompt as its teacher reads it; `None` where that is the student's.
+        """
+        self.window = Window(mode, teacher_B, prompts)
+
+    def end(self) -> None:
+        """The trainer calls this when a window is distilled: its hidden states are large."""
+        self.window = None
+
+    def asked_by_trl(self, batch: Batch, scorer: Scorer | None = None) -> TokenScores:
+        """
+        The trainer calls this when TRL asks for the log-probabilities of a whole window: of the policy that sampled,
+        and of the reference of `beta`.
+
+        Args:
+            batch (`dict`): The window.
+            scorer ([`Scorer`], *optional*): A reference model of TRL's; by default the student, which is the reference
+                too when TRL has switched its adapter off.
+        """
+        window = self._window()
+        scores = scorer.token_scores(batch) if scorer else self._student(batch, None)
+        window.for_trl.append(scores)
+        return scores
+
+    def scored(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> ScoredWindow:
+        """
+        The trainer calls this once for each window, when TRL has sampled it. The student does not score what the
+        filter drops, where that is known from the teachers alone.
+
+        Args:
+            batch (`dict`): The window in TRL's layout.
+            rollout ([`Rollout`]): The same window as the pipeline sees it.
+            method ([`Method`]): The recipe, in an evaluation without its filter.
+            context ([`Context`]): The other ranks, the progress of training, the seed.
+        """
+        teacher, student, rows = self._teacher(batch), self._old_policy(batch), None
+        if student is None:
+            rows = rows_to_score(rollout, teacher, method, context)
+            student = self._student(batch, rows)
+        divergence = student.observed.get("divergence")
+        scores = Scores(
+            teacher_logp_BT=teacher.logp_BT,
+            student_logp_BT=student.logp_BT,
+            teacher_entropy_BT=teacher.entropy_BT,
+            student_entropy_BT=student.entropy_BT,
+            reference_logp_BT=self.reference.token_scores(batch, rows).logp_BT if self.reference else None,
+            reverse_kl_BT=None if divergence is None else padded(divergence, teacher.logp_BT),
         )
-        scored = []
-        for number, (name, teacher) in enumerate(trainer.teachers.items()):
-            rows = [row for row, owner in enumerate(teacher_B) if owner == number]
-            with teacher.active(trainer) as module:
-                scored.append(trainer._token_scores(name, module, read, rows, teacher.unknown))
-        names = {name for *_, seen in scored for name in seen}
-        seen = {name: [scored[owner][2][name][row] for row, owner in enumerate(teacher_B)] for name in names}
-        window.taught = sum(logp for logp, *_ in scored), sum(entropy for _, entropy, _ in scored), seen
-    return window.taught
+        return ScoredWindow(scores.only(self.method.signals), rows, teacher.observed)  # OPD needs no entropy
+
+    def loss_observer(self, part: Batch) -> Observer | None:
+        """The loss calls this for each micro-batch: what compares the student with its teachers in its forward."""
+        divergence = self.method.divergence
+        return self._comparison(part, part["divergence"] != 0, divergence) if divergence else None
+
+    def _window(self) -> Window:
+        assert self.window is not None, "a window is scored between begin and end"
+        return self.window
+
+    def _teacher(self, batch: Batch) -> TokenScores:
+        """
+        Every row by its own teacher, after the prompt that this teacher reads: once for each window. Every teacher
+        runs equally often on every rank, also where it has no row.
+        """
+        window = self._window()
+        if window.teacher is None:
+            teacher_B, read = window.teacher_B.tolist(), with_prompts(batch, window.prompts, self.pad_token_id)
+            scored = []
+            for number, teacher in enumerate(self.teachers.values()):
+                rows = [row for row, owner in enumerate(teacher_B) if owner == number]
+                scored.append(teacher.token_scores(read, rows, self._teacher_observer))
+            names = {name for scores in scored for name in scores.observed}
+            window.teacher = TokenScores(
+                logp_BT=torch.stack([scores.logp_BT for scores in scored]).sum(dim=0),
+                entropy_BT=torch.stack([scores.entropy_BT for scores in scored]).sum(dim=0),
+                observed={
+                    name: [scored[owner].observed[name][row] for row, owner in enumerate(teacher_B)] for name in names
+                },
+            )
+        return window.teacher
+
+    def _student(self, batch: Batch, rows: list[int] | None) -> TokenScores:
+        """The student, compared with its teachers in the same forward if the method reads that."""
+        if "reverse_kl_BT" not in self.method.signals:
+            return self.student.token_scores(batch, rows)
+        observed = self._teacher(batch).observed
+        return self.student.token_scores(
+            {**batch, **observed, "teacher_number": self._window().teacher_B},
+            rows,
+            lambda part: self._comparison(part, part["completion_mask"] != 0),
+        )
+
+    def _old_policy(self, batch: Batch) -> TokenScores | None:
+        """
+        What the student said when TRL asked. TRL asks for the policy that sampled before anything else, if it needs
+        it, and then hands those log-probabilities on in its batch. A version of TRL that does otherwise is refused,
+        since the student would be scored twice, or by other weights.
+        """
+        if "old_per_token_logps" not in batch:
+            return None
+        asked, given_BT = self._window().for_trl, batch["old_per_token_logps"]
+        if not asked or not torch.equal(asked[0].logp_BT.nan_to_num(), given_BT.nan_to_num()):
+            raise RuntimeError(
+                "TRL returned other log-probabilities of the sampling policy than those that it had asked for. This "
+                "version of TRL works in another way than the one that this trainer was written for: install trl 1.16."
+            )
+        return asked[0]
+
+    def _teacher_observer(self, part: Batch) -> Observer | None:
+        """What must be observed of a teacher while it scores, if anything: its hidden states, its top k, or both."""
+        divergence = self.method.divergence if self._window().mode == "train" else None  # evaluation updates nothing
+        observers: list[Observer] = []
+        if "reverse_kl_BT" in self.method.signals or (divergence and not divergence.top_k):
+            observers.append(hidden_states)
+        if divergence and divergence.top_k:
+            observers.append(TopK(divergence.top_k, self.temperature, part["completion_mask"].bool()))
+        return observe_all(observers) if observers else None
+
+    def _comparison(self, part: Batch, chosen_BT: torch.Tensor, divergence: Divergence | None = None) -> Observer:
+        """
+        What compares the student with its teachers at some tokens: with their top k, or with their whole
+        distributions; without a divergence by KL(student || teacher).
+        """
+        if divergence and divergence.top_k:
+            return TopKDivergence(part, chosen_BT, self.temperature)
+        heads: list[Any] = [teacher.base() for teacher in self.teachers.values()]
+        return FullDivergence(part, chosen_BT, heads, divergence.mixture if divergence else 1.0, self.temperature)
 
 
 @torch.no_grad()
-def rows_to_score(rollout: Rollout, taught: tuple, method: Method, context: Context) -> list[int] | None:
+def rows_to_score(rollout: Rollout, teacher: TokenScores, method: Method, context: Context) -> list[int] | None:
     """
     The rows of this rank that the student must score: all (`None`), or, where the filter drops some and needs nothing
     but what the teacher said, the survivors. [`distil`] filters again, by the same numbers.
@@ -66,8 +222,8 @@ def rows_to_score(rollout: Rollout, taught: tuple, method: Method, context: Cont
     unknown = [name for name in method.signals if name not in known and not name.startswith("student")]
     if method.score or unknown:  # a filter reads nothing but the scores and the rollout
         return None
-    teacher = Scores(taught[0], taught[0], taught[1]).only(known)
-    usable, _, kept = survivors(rollout, teacher, method, context)
+    scores = Scores(teacher.logp_BT, teacher.logp_BT, teacher.entropy_BT).only(known)
+    usable, _, kept = survivors(rollout, scores, method, context)
     return None if torch.equal(usable.alive_B, kept.alive_B) else kept.alive_B.nonzero().flatten().tolist()
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl.models.utils import prepare_deepspeed
 
-from ..scoring.heads import base_of
+from .setup import RunSetup
 
 
 def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
@@ -47,12 +47,12 @@ def deepspeed_stage(given: dict[str, Any] | str | None) -> int | None:
     return stage
 
 
-def teacher_deepspeed_config(trainer, where: str) -> dict[str, Any] | None:
+def teacher_deepspeed_config(setup: RunSetup, where: str) -> dict[str, Any] | None:
     """What DeepSpeed is told of a teacher: its own file, or what it is told of the student."""
-    if not trainer.is_deepspeed_enabled:
+    if not setup.deepspeed:
         return None
-    student = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
-    own = deepspeed_file(trainer.args.teacher_deepspeed)
+    student = setup.accelerator.state.deepspeed_plugin.deepspeed_config
+    own = deepspeed_file(setup.args.teacher_deepspeed)
     if own is None:
         config = deepcopy(student)
     else:  # batch sizes are not the teacher's own, and neither is the precision unless the file says so
@@ -75,7 +75,7 @@ def without_auto(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def loading_under(config: dict[str, Any] | None, trainer) -> Iterator[None]:
+def loading_under(config: dict[str, Any] | None, setup: RunSetup) -> Iterator[None]:
     """
     transformers loads a model as DeepSpeed's configuration says: here the teacher's, not the student's. With FSDP's
     efficient loading only the first rank would have the weights, which nobody then sends to the others.
@@ -91,10 +91,10 @@ def loading_under(config: dict[str, Any] | None, trainer) -> Iterator[None]:
         yield
     finally:
         del current
-        trainer.accelerator.state.deepspeed_plugin.set_deepspeed_weakref()
+        setup.accelerator.state.deepspeed_plugin.set_deepspeed_weakref()
 
 
-def under_deepspeed(model: PreTrainedModel, trainer, config: dict[str, Any]) -> torch.nn.Module:
+def wrap_in_deepspeed(model: PreTrainedModel, setup: RunSetup, config: dict[str, Any]) -> torch.nn.Module:
     """A frozen model in a DeepSpeed engine of its own."""
     sharded = config["zero_optimization"]["stage"] == 3
     if sharded:
@@ -105,7 +105,7 @@ def under_deepspeed(model: PreTrainedModel, trainer, config: dict[str, Any]) -> 
     if not sharded and hf_deepspeed.is_deepspeed_zero3_enabled():
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        head = base_of(trainer.accelerator.unwrap_model(engine)).get_output_embeddings()
+        head = setup.base_of(engine).get_output_embeddings()
         for parameter in head.parameters():  # the fused head would gather it, as it does the student's
             parameter.ds_status = ZeroParamStatus.AVAILABLE
     return engine

@@ -1,7 +1,7 @@
 """Teachers where they run: loaded, frozen, partitioned, replicated or on the host; adapters of one base share it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +14,9 @@ from trl.trainer.utils import add_fused_lm_head, create_model_from_path, use_ada
 
 from ..config import FiReOPDConfig
 from ..scoring.heads import base_of, make_observable
-from .deepspeed import deepspeed_stage, loading_under, teacher_deepspeed_config, under_deepspeed
+from .deepspeed import deepspeed_stage, loading_under, teacher_deepspeed_config, wrap_in_deepspeed
 from .offload import streaming_arguments
+from .setup import RunSetup
 from .sources import Source
 from .vocabulary import config_of
 
@@ -26,35 +27,44 @@ class PlacedTeacher:
     A teacher where it runs.
 
     Args:
-        module (`torch.nn.Module`, *optional*): What scores; `None`: the student, without its adapter.
+        setup ([`RunSetup`]): The run.
+        module (`torch.nn.Module`, *optional*): The model that scores; `None`: the student, without its adapter.
+        student (`Callable`, *optional*): Gives the student as it is wrapped now, where it is the teacher.
         adapter (`str`, *optional*): The adapter of `module` that is this teacher.
         shared (`bool`): Whether `module` has adapters, of which this teacher is one, or its base.
         unknown (`frozenset[int]`): Ids that mean nothing to it.
     """
 
+    setup: RunSetup
     module: torch.nn.Module | None
+    student: Callable[[], torch.nn.Module] | None = None
     adapter: str | None = None
     shared: bool = False
     unknown: frozenset[int] = frozenset()
 
     @contextmanager
-    def active(self, trainer) -> Iterator[torch.nn.Module]:
-        """The module that scores, as this teacher."""
+    def active(self) -> Iterator[torch.nn.Module]:
+        """The wrapped module, with its adapters switched so that it is this teacher."""
+        unwrap = self.setup.accelerator.unwrap_model
         if self.module is None:
-            with use_adapter(trainer.accelerator.unwrap_model(trainer.model), None):
-                yield trainer.model
+            assert self.student is not None
+            with use_adapter(unwrap(self.student()), None):
+                yield self.student()
         elif not self.shared:
             yield self.module
         else:
             try:
-                with use_adapter(trainer.accelerator.unwrap_model(self.module), self.adapter):
+                with use_adapter(unwrap(self.module), self.adapter):
                     yield self.module
             finally:
                 self.module.requires_grad_(False)  # PEFT makes the adapter that it switches on trainable
 
-    def base(self, trainer) -> PreTrainedModel:
+    def base(self) -> PreTrainedModel:
         """The model itself, inside all wrappers: its head, its config."""
-        return base_of(trainer.accelerator.unwrap_model(trainer.model if self.module is None else self.module))
+        if self.module is not None:
+            return self.setup.base_of(self.module)
+        assert self.student is not None
+        return self.setup.base_of(self.student())
 
 
 # Where
@@ -128,21 +138,25 @@ def is_quantized(source: Source) -> bool:
 
 
 def load_teachers(
-    sources: dict[str, Source], unknown: dict[str, frozenset[int]], student_rows: int, trainer
+    sources: dict[str, Source],
+    unknown: dict[str, frozenset[int]],
+    setup: RunSetup,
+    student: Callable[[], torch.nn.Module],
 ) -> dict[str, PlacedTeacher]:
     """
-    The teachers as frozen modules in evaluation mode, without optimizer. Those that are one base, or adapters of it,
-    share it.
+    The trainer calls this when the student is set up. It loads the teachers as frozen modules in evaluation mode,
+    without optimizer. Those that are one base, or adapters of it, share it.
 
     Args:
+        sources (`dict`): The teachers by name.
         unknown (`dict`): Ids that mean nothing to a teacher.
-        student_rows (`int`): Token rows of the student; a teacher padded to more loses them, so that rows no token
-            stands for take no probability.
-        trainer ([`FiReOPDTrainer`]): Knows the accelerator, the temperature, the arguments, the method.
+        setup ([`RunSetup`]): The run.
+        student (`Callable`): Gives the student as it is wrapped now.
     """
-    if trainer.method.reads_whole_distributions and trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+    method = setup.method
+    if method.reads_whole_distributions and setup.fsdp and not setup.accelerator.is_fsdp2:
         raise ValueError(
-            f"method={trainer.method.name!r} reads the heads of whole models, which FSDP 1 keeps in pieces. Use FSDP "
+            f"method={method.name!r} reads the heads of whole models, which FSDP 1 keeps in pieces. Use FSDP "
             "2 (fsdp_version: 2) or DeepSpeed ZeRO-3."
         )
     modules: dict[str, torch.nn.Module] = {}
@@ -151,50 +165,60 @@ def load_teachers(
     sources = {name: replace(source, number=number) for number, (name, source) in enumerate(sources.items())}
     for name, source in sources.items():
         if source.base is None:
-            placed[name] = PlacedTeacher(None, unknown=unknown[name])
+            placed[name] = PlacedTeacher(setup, None, student, unknown=unknown[name])
             continue
         alike = [other for other in sources.values() if other.key == source.key]
         if source.key not in modules:
-            modules[source.key] = load_and_place(source, alike, student_rows, trainer)
-        shared = any(other.adapter for other in alike)
-        adapter = source.adapter_name if source.adapter else None
-        placed[name] = PlacedTeacher(modules[source.key], adapter, shared, unknown[name])
+            modules[source.key] = load_and_place(source, alike, setup)
+        placed[name] = PlacedTeacher(
+            setup,
+            modules[source.key],
+            adapter=source.adapter_name if source.adapter else None,
+            shared=any(other.adapter for other in alike),
+            unknown=unknown[name],
+        )
     return placed
 
 
-def load_and_place(source: Source, alike: list[Source], student_rows: int, trainer) -> torch.nn.Module:
+def load_and_place(source: Source, alike: list[Source], setup: RunSetup) -> torch.nn.Module:
     """One base with the adapters of all teachers that share it, where it runs."""
-    engine = sharding_engine(trainer.args)
-    where = choose_placement(trainer.args, source, engine)
-    config = teacher_deepspeed_config(trainer, where)
-    with loading_under(config, trainer):
+    args, engine = setup.args, sharding_engine(setup.args)
+    where = choose_placement(args, source, engine)
+    config = teacher_deepspeed_config(setup, where)
+    with loading_under(config, setup):
         model = source.base
         if isinstance(model, str):
-            given = from_pretrained_kwargs(trainer.args, source)
+            given = from_pretrained_kwargs(args, source)
             if where == "offload" and engine != "ZeRO-3":
-                given.update(
-                    streaming_arguments(model, trainer.accelerator.device, source.hub, given.get("offload_folder"))
-                )
+                folder = given.get("offload_folder")
+                given.update(streaming_arguments(model, setup.accelerator.device, source.hub, folder))
             model = create_model_from_path(model, **given)
         assert model is not None
         model = model.requires_grad_(False).eval()
-        if base_of(model).config.get_text_config().vocab_size > student_rows:
-            base_of(model).resize_token_embeddings(student_rows, mean_resizing=False)
+        cut_to_student_rows(base_of(model), setup)
     refuse_unreadable_head(base_of(model), source.name)
-    add_fused_lm_head(  # before wrapping, so that [B, T, V] never exists
-        base_of(model),
-        temperature=trainer.temperature,
-        cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
-        outputs=("log_probs", "entropy") if "teacher_entropy_BT" in trainer.method.signals else ("log_probs",),
-    )
-    make_observable(base_of(model), trainer.args.cast_lm_head_to_fp32)
+    entropies = "teacher_entropy_BT" in setup.method.signals
+    add_observable_head(base_of(model), setup, ("log_probs", "entropy") if entropies else ("log_probs",))
     for other in alike:
         if other.adapter is not None:
             model = add_adapter(model, other)
             refuse_unreadable_head(base_of(model), other.name)
     if where == "offload" and engine != "ZeRO-3":
         return model  # its hooks bring each layer to the device
-    return wrap_like_student(model.requires_grad_(False).eval(), trainer, where, config)
+    return wrap_like_student(model.requires_grad_(False).eval(), setup, where, config)
+
+
+def cut_to_student_rows(model: PreTrainedModel, setup: RunSetup) -> None:
+    """A model that is padded to more token rows than the student has loses them."""
+    if model.config.get_text_config().vocab_size > setup.student_rows:
+        model.resize_token_embeddings(setup.student_rows, mean_resizing=False)
+
+
+def add_observable_head(model: PreTrainedModel, setup: RunSetup, outputs: tuple[str, ...]) -> None:
+    """TRL's fused head, so that `[B, T, V]` never exists, and what observes it; before the model is wrapped."""
+    float32 = setup.args.cast_lm_head_to_fp32
+    add_fused_lm_head(model, temperature=setup.temperature, cast_lm_head_to_fp32=float32, outputs=outputs)
+    make_observable(model, float32)
 
 
 def from_pretrained_kwargs(args: FiReOPDConfig, source: Source) -> dict[str, Any]:
@@ -238,19 +262,20 @@ def refuse_unreadable_head(model: PreTrainedModel, name: str) -> None:
 
 
 def wrap_like_student(
-    model: PreTrainedModel, trainer, where: str = "auto", config: dict[str, Any] | None = None
+    model: PreTrainedModel, setup: RunSetup, where: str = "auto", config: dict[str, Any] | None = None
 ) -> torch.nn.Module:
     """A frozen model where the student is: partitioned when the student is, or a replica."""
-    if config is not None or trainer.is_deepspeed_enabled:
-        return under_deepspeed(model, trainer, config or trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
-    if trainer.is_fsdp_enabled and where != "replicated":
-        return under_fsdp(model, trainer.accelerator)
-    if trainer.is_fsdp_enabled or getattr(model, "is_quantized", False):
-        return model if getattr(model, "is_quantized", False) else model.to(trainer.accelerator.device)
-    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    accelerator, quantized = setup.accelerator, getattr(model, "is_quantized", False)
+    if config is not None or setup.deepspeed:
+        return wrap_in_deepspeed(model, setup, config or accelerator.state.deepspeed_plugin.deepspeed_config)
+    if setup.fsdp and where != "replicated":
+        return wrap_in_fsdp(model, accelerator)
+    if setup.fsdp or quantized:
+        return model if quantized else model.to(accelerator.device)
+    return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def under_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
+def wrap_in_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
     """A frozen model in FSDP, under version 2 layer by layer: TRL's helper alone would gather all of it at once."""
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -268,9 +293,12 @@ def under_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
     return prepare_fsdp(model, accelerator)
 
 
-def load_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Module | None:
-    """The reference model, frozen beside the student; loaded as the student was, unless it has a name of its own."""
-    args = trainer.args
+def load_reference(reference: Any, setup: RunSetup) -> torch.nn.Module | None:
+    """
+    The trainer calls this when the student is set up: the reference model of a method that has one, frozen beside the
+    student. It is loaded as the student was, unless it has a name of its own.
+    """
+    args = setup.args
     if reference is None:
         return None
     if isinstance(reference, str):
@@ -278,8 +306,6 @@ def load_reference(reference: Any, student_rows: int, trainer) -> torch.nn.Modul
         if args.reference_model_name_or_path is not None:
             given.pop("revision", None)  # that of another repository
         reference = create_model_from_path(reference, **loading_arguments(args, given))
-    if reference.config.get_text_config().vocab_size > student_rows:
-        reference.resize_token_embeddings(student_rows, mean_resizing=False)
-    add_fused_lm_head(reference, trainer.temperature, args.cast_lm_head_to_fp32)
-    make_observable(reference, args.cast_lm_head_to_fp32)
-    return wrap_like_student(reference.requires_grad_(False).eval(), trainer)
+    cut_to_student_rows(reference, setup)
+    add_observable_head(reference, setup, ("log_probs",))
+    return wrap_like_student(reference.requires_grad_(False).eval(), setup)

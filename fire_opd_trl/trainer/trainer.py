@@ -1,7 +1,6 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
-from functools import partial
-from time import perf_counter
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..config import FiReOPDConfig
-from ..pipeline import Context, Method, Rollout, Scores, distil
+from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
 from ..refusals import chosen_method
 from ..rollouts.engine_gap import EngineMonitor
@@ -18,16 +17,16 @@ from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_r
 from ..rollouts.layout import Batch, model_kwargs
 from ..rollouts.micro_batches import layout_metrics, micro_batches
 from ..rollouts.ranks import AcceleratorWorld
-from ..scoring.divergences import compared, look_while_scoring, padded
-from ..scoring.forward import score_lines, trl_rectangle
-from ..scoring.heads import base_of, make_observable, observed
-from ..scoring.token_scores import score_rows
-from ..scoring.window import Window, refuse_unscored, rows_to_score, taught
+from ..scoring.forward import ForwardOutput, score_lines, trl_rectangle
+from ..scoring.heads import Observer, base_of, make_observable, observing
+from ..scoring.token_scores import ModelScorer
+from ..scoring.window import Mode, WindowScorer, refuse_unscored
 from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
 from ..teachers.placement import load_reference, load_teachers
 from ..teachers.prompts import teacher_prompts
 from ..teachers.routing import route_to_teachers
+from ..teachers.setup import RunSetup
 from ..teachers.sources import reference_source, teacher_sources
 from ..teachers.vocabulary import Teacher
 from .callbacks import EmptyStepGuard
@@ -67,6 +66,18 @@ class FiReOPDTrainer(GRPOTrainer):
     >>> args = FiReOPDConfig("output", gradient_accumulation_steps=64)
     >>> FiReOPDTrainer("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", args, train_dataset=dataset).train()
     ```
+
+    What it overrides of GRPOTrainer, in the order of a step:
+
+    - `__init__`: checks everything before a model is loaded; then loads the teachers beside the student.
+    - `train`: starts without anything that an earlier run has left over.
+    - `_send_telemetry`: sends nothing.
+    - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
+    - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
+    - `_generate_single_turn`: fills empty completions, which GRPO cannot measure.
+    - `_calculate_rewards`: keeps the rewards of each function, which some methods read.
+    - `_get_per_token_logps_and_entropies`: scores in short forwards, and remembers what GRPO asked for.
+    - `compute_loss`: the objective, on one micro-batch.
     """
 
     _tag_names = ["trl", "fire-opd"]
@@ -89,7 +100,6 @@ class FiReOPDTrainer(GRPOTrainer):
         if not isinstance(args, FiReOPDConfig):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
-        self._compares = "reverse_kl_BT" in self.method.signals
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = teacher_sources(teacher_model, model, args, adapted)
         reference = reference_source(model, self.method, args)
@@ -108,14 +118,50 @@ class FiReOPDTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = AcceleratorWorld(self.accelerator)
-        self.canary = EngineMonitor()
-        self._stand_still = EmptyStepGuard()
-        self.add_callback(self._stand_still)
+        self.engine_monitor = EngineMonitor(args)
+        self._empty_steps = EmptyStepGuard()
+        self.add_callback(self._empty_steps)
         self._step_sums = StepSums(self.world)
+        setup = RunSetup(self.accelerator, args, self.method, self.temperature, self.checked.student_rows)
         for model in [model for model in (self.model, self.ref_model) if model is not None]:
-            make_observable(base_of(self.accelerator.unwrap_model(model)), args.cast_lm_head_to_fp32)
-        self.teachers = load_teachers(sources, self.checked.unknown, self.checked.student_rows, self)
-        self.reference = load_reference(reference, self.checked.student_rows, self)
+            make_observable(setup.base_of(model), args.cast_lm_head_to_fp32)
+        self.teachers = load_teachers(sources, self.checked.unknown, setup, lambda: self.model)
+        self.reference = load_reference(reference, setup)
+        self.window_scorer = self._window_scorer(setup)
+
+    def _window_scorer(self, setup: RunSetup) -> WindowScorer:
+        """The student, the teachers and the reference as what scores windows."""
+
+        def scorer(name: str, active, base, entropies: bool, unknown: frozenset[int] = frozenset()) -> ModelScorer:
+            return ModelScorer(
+                active=active,
+                base=base,
+                forward=self._forward,
+                world=self.world,
+                token_budget=self.args.scoring_token_budget,
+                multiple=self.pad_to_multiple_of or 1,
+                entropies=entropies,
+                unknown=unknown,
+                on_time=lambda seconds: self._log_window(f"time/score_{name}", seconds),
+            )
+
+        def of_module(name: str, module, entropies: bool = False) -> ModelScorer:
+            return scorer(name, lambda: nullcontext(module()), lambda: setup.base_of(module()), entropies)
+
+        entropies = "teacher_entropy_BT" in self.method.signals
+        self._trl_reference = of_module("reference", lambda: self.ref_model)
+        return WindowScorer(
+            self.method,
+            student=of_module("student", lambda: self.model, entropies=True),
+            teachers={
+                name: scorer(name, placed.active, placed.base, entropies, placed.unknown)
+                for name, placed in self.teachers.items()
+            },
+            reference=of_module("reference", lambda: self.reference) if self.reference is not None else None,
+            temperature=self.temperature,
+            pad_token_id=self.checked.tokenizer.pad_token_id,
+            world=self.world,
+        )
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
@@ -126,6 +172,15 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _send_telemetry(self):
         """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""
+
+    def scored_answers(self, rows: list[dict[str, Any]]) -> Batch:
+        """
+        Sample an answer to each row and score it as an evaluation does: nothing is filtered, no weight moves.
+        `fire-opd preflight --with-models` calls this on a few rows.
+        """
+        self.model.eval()
+        with torch.no_grad():
+            return self._prepare_inputs([row for row in rows for _ in range(self.num_generations_eval)])
 
     # Rollout and signal: once for each window
 
@@ -138,85 +193,100 @@ class FiReOPDTrainer(GRPOTrainer):
         return self._reward_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        mode = "train" if self.model.training else "eval"
+        mode: Mode = "train" if self.model.training else "eval"
+        self._window_mode = mode
+        world, step = self.world, self.state.global_step
+        method = self.method if mode == "train" else self.method.unfiltered()
         columns = self.args.teacher_column, self.args.teacher_prompt_column
-        teacher_B = route_to_teachers(inputs, list(self.teachers), columns, self.world, self.accelerator.device)
+        teacher_B = route_to_teachers(inputs, list(self.teachers), columns, world, self.accelerator.device)
         prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
-        self.window = Window(mode, teacher_B, prompts)
+
+        self.window_scorer.begin(mode, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
-        reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), self.window.teacher_B
-        group = self.num_generations if mode == "train" else self.num_generations_eval
-        stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-        reward_BF = self._reward_NF[self.world.local_slice(len(inputs))] if "reward_B" in self.method.needs else None
-        rollout = rollout_from_trl(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
-        context = Context(self.world, self.state.global_step / max(1, self.state.max_steps), self._window_seed)
-        method = self.method if mode == "train" else self.method.unfiltered()
-        scores = self._scores(batch, rollout, method, context)
-        with errors_name_step(self.state.global_step):
+        reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), teacher_B
+
+        rollout = self._rollout(batch, mode)
+        context = Context(world, step / max(1, self.state.max_steps), self._window_seed)
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            scores, scored_rows, for_loss = self.window_scorer.scored(batch, rollout, method, context)
+        with errors_name_step(step):
             signal = distil(rollout, scores, method, context)
-        refuse_unscored(signal.keep_B, self.window.scored_rows, self.world)
-        refuse_broken_teacher(self, inputs, rollout, scores, signal)
-        refuse_guessing_teacher(self, rollout, scores)
-        signal.metrics.update(self.canary.look(self, batch, rollout, scores))
+        self._refuse_what_cannot_train(inputs, rollout, scores, signal, scored_rows)
+
+        sampled_BT = batch.get("sampling_per_token_logps")
+        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, scored_rows, world, step)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = combined(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
-        for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
-            self._metrics[mode][f"fire/{name}"].append(value)
-        if no_reward in self.reward_funcs:
-            forget_rewards(self._metrics[mode], self._logs)
-        fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
+        signal.metrics.update(gap)
+        self._report(rollout, scores, signal, advantage_BT)
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
         batch["old_per_token_logps"], batch["teacher_logps"] = scores.student_logp_BT, scores.teacher_logp_BT
         minus_advantage_BT = scores.student_logp_BT - scores.teacher_logp_BT
         batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
         if mode == "train" and signal.divergence_BT is not None:
-            batch.update(self.window.taught[2], divergence=signal.divergence_BT)
-        self.window = Window(mode, teacher_B, prompts)  # its hidden states are large
+            batch.update(for_loss, divergence=signal.divergence_BT)
+        self.window_scorer.end()
         return batch
 
-    def _scores(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> Scores:
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            teacher = taught(self, batch)
-            asked = [scored for scored in self.window.scored if scored[0] is batch.get("old_per_token_logps")]
-            self.window.scored_rows = rows = None if asked else rows_to_score(rollout, teacher, method, context)
-            student = asked[0] if asked else self._token_scores("student", self.model, batch, rows)
-            reference = self._token_scores("reference", self.reference, batch, rows)[0] if self.reference else None
-        scores = Scores(
-            teacher_logp_BT=teacher[0],
-            student_logp_BT=student[0],
-            teacher_entropy_BT=teacher[1],
-            student_entropy_BT=student[1],
-            reference_logp_BT=reference,
-            reverse_kl_BT=padded(student[2]["divergence"], teacher[0]) if self._compares else None,
-        )
-        return scores.only(self.method.signals)  # OPD needs no entropy
+    def _rollout(self, batch: Batch, mode: str) -> Rollout:
+        """The window as the pipeline sees it."""
+        rows, group = len(batch["prompt_ids"]), self.num_generations if mode == "train" else self.num_generations_eval
+        reward_BF = self._reward_NF[self.world.local_slice(rows)] if "reward_B" in self.method.needs else None
+        stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        return rollout_from_trl(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
 
-    def _token_scores(self, name: str, model: torch.nn.Module, batch: Batch, rows=None, unknown=frozenset()):
-        entropies = "teacher_entropy_BT" in self.method.signals if name in self.teachers else name == "student"
-        if name == "student" and self._compares:
-            batch = {**batch, **taught(self, batch)[2], "teacher_number": self.window.teacher_B}
-        vocabulary, started = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size, perf_counter()
-        budget, multiple, training = self.args.scoring_token_budget, self.pad_to_multiple_of or 1, model.training
-        forward = partial(self._forward, model, look=look_while_scoring(self, name), compute_entropy=entropies)
-        model.eval()  # dropout would be noise in the advantage (no chaining: DeepSpeed's eval() returns None)
-        scores = score_rows(forward, batch, budget, self.world, vocabulary, rows, multiple, unknown)
-        model.train(training)
-        self._metrics[self.window.mode][f"time/score_{name}"].append(perf_counter() - started)
-        return scores
+    def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal, scored_rows) -> None:
+        """Stop all ranks where the filter contradicts itself, or a teacher is broken or guesses."""
+        args, step = self.args, self.state.global_step
+        refuse_unscored(signal.keep_B, scored_rows, self.world)
+        limit, signals = args.teacher_nonfinite_limit, self.method.signals
+        refuse_broken_teacher(inputs, rollout, scores, signal, signals=signals, limit=limit, step=step)
+        if not args.allow_guessing_teacher:
+            refuse_guessing_teacher(
+                list(self.teachers),
+                rollout,
+                scores,
+                token_rows=self.checked.student_rows,
+                temperature=self.temperature,
+                world=self.world,
+                step=step,
+            )
 
-    def _forward(self, model: torch.nn.Module, part: Batch, look=None, compute_aux_loss=False, **flags):
-        base, observer = base_of(self.accelerator.unwrap_model(model)), look(part) if look else None
-        if pictures := model_kwargs(part):  # TRL knows how each model wants them
-            *rectangle, columns = trl_rectangle(part)
-            flags.update(pictures, compute_aux_loss=compute_aux_loss)
-            with observed(base, observer, columns):
-                scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **flags)
-                return *scored[:2], base.seen, scored[2]
+    def _report(self, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor) -> None:
+        """The window's metrics, and its completions in TRL's table."""
+        for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
+            self._log_window(f"fire/{name}", value)
+        if no_reward in self.reward_funcs:
+            forget_rewards(self._metrics[self._window_mode], self._logs)
+        fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
+
+    def _log_window(self, name: str, value: float) -> None:
+        """A metric of the window under way; TRL logs the mean over the windows between two logs."""
+        self._metrics[self._window_mode][name].append(value)
+
+    # One forward: the seam with TRL
+
+    def _forward(
+        self,
+        model: torch.nn.Module,
+        part: Batch,
+        observer: Observer | None = None,
+        *,
+        compute_entropy: bool = True,
+        router: bool = False,
+    ) -> ForwardOutput:
+        base = base_of(self.accelerator.unwrap_model(model))
+        if images := model_kwargs(part):  # TRL knows how each model wants them
+            *rectangle, column_BC = trl_rectangle(part)
+            flags = {"compute_entropy": compute_entropy, "compute_aux_loss": router}
+            with observing(base, observer, column_BC) as observation:
+                scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **images, **flags)
+            return ForwardOutput(scored[0], scored[1], observation.observed, scored[2])
         with self.accelerator.autocast():
-            return score_lines(model, base, part, observer, compute_aux_loss, self.pad_to_multiple_of or 1)
+            return score_lines(model, base, part, observer, router, self.pad_to_multiple_of or 1)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -229,10 +299,11 @@ class FiReOPDTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, -logits_to_keep:],
             **{key: value for key, value in kwargs.items() if value is not None},
         }
-        self.window.scored.append(self._token_scores("student" if model is self.model else "reference", model, batch))
-        return *self.window.scored[-1][:2], None
+        scorer = None if model is self.model else self._trl_reference
+        scores = self.window_scorer.asked_by_trl(batch, scorer)
+        return scores.logp_BT, scores.entropy_BT, None
 
-    # Slices and loss: once for each micro-batch
+    # Micro-batches and loss: once for each micro-batch
 
     def _prepare_inputs(self, generation_batch):
         if not self.model.training:
@@ -242,21 +313,21 @@ class FiReOPDTrainer(GRPOTrainer):
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or self._buffered_inputs is None:
             self._buffered_inputs = []  # the last window goes before the next one comes
-            self._buffered_inputs = self._slices(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = self._micro_batches(self._generate_and_score_completions(generation_batch))
             for name, value in layout_metrics(self._buffered_inputs, self.world).items():
-                self._metrics["train"][f"fire/{name}"].append(value)
+                self._log_window(f"fire/{name}", value)
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
         if part["rows_in_step"] == 0:
-            self._stand_still.hold(self.optimizer.param_groups)
+            self._empty_steps.hold(self.optimizer.param_groups)
             self._metrics["train"]["fire/empty_steps"].append(1.0)
         return part
 
-    def _slices(self, batch: Batch) -> list[Batch]:
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
         args = self.args
         steps = args.steps_per_generation // args.gradient_accumulation_steps
         if steps * self.num_iterations == 1:  # on policy: the ratio is 1, exactly, against the forward of the loss
             del batch["old_per_token_logps"]
-        self._stand_still.count(bool(self.world.gather(batch["keep"]).any()), self.state.global_step)
+        self._empty_steps.count(bool(self.world.gather(batch["keep"]).any()), self.state.global_step)
         return micro_batches(
             batch,
             steps=steps,
@@ -277,25 +348,27 @@ class FiReOPDTrainer(GRPOTrainer):
             raise ValueError("FiReOPDTrainer does not return outputs with the loss; call compute_loss without them.")
         if "scale" not in inputs:  # evaluation; known from scoring: the mean over rows of KL(student || teacher)
             return inputs["reverse_kl"]
-        divergence = self.method.divergence
-        look = partial(compared, self, "divergence", divergence) if divergence else None
-        logp_BT, entropy_BT, seen, router_loss = self._forward(
-            model, inputs, look, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        method, mask_BT, scale_B = self.method, inputs["train_mask"], inputs["scale"]
+        observer = self.window_scorer.loss_observer(inputs)
+        logp_BT, entropy_BT, observed, router_loss = self._forward(
+            model, inputs, observer, router=self.aux_loss_enabled
         )
-        mask_BT, scale_B, sums = inputs["train_mask"], inputs["scale"], {"entropy": entropy_BT}
         old_logp_BT, clips = inputs.get("old_per_token_logps", logp_BT.detach()), (self.epsilon_low, self.epsilon_high)
-        follows = self.method.advantage or self.args.reward_coef  # else no backward through log_probs
+        assert entropy_BT is not None
+        sums = {"entropy": entropy_BT}
+        follows = method.advantage or self.args.reward_coef  # else there is no backward through log_probs
         now_BT = logp_BT if follows else old_logp_BT
         surrogate = clipped_surrogate(now_BT, old_logp_BT, inputs["advantages"], mask_BT, *clips)
         loss_BT, sums["fire/clip_ratio"] = surrogate
-        if divergence:
-            sums["fire/divergence"] = torch.where(mask_BT, inputs["divergence"] * seen["divergence"], 0.0)
+        if method.divergence:
+            sums["fire/divergence"] = torch.where(mask_BT, inputs["divergence"] * observed["divergence"], 0.0)
             loss_BT = loss_BT + sums["fire/divergence"]
         if self.beta:
             sums["kl"] = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
             loss_BT = loss_BT + self.beta * sums["kl"]
         loss = aggregate(loss_BT, mask_BT, scale_B)
         if self.aux_loss_enabled:
+            assert router_loss is not None
             loss = loss + self.router_aux_loss_coef * router_loss / self.current_gradient_accumulation_steps
         self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums)
         if self.accelerator.sync_gradients:

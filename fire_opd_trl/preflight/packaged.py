@@ -1,0 +1,39 @@
+"""The script and the configurations that this package ships, and what a run reads of them before it starts."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+
+def packaged_folder(name: str) -> Path:
+    """`configs` or `examples`: inside the installed package, and beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+def training_script() -> ModuleType:
+    """examples/train_fire.py, which knows the arguments of a training and what becomes of them."""
+    return load_module(packaged_folder("examples") / "train_fire.py")
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """The accelerate configurations of this package, by name."""
+    return {file.stem: file for file in sorted((packaged_folder("configs") / "accelerate").glob("*.yaml"))}
+
+
+def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
+    """The file of a configuration that is given by name or path; `parser` refuses what is neither."""
+    config = accelerate_configs().get(name, Path(name))
+    if not config.is_file():
+        parser.error(f"--accelerate_config {name} is neither a file nor one of: {', '.join(accelerate_configs())}.")
+    return config
+
+
+def load_module(file: Path) -> ModuleType:
+    """The module in a file, wherever the file lies."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
