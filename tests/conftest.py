@@ -21,7 +21,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
-LAUNCH = Path(__file__).parent / "launch"
+LAUNCH = Path(__file__).parent / "support"
 HARD_KILL_SECONDS = 240
 
 torch.set_num_threads(1)
@@ -71,7 +71,7 @@ FSDP2_ENVIRONMENT = {
 
 @pytest.fixture
 def on_two_ranks(tmp_path):
-    """`on_two_ranks("zero3", case)`: train a case of `launch/worker.py` on two real ranks; its result."""
+    """`on_two_ranks("zero3", case)`: train a case of `support/worker.py` on two real ranks; its result."""
 
     def launch(launcher: str, case: dict) -> dict:
         output = tmp_path / f"{launcher}-{len(list(tmp_path.iterdir()))}.pt"

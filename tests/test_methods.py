@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of, rows_of, window
+from support.windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of, rows_of, window
 
 from fire_opd_trl import METHODS, Context, Divergence, Method, Signal, control, distil
 from fire_opd_trl.methods import CONTROLS

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
+from support.windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
 from fire_opd_trl import METHODS, Context, Method, Rollout, Scores, Signal, control, distil
 from fire_opd_trl.pipeline import survivors

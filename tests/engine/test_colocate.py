@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONPATH: make test-vllm")
 
-from folders import loaded  # noqa: E402
+from support.folders import loaded  # noqa: E402
 
 import fire_opd_trl.trainer.trainer as trainer_module  # noqa: E402
 from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer

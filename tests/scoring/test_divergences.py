@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import LAUNCH, run_killably
-from launch.worker import built
+from support.worker import built
 from transformers import AutoModelForCausalLM
 
 import fire_opd_trl.scoring.divergences as vocabulary_module
@@ -309,7 +309,7 @@ def test_a_slice_without_a_chosen_token_is_a_zero_that_can_be_differentiated(top
 
 @pytest.fixture(scope="module")
 def peak():
-    """`peak(method, how)`: what `launch/memory_worker.py` saw, once for each."""
+    """`peak(method, how)`: what `support/memory_worker.py` saw, once for each."""
     seen: dict = {}
 
     def measured(method: str, how: str) -> dict:

@@ -10,8 +10,8 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from test_inspection import asked, fault, looked, said
-from test_vocabulary import TOP_K, dense_eopd, dense_fire_full, dense_opd_full, dense_tip
+from preflight.test_inspection import asked, fault, looked, said
+from scoring.test_divergences import TOP_K, dense_eopd, dense_fire_full, dense_opd_full, dense_tip
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fire_opd_trl.trainer.trainer as trainer_module

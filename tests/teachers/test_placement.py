@@ -6,9 +6,9 @@ adapter; a mixture of experts. Wherever the teacher is, the student becomes the 
 import json
 
 import pytest
-from folders import adapter_folder, loaded, mixture_folder
-from launch.worker import built, result, trained
-from test_layouts import assert_same, in_this_process, layout
+from support.folders import adapter_folder, loaded, mixture_folder
+from support.worker import built, result, trained
+from trainer.test_layouts import assert_same, in_this_process, layout
 
 from fire_opd_trl.demo.run import model_path
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from windows import INF, NAN, hash_in_plain_python
+from support.windows import INF, NAN, hash_in_plain_python
 
 from fire_opd_trl import METHODS, Context, Rollout, Scores, distil
 from fire_opd_trl.stages import (

@@ -19,7 +19,7 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 def peaks(tmp_path_factory, request):
     """`peaks(launcher, case)`: by how many MB each rank grew, without what training takes with a tiny teacher."""
     folder, done = tmp_path_factory.mktemp("teachers"), {}
-    script = str(request.path.parent / "launch" / "placement_worker.py")
+    script = str(request.path.parents[1] / "support" / "placement_worker.py")
     assert run_killably([sys.executable, script, "make", str(folder)])[0] == 0
 
     def measured(launcher: str, case: str) -> list[dict]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from launch.worker import built, trained
+from support.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fire_opd_trl.trainer.trainer as trainer_module

@@ -9,7 +9,18 @@ from fractions import Fraction
 
 import pytest
 import torch
-from windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of, rows_of, trimmed, window, with_value
+from support.windows import (
+    INF,
+    NAN,
+    emptied,
+    hash_in_plain_python,
+    on_ranks,
+    parts_of,
+    rows_of,
+    trimmed,
+    window,
+    with_value,
+)
 
 from fire_opd_trl import METHODS, Context, Rollout, Scores, distil
 from fire_opd_trl.stages import World

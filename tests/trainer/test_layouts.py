@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from launch.worker import built, result, trained
+from support.worker import built, result, trained
 from transformers import AutoModelForCausalLM
 
 from fire_opd_trl import METHODS as RECIPES

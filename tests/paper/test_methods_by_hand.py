@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from windows import INF, NAN, emptied
+from support.windows import INF, NAN, emptied
 
 from fire_opd_trl import METHODS, Context, Rollout, Scores, distil
 from fire_opd_trl.stages import (

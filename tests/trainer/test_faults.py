@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import LAUNCH, LAUNCHERS, free_port, run_killably
 from datasets import Dataset
-from launch.worker import built, trained
+from support.worker import built, trained
 from transformers import AutoModelForCausalLM
 
 import fire_opd_trl.trainer.trainer as trainer_module
@@ -401,7 +401,7 @@ def refuse(self, address, *rest):
     raise AssertionError(f"a connection to {{address}}")
 socket.socket.connect = socket.socket.connect_ex = refuse
 import sys; sys.path.insert(0, {str(LAUNCH.parent)!r})
-from launch.worker import trained
+from support.worker import trained
 trained({json.dumps({**CASE, "max_steps": 1})}, {str(tmp_path)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

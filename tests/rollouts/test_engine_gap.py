@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from folders import loaded
-from launch.worker import built
-from test_trainer import CASE, sampling_trainer
+from support.folders import loaded
+from support.windows import on_ranks
+from support.worker import built
+from trainer.test_trainer import CASE, sampling_trainer
 from transformers import AutoModelForCausalLM
-from windows import on_ranks
 
 import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import METHODS, FiReOPDConfig, Rollout

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 import trl.trainer.utils as trl_utils
-from launch.worker import built
-from test_layouts import METHODS as ON_POLICY
-from test_layouts import OTHERS
+from support.worker import built
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainer.test_layouts import METHODS as ON_POLICY
+from trainer.test_layouts import OTHERS
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fire_opd_trl import METHODS
@@ -152,7 +152,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", ["opd", "fire", "reopold", "exopd", "tropd", "eopd", "opd_full", "tip"])
 def test_no_tensor_of_logits_exists(method, tmp_path):
-    from launch.memory_worker import LENGTH, ROWS, VOCABULARY, model, ours
+    from support.memory_worker import LENGTH, ROWS, VOCABULARY, model, ours
 
     student, teacher = model(64, 0), model(96, 1)
     ids = torch.randint(2, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
