@@ -1,20 +1,20 @@
 """
-On-policy distillation for TRL that filters trajectories and reweights tokens. In the order of the data:
+On-policy distillation for TRL that filters trajectories and reweights tokens. The rooms, in the order in which they
+build on each other, which is also the order of the data:
 
-    trainer    FiReOPDTrainer(GRPOTrainer): samples, scores, distils, slices, steps
-    scoring    models + rollouts -> log-probability and entropy of each sampled token
-    vocabulary top-k and full-vocabulary divergences, without [B, T, V] and without a second forward
-    pipeline   distil(rollout, scores, method, context) -> Signal: the algorithm on one screen
-    methods    the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
-    stages     rollout, score, filter, reweight, advantage, divergence, loss: pure functions of tensors
-    slices     which surviving rows go into which micro-batch
-    teachers   which ones, from where, and which row is whose
-    tokens     what ids mean to student and teacher
-    views      what a teacher reads before the student's answer
-    placement  teachers where they run: partitioned, replicated, on the host
-    preflight  what can be wrong without weights, in one table
-    config     FiReOPDConfig(GRPOConfig): every field with help, wrong values refused
-    compare    methods side by side on the embedded task, over seeds
+    stages       the mathematics of each stage, pure functions of tensors: score, filter, reweight, advantage, loss
+    pipeline     distil(rollout, scores, method, context) -> Signal: the algorithm on one screen
+    methods      the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
+    refusals     what is wrong together in a configuration, and what to change
+    config       FiReOPDConfig(GRPOConfig): every field with its help, its rule and its fix
+    rollouts     what was sampled: prompts, TRL's batch, which rows go into which forward and to which rank
+    scoring      what the models say of it: log-probabilities, entropies and divergences of every sampled token
+    teachers     who says it: which teachers there are, what they read, where they run, whether they are sound
+    preflight    what can be wrong without weights, found before the GPUs start, in one table
+    trainer      FiReOPDTrainer(GRPOTrainer): samples, scores, distils, cuts micro-batches, steps; logs and callbacks
+    demo         the embedded default: a tiny task with a teacher and a student
+    evaluation   after a run: statistics over seeds, and methods side by side on the embedded task
+    cli          fire-opd: one line for each verb
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from .pipeline import Context, Divergence, Method, Rollout, Scores, Signal, dist
 
 if TYPE_CHECKING:
     from .config import FiReOPDConfig
-    from .trainer.trainer import FiReOPDTrainer
+    from .trainer import FiReOPDTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,7 +50,7 @@ def __getattr__(name: str):
 
         return FiReOPDConfig
     if name == "FiReOPDTrainer":
-        from .trainer.trainer import FiReOPDTrainer
+        from .trainer import FiReOPDTrainer
 
         return FiReOPDTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

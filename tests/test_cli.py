@@ -10,11 +10,12 @@ import yaml
 from conftest import run_killably
 
 from fire_opd_trl import METHODS, __version__, cli
+from fire_opd_trl.preflight import packaged
 
 
-CONFIGS = cli.packaged_folder("configs")
-SCRIPT = cli.packaged_folder("examples") / "train_fire.py"
-MODELS = cli.packaged_folder("demo") / "models"
+CONFIGS = packaged.packaged_folder("configs")
+SCRIPT = packaged.packaged_folder("examples") / "train_fire.py"
+MODELS = packaged.packaged_folder("demo") / "models"
 ACCELERATE_CONFIGS = {  # name: what it starts, on how many processes
     "cpu": ("NO", 1),
     "fsdp2": ("FSDP", 8),
@@ -186,7 +187,7 @@ def test_the_packaged_accelerate_configs_are_found_and_load():
 
 
 def test_the_recipes_set_only_arguments_that_exist():
-    parser = cli.loaded_module(SCRIPT).make_parser()
+    parser = packaged.load_module(SCRIPT).make_parser()
     recipes = list((CONFIGS / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:

@@ -11,10 +11,12 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONPATH: make test-vllm")
 
 from support.folders import loaded  # noqa: E402
+from support.scorers import watch_scorers  # noqa: E402
 
 import fire_opd_trl.trainer.trainer as trainer_module  # noqa: E402
 from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
+from fire_opd_trl.rollouts.engine_gap import EngineMonitor  # noqa: E402
 
 
 ROWS = 512  # as in the demo: what differs at few tokens needs some
@@ -40,7 +42,7 @@ def trainer(built):
     trainer.model.load_state_dict(start)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.method = METHODS["fire"](drop_fraction=0.2)
-    trainer.canary = type(trainer.canary)()
+    trainer.engine_monitor = EngineMonitor(trainer.args)
     trainer.state.log_history.clear()
     for metrics in trainer._metrics.values():
         metrics.clear()
@@ -73,8 +75,7 @@ def greedy_of_model(trainer, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def test_it_trains_and_the_engine_agrees_with_the_student(trainer, monkeypatch):
-    calls, scores = [], trainer_module.score_rows
-    monkeypatch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or scores(f, *a))
+    calls = watch_scorers(trainer)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*differ by")
         trainer.train()
@@ -86,7 +87,7 @@ def test_it_trains_and_the_engine_agrees_with_the_student(trainer, monkeypatch):
         assert log["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=SMALL)
         assert math.isfinite(log["loss"]) and log["entropy"] > 0 and "fire/confusion" in log
     # Old log-probabilities and entropies of the student in one forward, and one of the teacher, for each window.
-    assert calls == 2 * [trainer.model, trainer.teachers["teacher"].module]
+    assert calls == 2 * ["student", "teacher"]
 
 
 def test_greedy_outputs_follow_the_new_weights_after_each_step(trainer, monkeypatch):

@@ -11,13 +11,13 @@ import yaml
 from conftest import run_killably
 
 import fire_opd_trl
-from fire_opd_trl import cli
 from fire_opd_trl.demo import task
+from fire_opd_trl.preflight import packaged
 
 
-EXAMPLES = cli.packaged_folder("examples")
-CONFIGS = cli.packaged_folder("configs")
-MODELS = cli.packaged_folder("demo") / "models"
+EXAMPLES = packaged.packaged_folder("examples")
+CONFIGS = packaged.packaged_folder("configs")
+MODELS = packaged.packaged_folder("demo") / "models"
 SCRIPT = EXAMPLES / "train_fire.py"
 NOTEBOOK = EXAMPLES / "fire_opd_quickstart.ipynb"
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--gradient_accumulation_steps", "8"]
@@ -45,7 +45,7 @@ class Built(Exception):
 
 def run(*argv: str):
     """`main` of the script with the arguments of a command line."""
-    module = cli.loaded_module(SCRIPT)
+    module = packaged.load_module(SCRIPT)
     module.main(*module.make_parser().parse_args_and_config([*ON_CPU, *argv]))
 
 
@@ -210,7 +210,7 @@ def test_a_reward_may_lie_in_the_working_directory(built, data):
 
 
 def test_the_launch_lines_of_the_docstring_exist():
-    module = cli.loaded_module(SCRIPT)
+    module = packaged.load_module(SCRIPT)
     lines = re.findall(r"accelerate launch .*(?:\\\n.*)*", module.__doc__)
     assert len(lines) == 3
     for line in lines:

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from fire_opd_trl.cli import loaded_module, packaged_folder
 from fire_opd_trl.demo import task
+from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
 
 @pytest.fixture(scope="module")
 def example():
-    return loaded_module(packaged_folder("examples") / "two_teachers.py")
+    return load_module(packaged_folder("examples") / "two_teachers.py")
 
 
 def test_both_skills_have_a_working_of_one_form(example):

@@ -125,18 +125,16 @@ def test_a_row_whose_tokens_err_together_is_no_evidence_of_many():
     assert alarms < 5
 
 
-def watched(canary, sampled_BT, student_BT, rank=0, rows=None, world=None, **fields):
+def watched(monitor, sampled_BT, student_BT, rank=0, rows=None, world=None, **fields):
     """One look at a window, as from a trainer."""
     args = FiReOPDConfig("output", use_cpu=True, bf16=False, per_device_train_batch_size=8, **fields)
     if world is None:
         world = World()
         world.rank = rank
-    trainer = SimpleNamespace(
-        args=args, world=world, state=SimpleNamespace(global_step=7), window=SimpleNamespace(scored_rows=rows)
-    )
+    monitor = monitor or EngineMonitor(args)
     rollout = Rollout(torch.ones(sampled_BT.shape, dtype=torch.bool))
     scores = SimpleNamespace(student_logp_BT=student_BT)
-    return canary.look(trainer, {"sampling_per_token_logps": sampled_BT}, rollout, scores)
+    return monitor.observe(sampled_BT, rollout, scores, rows, world, step=7)
 
 
 def texts(said) -> list[str]:
@@ -149,9 +147,9 @@ SIGN_T = torch.tensor([1.0, -1.0]).repeat(5)
 def test_a_warning_says_figures_and_the_causes_that_can_be():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
-        metrics = watched(EngineMonitor(), student_BT + 0.2, student_BT)
-        watched(EngineMonitor(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_enable_sleep_mode=True)
-        watched(EngineMonitor(), student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_mode="server")
+        metrics = watched(None, student_BT + 0.2, student_BT)
+        watched(None, student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_enable_sleep_mode=True)
+        watched(None, student_BT + 0.2 * SIGN_T, student_BT, use_vllm=True, vllm_mode="server")
     one_sided, asleep, server = texts(said)
     assert metrics == pytest.approx({"sampling_gap": 0.2, "sampling_kl": 0.2, "sampling_unknown": 0.0})
     for words in ("step 7", "differ by 0.2 a token", "limit=0.05", "the engine cuts its distribution"):
@@ -162,23 +160,23 @@ def test_a_warning_says_figures_and_the_causes_that_can_be():
 
 
 def test_it_warns_again_when_the_gap_has_doubled_or_was_gone_and_on_one_rank_alone():
-    canary, student_BT = EngineMonitor(), torch.full((4, 10), -1.0)
+    monitor, student_BT = EngineMonitor(FiReOPDConfig("output", use_cpu=True, bf16=False)), torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
         for gap in (0.01, 0.1, 0.15, 0.25, 0.01, 0.1):
-            watched(canary, student_BT + gap * SIGN_T, student_BT)
+            watched(monitor, student_BT + gap * SIGN_T, student_BT)
     assert [text.split("differ by ")[1][:4] for text in texts(said)] == ["0.1 ", "0.25", "0.1 "]
     assert "(0.01 in the first window" in texts(said)[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="step")
-        watched(EngineMonitor(), student_BT + 1, student_BT, rank=1)
-        assert watched(EngineMonitor(), student_BT + 1, student_BT, sampling_gap_limit=None)["sampling_gap"] == 1.0
+        watched(None, student_BT + 1, student_BT, rank=1)
+        assert watched(None, student_BT + 1, student_BT, sampling_gap_limit=None)["sampling_gap"] == 1.0
 
 
 def test_one_engine_of_many_is_noticed_and_named():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning) as said:
         on_ranks(8, lambda rank, world: watched(
-            EngineMonitor(), student_BT + (0.2 if rank == 5 else 0.001) * SIGN_T, student_BT, world=world
+            None, student_BT + (0.2 if rank == 5 else 0.001) * SIGN_T, student_BT, world=world
         ))  # fmt: skip
     assert len(texts(said)) == 1 and "rank 5 alone by 0.2" in texts(said)[0]
 
@@ -186,13 +184,13 @@ def test_one_engine_of_many_is_noticed_and_named():
 def test_an_engine_that_says_nothing_is_no_engine_that_agrees():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning, match="no log-probability for 40 of 40 tokens"):
-        assert watched(EngineMonitor(), torch.full_like(student_BT, NAN), student_BT) == {"sampling_unknown": 40.0}
+        assert watched(None, torch.full_like(student_BT, NAN), student_BT) == {"sampling_unknown": 40.0}
 
 
 def test_rows_that_the_student_did_not_score_are_not_compared():
     student_BT = torch.full((4, 10), -1.0)
     student_BT[2:] = 0.0  # as where nothing was computed
-    assert watched(EngineMonitor(), torch.full((4, 10), -1.0), student_BT, rows=[0, 1])["sampling_gap"] == 0.0
+    assert watched(None, torch.full((4, 10), -1.0), student_BT, rows=[0, 1])["sampling_gap"] == 0.0
 
 
 # Through the trainer

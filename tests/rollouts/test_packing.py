@@ -21,7 +21,7 @@ from fire_opd_trl.rollouts.packing import (
     shortest,
     slices,
 )
-from fire_opd_trl.scoring.forward import rows_in_lines, trl_rectangle
+from fire_opd_trl.scoring.forward import ForwardOutput, rows_in_lines, trl_rectangle
 from fire_opd_trl.scoring.token_scores import score_rows
 from fire_opd_trl.stages import World
 
@@ -446,7 +446,7 @@ def test_rows_in_trls_rectangle_never_exceed_the_budget():
 
     def forward(part):
         sizes.append((len(part["prompt_ids"]), trl_rectangle(part)[0].numel()))
-        return part["completion_ids"].float(), None, None
+        return ForwardOutput(part["completion_ids"].float(), None, {}, None)
 
     score_rows(forward, batch, 150, World(), vocabulary=10**9)
     assert all(tokens <= 150 or rows == 1 for rows, tokens in sizes) and len(sizes) > 2
@@ -488,7 +488,7 @@ def test_scores_come_back_in_place_within_the_budget(budget):
     def forward(part):
         sizes.append((len(part["prompt_ids"]), rows_in_lines(part)[0].numel()))
         ids = part["completion_ids"]
-        return ids.double(), -ids.double(), {"twice": torch.stack([ids, 2 * ids], dim=2)}
+        return ForwardOutput(ids.double(), -ids.double(), {"twice": torch.stack([ids, 2 * ids], dim=2)}, None)
 
     logp_BT, entropy_BT, seen = score_rows(forward, batch, budget, World(), vocabulary=10**9, rows=rows)
     expected_BT = batch["completion_ids"].float()
@@ -509,7 +509,7 @@ def test_every_rank_scores_in_equally_many_forwards():
     def work(rank: int, world: World):
         def forward(part):
             calls[rank] += 1
-            return part["completion_ids"].float(), None, {"ids": part["completion_ids"]}
+            return ForwardOutput(part["completion_ids"].float(), None, {"ids": part["completion_ids"]}, None)
 
         return score_rows(forward, batches[rank], 150, world, vocabulary=10**9, rows=[] if rank == 2 else None)
 
@@ -528,7 +528,7 @@ def test_a_token_that_the_model_does_not_know_is_scored_nan_and_never_shown_to_i
 
     def forward(part):
         assert part["completion_ids"].max() < largest
-        return part["completion_ids"].float(), None, None
+        return ForwardOutput(part["completion_ids"].float(), None, {}, None)
 
     logp_BT, *_ = score_rows(forward, batch, 200, World(), vocabulary=largest)
     assert torch.equal(logp_BT.isnan(), unknown_BT) and unknown_BT.sum() == 1

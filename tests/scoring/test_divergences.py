@@ -30,7 +30,7 @@ def window(case: dict, folder) -> tuple:
     generations = case.get("generations", 1)
     inputs = [trainer.train_dataset[row // generations] for row in range(32)]
     batch = trainer._generate_and_score_completions(inputs)
-    return trainer, batch, trainer._slices(dict(batch))
+    return trainer, batch, trainer._micro_batches(dict(batch))
 
 
 def dense_rows(batch, temperature: float):

@@ -70,7 +70,7 @@ def window_of(trainer) -> tuple[list[dict], dict]:
     known = {"keep": batch["keep"], "alive": batch["train_mask"].any(dim=1), "lines": lines}
     known["tokens"] = int(batch["completion_mask"].sum())
     known["kept_tokens"] = int(batch["completion_mask"][batch["keep"]].sum())
-    return trainer._slices(batch), known
+    return trainer._micro_batches(batch), known
 
 
 # Of each method the first, plain case: what comes later is overwritten by what came before.
@@ -122,7 +122,7 @@ def test_what_is_dropped_changes_nothing_for_what_is_kept(tmp_path, monkeypatch)
     def gradients(early: bool) -> dict[str, torch.Tensor]:
         with monkeypatch.context() as patched:
             if not early:
-                patched.setattr("fire_opd_trl.trainer.trainer.rows_to_score", lambda *_: None)
+                patched.setattr("fire_opd_trl.scoring.window.rows_to_score", lambda *_: None)
             trainer = built({**CASE, "method": "fire"}, str(tmp_path))
             parts, known = window_of(trainer)
             assert int(known["keep"].sum()) == 22
@@ -188,7 +188,7 @@ def test_a_row_scores_the_same_alone_and_in_company(kind):
     make_observable(model)
     with torch.no_grad():
         logp, entropy, seen, router = score_lines(model, model, part, None, False, 1)
-    assert entropy is None and seen is None and router is None
+    assert entropy is None and seen == {} and router is None
     for row, (ids, (prompt, completion)) in enumerate(zip(rows, lengths, strict=True)):
         expected = alone[row][torch.arange(prompt - 1, len(ids) - 1), ids[prompt:]]
         torch.testing.assert_close(logp[row, :completion], expected, atol=2e-5, rtol=0)

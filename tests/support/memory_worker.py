@@ -84,7 +84,7 @@ def ours(method: str, student, teacher, ids):
 
     def step():
         rows = [trainer.train_dataset[row] for row in range(ROWS)]
-        for part in trainer._slices(trainer._generate_and_score_completions(rows)):
+        for part in trainer._micro_batches(trainer._generate_and_score_completions(rows)):
             trainer.compute_loss(trainer.model, part).backward()
 
     return step

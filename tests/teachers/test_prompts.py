@@ -200,7 +200,7 @@ def test_losses_over_the_vocabulary_and_their_gradients_are_those_of_a_dense_com
     config = {"method": method, "method_kwargs": kwargs, "teacher": teacher}
     trainer = trainer_of(tmp_path, routed(HINTED) if two_teachers else HINTED, **config)
     batch, _ = window(trainer)
-    loss = sum(trainer.compute_loss(trainer.model, part) for part in trainer._slices(dict(batch)))
+    loss = sum(trainer.compute_loss(trainer.model, part) for part in trainer._micro_batches(dict(batch)))
     loss.backward()
 
     student, other, base = (

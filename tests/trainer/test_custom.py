@@ -276,7 +276,7 @@ def test_evaluation_of_a_full_divergence_reports_the_reverse_kl(tmp_path):
         trainer.train()
         metrics = trainer.evaluate()
         assert metrics["eval_loss"] > 0 and metrics["eval_fire/keep_ratio"] == 1.0
-        assert trainer.window.taught == ()  # no hidden state outlives its window
+        assert trainer.window_scorer.window is None  # no hidden state outlives its window
 
 
 @pytest.mark.parametrize("fp32_head", [False, True])
@@ -338,14 +338,14 @@ def test_a_padded_reference_loses_its_phantom_rows_and_one_of_other_tokens_is_re
 def test_hidden_states_of_a_window_are_gone_before_the_next_one_is_sampled(tmp_path):
     trainer = built({"batch": 16, "accumulation": 2, "max_steps": 2, "method": "opd_full"}, str(tmp_path))
     held, alive = [], []
-    slices, generate = trainer._slices, trainer._generate_single_turn
+    cut, generate = trainer._micro_batches, trainer._generate_single_turn
 
     def watched(batch):
         held.extend(weakref.ref(states) for states in batch["teacher_hidden"])
-        return slices(batch)
+        return cut(batch)
 
     rollout = trainer.rollout_func
-    trainer._slices, trainer._generate_single_turn = watched, generate
+    trainer._micro_batches, trainer._generate_single_turn = watched, generate
     trainer.rollout_func = lambda *args: alive.append(sum(ref() is not None for ref in held)) or rollout(*args)
     trainer.train()
     assert len(held) == 64 and alive == [0, 0]

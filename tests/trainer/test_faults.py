@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import LAUNCH, LAUNCHERS, free_port, run_killably
 from datasets import Dataset
+from support.scorers import change_scores
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM
 
@@ -34,17 +35,14 @@ def logs_of(trainer) -> list[dict]:
     return [log for log in trainer.state.log_history if "grad_norm" in log]
 
 
-def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = float("nan")):
+def poison_scores(trainer, name: str, rows: list[int], value: float = float("nan")):
     """Let the scores that one model gives to some rows of each window be `value` at one token."""
-    original = trainer_module.score_rows
 
-    def poisoned(forward, batch, *args, **kwargs):
-        logp_BT, entropy_BT, seen = original(forward, batch, *args, **kwargs)
-        if forward.args[0] is model:
-            logp_BT[rows, 0] = value
-        return logp_BT, entropy_BT, seen
+    def poisoned(scores):
+        scores.logp_BT[rows, 0] = value
+        return scores
 
-    monkeypatch.setattr(trainer_module, "token_scores", poisoned)
+    change_scores(trainer, name, poisoned)
 
 
 # F1, F2, F3, F4: values that are not finite
@@ -54,7 +52,7 @@ def poison_scores(monkeypatch, trainer, model, rows: list[int], value: float = f
 def test_f1_one_broken_teacher_value_costs_one_trajectory(monkeypatch, tmp_path, value):
     row = 3
     trainer = built({**CASE, "method": "opd", "max_steps": 1}, str(tmp_path / "broken"))
-    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"].module, [row], value)
+    poison_scores(trainer, "teacher", [row], value)
     trainer.train()
     (log,) = logs_of(trainer)
     assert (log["fire/nonfinite_teacher"], log["fire/kept_rows"]) == (1, 26)  # 32 rows, 5 empty
@@ -200,7 +198,7 @@ def test_f6_an_empty_step_leaves_the_learning_rates_to_their_schedule(scheduler,
 
 def test_f1_the_limit_of_broken_teacher_values_is_the_configured_one(monkeypatch, tmp_path):
     trainer = built({**CASE, "max_steps": 1, "config": {"teacher_nonfinite_limit": 0.02}}, str(tmp_path))
-    poison_scores(monkeypatch, trainer, trainer.teachers["teacher"].module, [3])
+    poison_scores(trainer, "teacher", [3])
     with pytest.raises(FloatingPointError, match="3% of the window"):
         trainer.train()
 

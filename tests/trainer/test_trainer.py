@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from support.scorers import watch_scorers
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -268,16 +269,11 @@ def test_the_rollout_correction_applies_in_every_method_but_the_released_one(met
     plain.train()
     engine = frozen_trainer(tmp_path / "engine", reported, method=method)
     engine.use_vllm, engine.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
-    calls, token_scores = [], trainer_module.score_rows
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "token_scores", lambda f, *a: calls.append(f.args[0]) or token_scores(f, *a))
-        engine.train()
+    calls = watch_scorers(engine)
+    engine.train()
     losses = [next(log["loss"] for log in t.state.log_history if "grad_norm" in log) for t in (plain, engine)]
     assert losses[1] == pytest.approx(losses[0] * (1 if method == "fire_released" else 5), rel=1e-5)
-    assert calls == [
-        engine.model,
-        engine.teachers["teacher"].module,
-    ]  # old log-probabilities and entropies: one forward
+    assert calls == ["student", "teacher"]  # old log-probabilities and entropies: one forward
     assert ("entropy" in engine.state.log_history[0]) and engine.state.log_history[0]["fire/kept_rows"] > 0
 
 

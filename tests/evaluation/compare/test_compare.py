@@ -389,8 +389,8 @@ def test_an_arm_of_trl_takes_no_recipe_arguments(tmp_path):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_example_scripts_run(name, tmp_path, capsys):
-    from fire_opd_trl.cli import loaded_module, packaged_folder
+    from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
-    script = loaded_module(packaged_folder("examples") / f"{name}_baseline.py")
+    script = load_module(packaged_folder("examples") / f"{name}_baseline.py")
     share = script.main(["--steps", "1", "--problems", "16"])
     assert 0 <= share <= 1 and "of 16 held-out problems" in capsys.readouterr().out
