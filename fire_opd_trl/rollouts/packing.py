@@ -2,7 +2,7 @@
 
 import torch
 
-from ..stages import uniform_hash
+from ..stages import order_by_draw, uniform_hash
 
 
 def padded_tokens(rows: list[int], length_B: list[int]) -> int:
@@ -121,6 +121,6 @@ def optimizer_step_N(keep_N: torch.Tensor, steps: int, seed: int) -> torch.Tenso
         `torch.Tensor`: For each row the number of its optimizer step, -1 for dropped rows.
     """
     row_N = torch.arange(len(keep_N), device=keep_N.device)
-    draw_N = torch.where(keep_N, uniform_hash(seed, row_N, torch.full_like(row_N, -1)), 2.0)
-    place_N = draw_N.argsort(stable=True).argsort(stable=True)
+    draw_N = uniform_hash(seed, row_N, torch.full_like(row_N, -1))
+    place_N = order_by_draw(draw_N, keep_N).argsort(stable=True)
     return torch.where(keep_N, place_N % steps, -1)
