@@ -2,22 +2,39 @@
 
 import inspect
 import json
+import math
 import os
+import textwrap
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
-from .methods import METHODS, control
+from .methods import CONTROLS, METHODS, control
 from .pipeline import Method
 from .refusals import (
     KNOBS,
-    NEUTRAL_GRPO_OPTIONS,
-    RIGHT_VALUES,
+    YES_OR_NO,
+    Rule,
+    is_dict_or_json,
+    is_text,
+    is_text_or_dict,
+    leave_at,
+    number,
+    one_of,
+    refuse_lone_completions,
     refuse_unless,
     refuse_wrong_combinations,
+    unset_or,
     warn_of_effects,
+    whole_number,
 )
+from .stages import LOSS_TYPES, SCOPES
+
+
+PLACEMENTS = ("auto", "sharded", "replicated", "offload")
+BALANCES = ("none", "tokens")
+VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
 class _OnePerPrompt(int):
@@ -30,66 +47,72 @@ class _OnePerPrompt(int):
         return 0
 
 
+class Help(str):
+    """
+    The help of a field, with the rule for its value and what to do about a value that breaks the rule. They travel as
+    one object, because [`~transformers.HfArgumentParser`] hands every other key of a field's metadata to argparse,
+    which takes no key that it does not know.
+    """
+
+    rule: Rule
+    fix: str
+
+
+def described(default: Any, help: str, rule: Rule, fix: str) -> Any:
+    """A field of the configuration, with all that there is to say about its value."""
+    text = Help(help)
+    text.rule, text.fix = rule, fix
+    return field(default=default, metadata={"help": text})
+
+
+def list_arguments(config: type) -> type:
+    """Class decorator: append the help of the class's own fields to its docstring."""
+    lines = []
+    for name in vars(config)["__annotations__"]:
+        own = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+        kind = inspect.formatannotation(own.type)
+        lines.append(f"    {name} (`{kind}`, *optional*, defaults to `{own.default!r}`):")
+        lines += textwrap.wrap(own.metadata["help"], 119, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    config.__doc__ = "\n".join([inspect.getdoc(config) or "", "", "Args:", *lines])
+    return config
+
+
+# The rules for fields that keep GRPO's own default and help.
+RULES_OF_GRPO_FIELDS: dict[str, tuple[Rule, str]] = {
+    "num_generations_eval": (unset_or(whole_number(1)), "Give a whole number of at least 1, or leave it unset."),
+    "num_iterations": (whole_number(1), "Give a whole number of at least 1."),
+    "per_device_train_batch_size": (whole_number(1), "Give a whole number of at least 1."),
+    "gradient_accumulation_steps": (whole_number(1), "Give a whole number of at least 1."),
+    "steps_per_generation": (unset_or(whole_number(1)), "Give a multiple of gradient_accumulation_steps."),
+    "max_completion_length": (whole_number(1), "Give a whole number of at least 1."),
+    "temperature": (number(1e-6), "Sampling needs a temperature above 0, for example 1.0."),
+    "top_p": (number(1e-6, 1), "Give a share in (0, 1]; 1.0 samples the whole distribution."),
+    "epsilon": (number(0), "Give a number of at least 0, for example 0.2."),
+    "epsilon_high": (unset_or(number(0)), "Give a number of at least 0, or leave it unset to use epsilon."),
+    "beta": (number(0), "Give a number of at least 0; 0 needs no reference model."),
+    "mask_truncated_completions": YES_OR_NO,
+    # These would change the objective into one that is not distillation's.
+    "importance_sampling_level": leave_at("token", "Distillation has one advantage per token."),
+    "top_entropy_quantile": leave_at(1.0, "Tokens are weighted by the method; see `method` and `confusion`."),
+    "entropy_coef": leave_at(0.0, "An entropy bonus is not part of the distillation objective."),
+    "use_adaptive_entropy": leave_at(False, "An entropy bonus is not part of the distillation objective."),
+    "off_policy_mask_threshold": leave_at(None, "Trajectories are selected by the method; see `drop_fraction`."),
+    "delta": leave_at(None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
+}
+
+
+def rules_of(config: type) -> dict[str, tuple[Rule, str]]:
+    """The rule for the value of every field that has one, and what to do about any other value."""
+    helps = {own.name: own.metadata.get("help") for own in fields(config)}
+    own = {name: (help.rule, help.fix) for name, help in helps.items() if isinstance(help, Help)}
+    return {**own, **RULES_OF_GRPO_FIELDS}
+
+
+@list_arguments
 @dataclass
 class FiReOPDConfig(GRPOConfig):
     """
     Configuration of [`FiReOPDTrainer`]: every argument of [`~trl.GRPOConfig`] and those below.
-
-    Args:
-        method (`str`, *optional*, defaults to `"fire"`):
-            Recipe, a name in `fire_opd_trl.METHODS`.
-        method_kwargs (`dict`, *optional*):
-            Further arguments of the recipe.
-        control (`str`, *optional*, defaults to `"none"`):
-            The random control of the method: its `"filter"`, its `"tokens"`, or `"both"` at random.
-        drop_fraction (`float`, *optional*, defaults to `0.2`):
-            Share of the window's trajectories, on all ranks, that is dropped.
-        confidence (`float`, *optional*, defaults to `1.0`):
-            Weight of the teacher's confidence, alpha in the paper.
-        confusion (`float`, *optional*, defaults to `1.0`):
-            Weight of the student's confusion, beta in the paper.
-        statistics_scope (`str`, *optional*, defaults to `"batch"`):
-            Where to rank and normalise: `"batch"`, `"teacher"` or `"trajectory"`.
-        teacher_model_name_or_path (`str` or `dict`, *optional*):
-            Teacher, or teachers by name, if the trainer is not given one.
-        teacher_model_revision (`str` or `dict`, *optional*):
-            Revision of the teacher.
-        teacher_model_init_kwargs (`dict`, *optional*):
-            Arguments of `from_pretrained` for the teacher.
-        teacher_placement (`str`, *optional*, defaults to `"auto"`):
-            Where teachers are: `"auto"`, `"sharded"`, `"replicated"` or `"offload"`.
-        teacher_deepspeed (`str` or `dict`, *optional*):
-            DeepSpeed configuration of the teachers.
-        teacher_chat_template (`str` or `dict`, *optional*):
-            Chat template of the teacher's prompt.
-        teacher_chat_template_kwargs (`dict`, *optional*):
-            Variables of that template.
-        teacher_prompt_column (`str`, *optional*, defaults to `"teacher_prompt"`):
-            Dataset column with a prompt for the teacher alone.
-        reference_model_name_or_path (`str`, *optional*):
-            Reference model of the methods that have one, by default the student as it starts.
-        teacher_column (`str`, *optional*, defaults to `"teacher_id"`):
-            With several teachers, the dataset column that names each prompt's teacher.
-        teacher_nonfinite_limit (`float`, *optional*, defaults to `0.1`):
-            Stop when a larger share of a window has NaN or infinite teacher values.
-        scoring_token_budget (`int`, *optional*, defaults to `16384`):
-            Padded tokens in one scoring forward.
-        balance (`str`, *optional*, defaults to `"tokens"`):
-            How survivors are spread over ranks: `"tokens"` or `"none"`.
-        reward_coef (`float`, *optional*, defaults to `0.0`):
-            Weight of GRPO's group advantage in the mixed advantage.
-        max_prompt_length (`int`, *optional*):
-            Longest prompt, in tokens.
-        overlong_prompts (`str`, *optional*, defaults to `"error"`):
-            What happens to longer ones: `"error"` or `"drop"`.
-        preflight (`bool`, *optional*, defaults to `True`):
-            Print, before training, what was checked.
-        allow_guessing_teacher (`bool`, *optional*, defaults to `False`):
-            Train with a teacher that is no better than guessing.
-        sampling_gap_limit (`float`, *optional*, defaults to `0.05`):
-            Warn when log-probabilities of sampling and training differ by more, in the mean.
-        allow_truncated_sampling (`bool`, *optional*, defaults to `False`):
-            Sample with `top_p`, `top_k`, `min_p` or penalties although the method reads sampled tokens.
 
     Example:
 
@@ -109,202 +132,226 @@ class FiReOPDConfig(GRPOConfig):
     ]
 
     # The method
-    method: str = field(default="fire", metadata={"help": f"Distillation recipe, one of: {', '.join(METHODS)}."})
-    method_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of the recipe that have no field of their own, as a dict (JSON on the CLI)."},
+    method: str = described(
+        "fire",
+        f"Distillation recipe, one of: {', '.join(METHODS)}.",
+        *one_of(METHODS),
     )
-    control: str = field(
-        default="none",
-        metadata={
-            "help": "The method's random control at the same budget: 'filter' drops as many trajectories, but at "
-            "random; 'tokens' shuffles the token weights inside each trajectory, 'both', or 'none'."
-        },
+    method_kwargs: dict[str, Any] | str | None = described(
+        None,
+        "Arguments of the recipe that have no field of their own, as a dict (JSON on the CLI).",
+        unset_or(is_dict_or_json),
+        "Give a dict (JSON on the CLI).",
     )
-    drop_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of the trajectories of a window (one generation batch on all ranks) that the filter drops, "
-            "in [0, 1): exactly floor(share * N), those with the lowest mean teacher log-probability. 0 keeps all."
-        },
+    control: str = described(
+        "none",
+        "Makes choices of the method random, at the same budget, for a baseline: 'filter' drops as many trajectories, "
+        "but at random; 'tokens' shuffles the token weights inside each trajectory; 'both' does both; 'none' neither.",
+        *one_of(CONTROLS),
     )
-    confidence: float = field(
-        default=1.0,
-        metadata={"help": "Weight of the teacher's confidence in the token weight (alpha in the paper). 0: off."},
+    drop_fraction: float = described(
+        0.2,
+        "Share of the trajectories of a window (one generation batch on all ranks) that the filter drops, "
+        "in [0, 1): exactly floor(share * N), those with the lowest mean teacher log-probability. 0 keeps all.",
+        number(0, math.nextafter(1, 0)),
+        "Give a share in [0, 1), for example 0.2; 0 keeps every row.",
     )
-    confusion: float = field(
-        default=1.0,
-        metadata={"help": "Weight of the student's confusion in the token weight (beta in the paper). 0: off."},
+    confidence: float = described(
+        1.0,
+        "Weight of the teacher's confidence in the token weight (alpha in the paper). 0 switches it off.",
+        number(0),
+        "Give a number of at least 0; 0 switches it off.",
     )
-    statistics_scope: str = field(
-        default="batch",
-        metadata={
-            "help": "Among which trajectories the filter ranks and the entropies are normalised: 'batch' (the window "
-            "on all ranks, as in the paper), 'teacher' (within each teacher), 'trajectory' (within each one)."
-        },
+    confusion: float = described(
+        1.0,
+        "Weight of the student's confusion in the token weight (beta in the paper). 0 switches it off.",
+        number(0),
+        "Give a number of at least 0; 0 switches it off.",
+    )
+    statistics_scope: str = described(
+        "batch",
+        "Among which trajectories the filter ranks, and over which the entropies are normalised: 'batch' (the window "
+        "on all ranks, as in the paper), 'teacher' (those of the same teacher) or 'trajectory' (each one alone).",
+        *one_of(SCOPES),
     )
 
     # The teacher
-    teacher_model_name_or_path: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Teacher: a model id on the Hub, a local folder with safetensors weights, or a PEFT adapter of "
-            "either kind; 'self' is the student without its adapter. Several teachers by name: a mapping in YAML, "
-            'JSON on the CLI, for example \'{"math": "org/math", "code": "org/code"}\'.'
-        },
+    teacher_model_name_or_path: dict[str, Any] | str | None = described(
+        None,
+        "Teacher: a model id on the Hub, a local folder with safetensors weights, or a PEFT adapter of "
+        "either kind; 'self' is the student without its adapter. Several teachers are given by name, as a mapping in "
+        'YAML or as JSON on the CLI, for example \'{"math": "org/math", "code": "org/code"}\'.',
+        unset_or(is_text_or_dict),
+        "Give a model id or a local folder, or a dict of them by name.",
     )
-    teacher_model_revision: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Revision of the teacher (branch, tag or commit), or one by teacher's name."}
+    teacher_model_revision: dict[str, Any] | str | None = described(
+        None,
+        "Revision of the teacher (branch, tag or commit), or one by teacher's name.",
+        unset_or(is_text_or_dict),
+        "Give a branch, a tag or a commit, or a dict of them by teacher's name.",
     )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of `from_pretrained` for the teacher, or such a dict by teacher's name. `dtype` is "
-            "'auto' unless given here; a `quantization_config` quantizes it."
-        },
+    teacher_model_init_kwargs: dict[str, Any] | str | None = described(
+        None,
+        "Arguments of `from_pretrained` for the teacher, or such a dict by teacher's name. `dtype` is "
+        "'auto' unless given here; a `quantization_config` quantizes it.",
+        unset_or(is_dict_or_json),
+        "Give a dict (JSON on the CLI).",
     )
-    teacher_placement: str = field(
-        default="auto",
-        metadata={
-            "help": "Where teachers are: 'sharded' over ranks with the student's ZeRO-3 or FSDP, 'replicated' in each "
-            "process, 'offload' on the host (ZeRO-3: partitioned there; else read from its files layer by layer). "
-            "'auto' is sharded where the student is, else replicated."
-        },
+    teacher_placement: str = described(
+        "auto",
+        "Where teachers are: 'sharded' over ranks with the student's ZeRO-3 or FSDP, 'replicated' in each "
+        "process, or 'offload' on the host (with ZeRO-3 partitioned there, else read from its files layer by layer). "
+        "'auto' is 'sharded' where the student is sharded, else 'replicated'.",
+        *one_of(PLACEMENTS),
     )
-    teacher_deepspeed: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "DeepSpeed configuration of the teachers (JSON file); by default the student's."},
+    teacher_deepspeed: dict[str, Any] | str | None = described(
+        None,
+        "DeepSpeed configuration of the teachers (a JSON file). By default it is the student's.",
+        unset_or(is_text_or_dict),
+        "Give the path of a JSON file, or leave it unset.",
     )
-    teacher_chat_template: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Chat template with which the teacher's prompt is rendered: 'own' (its tokenizer's), a .jinja "
-            "file, or the text; or one by teacher's name. Unset: the teacher reads the student's prompt tokens."
-        },
+    teacher_chat_template: dict[str, Any] | str | None = described(
+        None,
+        "Chat template with which the teacher's prompt is rendered: 'own' (its tokenizer's), a .jinja "
+        "file, or the text; or one by teacher's name. If unset, the teacher reads the student's prompt tokens.",
+        unset_or(is_text_or_dict),
+        "Give 'own', a .jinja file or the text of a template.",
     )
-    teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Variables of the teacher's template in place of chat_template_kwargs, for example "
-            "'{\"enable_thinking\": true}'; or such a dict by teacher's name."
-        },
+    teacher_chat_template_kwargs: dict[str, Any] | str | None = described(
+        None,
+        "Variables of the teacher's template in place of chat_template_kwargs, for example "
+        "'{\"enable_thinking\": true}'; or such a dict by teacher's name.",
+        unset_or(is_dict_or_json),
+        "Give a dict (JSON on the CLI).",
     )
-    teacher_prompt_column: str = field(
-        default="teacher_prompt",
-        metadata={
-            "help": "Dataset column with a prompt for the teacher alone (a worked solution, a hint, a system prompt), "
-            "after which it scores the student's very tokens. Rows without one: the student's prompt."
-        },
+    teacher_prompt_column: str = described(
+        "teacher_prompt",
+        "Dataset column with a prompt for the teacher alone (a worked solution, a hint, a system prompt), "
+        "after which it scores the same completion tokens. In rows without one it reads the student's prompt.",
+        is_text,
+        "Give the name of a dataset column.",
     )
-    reference_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Reference model of a method that has one (exopd). By default the student as it starts."},
+    reference_model_name_or_path: str | None = described(
+        None,
+        "Reference model of a method that has one (exopd). By default it is the student as it starts.",
+        unset_or(is_text),
+        "Give a model id or a local folder, or leave it unset.",
     )
-    teacher_column: str = field(
-        default="teacher_id",
-        metadata={"help": "With several teachers, the dataset column that holds the name of each prompt's teacher."},
+    teacher_column: str = described(
+        "teacher_id",
+        "With several teachers, the dataset column that holds the name of each prompt's teacher.",
+        is_text,
+        "Give the name of a dataset column.",
     )
-    teacher_nonfinite_limit: float = field(
-        default=0.1,
-        metadata={
-            "help": "A trajectory with a NaN or infinite teacher value is dropped and counted; when more than this "
-            "share of a window is affected, training stops and names the prompts."
-        },
+    teacher_nonfinite_limit: float = described(
+        0.1,
+        "A trajectory with a NaN or infinite teacher value is dropped and counted; when more than this "
+        "share of a window is affected, training stops and names the prompts.",
+        number(0, 1),
+        "Give a share in [0, 1], for example 0.1.",
     )
-    scoring_token_budget: int = field(
-        default=16384,
-        metadata={
-            "help": "Padded tokens (rows x longest) in one forward of teacher or student scoring. A row longer than "
-            "this is scored alone. Lower it when scoring runs out of memory."
-        },
+    scoring_token_budget: int = described(
+        16384,
+        "Padded tokens (rows x longest) in one forward of teacher or student scoring. A row longer than "
+        "this is scored alone. Lower it when scoring runs out of memory.",
+        whole_number(1),
+        "Give a whole number of at least 1, for example 16384.",
     )
 
-    balance: str = field(
-        default="tokens",
-        metadata={
-            "help": "'tokens': in the update the surviving trajectories move between ranks (their ids and per-token "
-            "numbers), so that all ranks have equally many tokens. 'none': each rank trains on what it sampled. The "
-            "result is the same up to rounding. What is large stays: images, and whole distributions of the teacher."
-        },
+    balance: str = described(
+        "tokens",
+        "'tokens': in the update the surviving trajectories move between ranks (their ids and per-token "
+        "numbers), so that all ranks have equally many tokens. 'none': each rank trains on what it sampled. The "
+        "result is the same up to rounding. Windows with images, or with whole distributions of the teacher, are "
+        "never moved, because they are large.",
+        *one_of(BALANCES),
     )
 
     # Rewards and data
-    reward_coef: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of GRPO's group advantage, added to the distillation advantage. Needs reward functions "
-            "and num_generations >= 2. 0: rewards are only logged."
-        },
+    reward_coef: float = described(
+        0.0,
+        "Weight of GRPO's group advantage, added to the distillation advantage. Needs reward functions "
+        "and num_generations >= 2. With 0, rewards are only logged.",
+        number(0),
+        "Give a number of at least 0; 0 only logs rewards.",
     )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt in tokens. By default what the models' contexts leave beside "
-            "max_completion_length. Prompts are never cut."
-        },
+    max_prompt_length: int | None = described(
+        None,
+        "Longest prompt in tokens. By default it is what the models' contexts leave beside "
+        "max_completion_length. Prompts are never cut.",
+        unset_or(whole_number(1)),
+        "Give a whole number of at least 1, or leave it unset.",
     )
-    overlong_prompts: str = field(
-        default="error",
-        metadata={
-            "help": "Rows with a longer prompt: 'error' names the first one, 'drop' leaves them out and counts."
-        },
+    overlong_prompts: str = described(
+        "error",
+        "What to do with rows whose prompt is longer: 'error' stops and names the first one, 'drop' leaves them out "
+        "and counts them.",
+        lambda value: value in ("error", "drop"),
+        "Use 'error' or 'drop'.",
     )
-    preflight: bool = field(
-        default=True,
-        metadata={"help": "Print before training what was checked, and one prompt as each model sees it."},
+    preflight: bool = described(
+        True,
+        "Print before training what was checked, and one prompt as each model sees it.",
+        *YES_OR_NO,
     )
 
     # What fails in silence
-    allow_guessing_teacher: bool = field(
-        default=False,
-        metadata={
-            "help": "A teacher that gives all tokens about the log-probability of guessing, -ln V, has random or lost "
-            "weights, and stops the run. On: train with it all the same (a smoke test with random weights)."
-        },
+    allow_guessing_teacher: bool = described(
+        False,
+        "A teacher that gives all tokens about the log-probability of guessing, -ln V, has random or lost "
+        "weights, and stops the run. If true, the run goes on (for a smoke test with random weights).",
+        *YES_OR_NO,
     )
-    sampling_gap_limit: float | None = field(
-        default=0.05,
-        metadata={
-            "help": "Where the engine that samples reports log-probabilities (vLLM): warn when they differ from those "
-            "of training by more than this a token in the mean, or are one-sidedly further apart than noise of that "
-            "size. Unset: no warning, only metrics."
-        },
+    sampling_gap_limit: float | None = described(
+        0.05,
+        "Where the engine that samples reports log-probabilities (vLLM): warn when they differ from those "
+        "of training by more than this a token in the mean, or when they lie further to one side than noise of that "
+        "size would. If unset, there are only metrics and no warning.",
+        unset_or(number(1e-9)),
+        "Give a number above 0, for example 0.05, or leave it unset.",
     )
-    allow_truncated_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Methods that read the sampled tokens need tokens of the student's whole distribution, so that "
-            "top_p, top_k, min_p, penalties and the like are refused. On: train with that bias."
-        },
+    allow_truncated_sampling: bool = described(
+        False,
+        "Methods that read the sampled tokens need tokens of the student's whole distribution, so that "
+        "top_p, top_k, min_p, penalties and the like are refused. If true, they are allowed, with their bias.",
+        *YES_OR_NO,
     )
 
     # GRPO's own fields whose defaults differ here
-    num_generations: int = field(
-        default=1, metadata={"help": "Completions sampled for each prompt. Distillation needs no group: 1 is enough."}
+    num_generations: int = described(
+        1,
+        "Completions sampled for each prompt. Distillation needs no group, so that 1 is enough.",
+        whole_number(1),
+        "Sample a whole number of at least 1 completion per prompt.",
     )
-    loss_type: str = field(
-        default="grpo",
-        metadata={
-            "help": "Mean over what: 'grpo', over the tokens of a trajectory, then over the surviving trajectories "
-            "(the paper's Eq. 9); 'dapo', over all surviving tokens. Both exact over ranks and accumulation."
-        },
+    loss_type: str = described(
+        "grpo",
+        "What the loss is a mean over: 'grpo' takes it over the tokens of a trajectory, then over the surviving "
+        "trajectories (the paper's Eq. 9); 'dapo' takes it over all surviving tokens. Both are exact over ranks and "
+        "accumulation.",
+        *one_of(LOSS_TYPES),
     )
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate",
-        metadata={
-            "help": "How the ratio between training and sampling engine is applied: 'token_truncate' (default), "
-            "'token_mask', 'sequence_truncate', 'sequence_mask' (drops long completions)."
-        },
+    vllm_importance_sampling_mode: str = described(
+        "token_truncate",
+        "How the ratio between the training and the sampling engine is applied: 'token_truncate' (default), "
+        "'token_mask', 'sequence_truncate', 'sequence_mask' (drops long completions).",
+        *one_of(VLLM_CORRECTIONS),
     )
-    vllm_importance_sampling_clip_max: float | None = field(
-        default=5.0, metadata={"help": "Upper bound of that ratio."}
+    vllm_importance_sampling_clip_max: float | None = described(
+        5.0,
+        "Upper bound of the ratio between the training and the sampling engine.",
+        unset_or(number(1e-6)),
+        "Give a number above 0, for example 5.0.",
     )
-    use_bias_correction_kl: bool = field(
-        default=False,
-        metadata={"help": "Not part of this objective: with `beta` the penalty is the plain k3 estimate."},
+    use_bias_correction_kl: bool = described(
+        False,
+        "It is not part of this objective: with `beta` the penalty is the plain k3 estimate.",
+        *leave_at(False, "With `beta` the reference penalty is the plain k3 estimate."),
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Replace NaN losses by the running mean in logs. Off: a NaN must be seen."}
+    logging_nan_inf_filter: bool = described(
+        False,
+        "Replace NaN losses by the running mean in logs. It is off, because a NaN must be seen.",
+        *YES_OR_NO,
     )
 
     def __post_init__(self):
@@ -313,8 +360,8 @@ class FiReOPDConfig(GRPOConfig):
                 self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
             except ValueError as error:
                 raise ValueError(f"teacher_chat_template is not JSON: {error}.") from error
-        for name, (right, fix) in RIGHT_VALUES.items():
-            refuse_unless(right(getattr(self, name)), self, name, fix)
+        for name, (rule, fix) in rules_of(type(self)).items():
+            refuse_unless(rule(getattr(self, name)), self, name, fix)
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
         generations_eval, self.num_generations_eval = (
             self.num_generations_eval,
@@ -322,16 +369,10 @@ class FiReOPDConfig(GRPOConfig):
         )
         super().__post_init__()
         self.num_generations, self.num_generations_eval = generations, generations_eval
-        for name, (neutral, reason) in NEUTRAL_GRPO_OPTIONS.items():
-            refuse_unless(getattr(self, name) == neutral, self, name, f"{reason} Leave it at {neutral!r}.")
-        for name in ("teacher_model_init_kwargs", "teacher_chat_template_kwargs", "method_kwargs"):
-            refuse_unless(isinstance(getattr(self, name), dict | None), self, name, "Give a dict (JSON on the CLI).")
         refuse_wrong_combinations(self)
         if self.use_vllm:
             os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report what runs, and where
-        group = f"method={self.method!r} compares completions of one prompt. Set it to at least 2, for example 8."
-        alone = "group_B" in self.build_method().needs and self.num_generations < 2
-        refuse_unless(not alone, self, "num_generations", group)
+        refuse_lone_completions(self, self.build_method())
         warn_of_effects(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
 
     def build_method(self) -> Method:

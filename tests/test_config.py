@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
+from trl import TrlParser
 
 from fire_opd_trl import METHODS, FiReOPDConfig
-from fire_opd_trl.refusals import NEUTRAL_GRPO_OPTIONS, RIGHT_VALUES
+from fire_opd_trl.config import Help, rules_of
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -37,15 +38,19 @@ def test_one_generation_takes_windows_of_every_size(batch, accumulation):
 WRONG = {
     "method": ["fires", None, ["fire"]],
     "control": ["random", None, True],
+    "method_kwargs": [[1], "top_k=3"],
     "reference_model_name_or_path": [5, ""],
     "drop_fraction": [1.0, -0.1, float("nan"), None, "0.2", True],
     "confidence": [-1.0, float("inf"), None],
     "confusion": [-1.0, float("inf"), None],
     "statistics_scope": ["global", None],
     "teacher_model_name_or_path": [5, ""],
+    "teacher_model_revision": [5, ""],
+    "teacher_model_init_kwargs": [3, "dtype=auto"],
     "teacher_placement": ["gpu", None],
     "teacher_deepspeed": [3, ""],
     "teacher_chat_template": [3, ""],
+    "teacher_chat_template_kwargs": [3, "enable_thinking"],
     "teacher_prompt_column": [None, 3, ""],
     "teacher_column": [None, 3, ""],
     "allow_guessing_teacher": ["yes"],
@@ -74,30 +79,42 @@ WRONG = {
     "vllm_importance_sampling_mode": ["tokentruncate"],
     "vllm_importance_sampling_clip_max": [-1],
     "mask_truncated_completions": ["yes"],
+    "logging_nan_inf_filter": ["yes", None],
+    # Objectives of GRPO that are not ours
+    "importance_sampling_level": ["sequence"],
+    "top_entropy_quantile": [0.2],
+    "entropy_coef": [0.1],
+    "use_adaptive_entropy": [True],
+    "off_policy_mask_threshold": [0.5],
+    "delta": [2.0],
+    "use_bias_correction_kl": [True],
 }
+RULES = rules_of(FiReOPDConfig)
 
 
 def test_every_checked_field_has_a_wrong_value_here():
-    assert WRONG.keys() == RIGHT_VALUES.keys()
+    assert WRONG.keys() == RULES.keys()
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_wrong_value_is_refused_with_field_value_and_fix(name, value):
     with pytest.raises(ValueError) as error:
         config(**{name: value})
-    assert str(error.value) == f"{name}={value!r} is refused. {RIGHT_VALUES[name][1]}"
+    assert str(error.value) == f"{name}={value!r} is refused. {RULES[name][1]}"
 
 
-@pytest.mark.parametrize("name", NEUTRAL_GRPO_OPTIONS)
-def test_an_objective_of_grpo_that_is_not_ours_is_refused(name):
-    value = {
-        "importance_sampling_level": "sequence", "top_entropy_quantile": 0.2, "entropy_coef": 0.1,
-        "use_adaptive_entropy": True, "off_policy_mask_threshold": 0.5, "delta": 2.0, "use_bias_correction_kl": True,
-    }[name]  # fmt: skip
-    with pytest.raises(
-        ValueError, match=f"^{name}={value!r} is refused. .* Leave it at {NEUTRAL_GRPO_OPTIONS[name][0]!r}"
-    ):
-        config(**{name: value})
+@pytest.mark.parametrize(
+    ("name", "neutral"),
+    [
+        ("importance_sampling_level", "token"), ("top_entropy_quantile", 1.0), ("entropy_coef", 0.0),
+        ("use_adaptive_entropy", False), ("off_policy_mask_threshold", None), ("delta", None),
+        ("use_bias_correction_kl", False),
+    ],
+)  # fmt: skip
+def test_an_objective_of_grpo_that_is_not_ours_is_refused_with_the_value_that_leaves_it_off(name, neutral):
+    assert getattr(config(), name) == neutral
+    with pytest.raises(ValueError, match=f"^{name}=.* is refused. .* Leave it at {neutral!r}"):
+        config(**{name: WRONG[name][0]})
 
 
 @pytest.mark.parametrize(
@@ -196,8 +213,20 @@ def test_a_method_that_compares_completions_of_a_prompt_wants_several(name):
     assert config(method=name, num_generations=4).build_method().name == name
 
 
-def test_every_field_of_ours_has_help():
-    inherited = {f.name for f in dataclasses.fields(FiReOPDConfig.__mro__[1])}
-    ours = [f for f in dataclasses.fields(FiReOPDConfig) if f.name not in inherited]
-    assert len(ours) >= 13 and all(len(f.metadata["help"]) > 20 for f in ours)
-    assert all(f"{f.name} (`" in FiReOPDConfig.__doc__ for f in ours)
+def test_every_field_of_ours_has_help_a_rule_and_a_fix_and_the_docstring_lists_it():
+    ours = [f for f in dataclasses.fields(FiReOPDConfig) if f.name in vars(FiReOPDConfig)["__annotations__"]]
+    assert len(ours) >= 30 and {"method", "drop_fraction", "num_generations"} <= {f.name for f in ours}
+    for own in ours:
+        text = own.metadata["help"]
+        assert isinstance(text, Help) and len(text) > 20 and text.endswith("."), own.name
+        assert text.rule(own.default), own.name
+        assert len(text.fix) > 10 and text.fix.endswith("."), own.name
+        assert RULES[own.name] == (text.rule, text.fix), own.name  # no second rule of the same name replaces it
+        assert f"    {own.name} (`" in FiReOPDConfig.__doc__, own.name
+    assert all(rule(getattr(config(), name)) for name, (rule, _) in RULES.items())
+
+
+def test_arguments_of_the_command_line_get_the_same_help():
+    shown = {action.dest: action.help for action in TrlParser(FiReOPDConfig)._actions}
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(FiReOPDConfig)}
+    assert {name: shown[name] for name in RULES} == {name: helps[name] for name in RULES}

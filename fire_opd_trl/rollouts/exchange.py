@@ -1,4 +1,4 @@
-"""Rows of a window that change their rank: ids and what is known of each token, never weights or gradients."""
+"""Rows of a window change their rank: their ids move, and what is known of each token, never weights or gradients."""
 
 import io
 from typing import Any
@@ -11,22 +11,21 @@ from .layout import PER_ROW, PER_TOKEN
 
 def exchange_rows(batch: dict, plan: list[list[int]], world: World) -> tuple[dict, dict[int, int]]:
     """
-    Send every row to the rank that trains on it.
+    `micro_batches` calls this on every rank, so that each row goes to the rank that trains on it.
 
     Args:
         batch (`dict`): This rank's rows in TRL's layout, without images or whole distributions.
-        plan (`list[list[int]]`): For each rank the rows that it trains on, by their number among those of all ranks.
-            The same on every rank.
+        plan (`list[list[int]]`): For each rank the rows that it trains on, numbered among the rows of all ranks. It
+            is the same on every rank.
         world ([`World`]): All ranks.
 
     Returns:
-        `dict`, `dict[int, int]`: This rank's rows of the plan in the same layout, and where each of them stands.
+        `dict`, `dict[int, int]`: The rows that the plan gives this rank, in the same layout, and the place of each of
+        them in it.
     """
     count = len(batch["prompt_ids"])
-    own, sizes = (
-        world.local_slice(count),
-        world.gather(torch.tensor([count], device=batch["prompt_ids"].device)).tolist(),
-    )
+    own = world.local_slice(count)
+    sizes = world.gather(torch.tensor([count], device=batch["prompt_ids"].device)).tolist()
     parcels = [pack_rows(batch, [row - own.start for row in rows if own.start <= row < own.stop]) for rows in plan]
     arrived = world.swap(parcels)
     mine, order, start = plan[world.rank], [], 0
@@ -37,7 +36,7 @@ def exchange_rows(batch: dict, plan: list[list[int]], world: World) -> tuple[dic
 
 
 def pack_rows(batch: dict, rows: list[int]) -> torch.Tensor:
-    """Rows as bytes, without padding."""
+    """Returns the rows as bytes, without their padding."""
     device = batch["prompt_ids"].device
     index = torch.tensor(rows, dtype=torch.long, device=device)
     prompt_BP, completion_BC = batch["prompt_mask"][index].bool(), batch["completion_mask"][index].bool()
@@ -61,7 +60,7 @@ def pack_rows(batch: dict, rows: list[int]) -> torch.Tensor:
 
 
 def unpack_rows(parcels: list[torch.Tensor], like: dict) -> dict:
-    """The rows of several parcels, padded to their own longest; none at all where every parcel is empty."""
+    """Returns the rows of several parcels, padded to the longest; an empty dict where every parcel is empty."""
     device = like["prompt_ids"].device
     arrived = [parcel.cpu().numpy().tobytes() for parcel in parcels if len(parcel)]
     contents = [torch.load(io.BytesIO(parcel), map_location=device, weights_only=True) for parcel in arrived]

@@ -5,7 +5,7 @@ import torch
 from ..stages import World, row_scale
 from .exchange import exchange_rows
 from .layout import RAGGED_KEYS, Batch, lengths, model_kwargs, take
-from .packing import deal_to_ranks, optimizer_step_N, padded_tokens, shortest, slices
+from .packing import cut_into_micro_batches, deal_to_ranks, optimizer_step_N, padded_tokens, shortest_row
 
 
 def micro_batches(
@@ -60,12 +60,12 @@ def micro_batches(
                 cuts += more
         else:
             mine = [row for row in rows if own.start <= row < own.stop]
-            plan[world.rank] += slices(mine, length_N, per_step)
+            plan[world.rank] += cut_into_micro_batches(mine, length_N, per_step)
 
     home, place = batch, {row: row - own.start for row in range(own.start, own.stop)}
     if together:
         home, place = exchange_rows(batch, [[row for cut in cuts for row in cut] for cuts in plan], world)
-    parts, filler = [], shortest(line_B)
+    parts, filler = [], shortest_row(line_B)
     for number, cut in enumerate(plan[world.rank]):
         part = take(home, [place[row] for row in cut], multiple) if cut else take(batch, [filler], multiple)
         rows_in_step = len(rows_of_step[number // per_step])

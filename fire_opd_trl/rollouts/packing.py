@@ -1,22 +1,22 @@
-"""Which rows go into which forward: short with short, long with long, as many slices on every rank."""
+"""Which rows go into which forward: short with short, long with long, and equally many forwards on every rank."""
 
 import torch
 
-from ..stages import uniform_hash
+from ..stages import order_by_draw, uniform_hash
 
 
 def padded_tokens(rows: list[int], length_B: list[int]) -> int:
-    """Tokens of the rectangle that holds these rows."""
+    """Returns the tokens of the rectangle that holds these rows, padding included."""
     return len(rows) * max((length_B[row] for row in rows), default=0)
 
 
 def longest_first(rows: list[int], length_B: list[int]) -> list[int]:
-    """Rows by falling length, ties by row: neighbours need little padding, and memory peaks at the first slice."""
+    """Returns the rows by falling length, ties by row: neighbours need little padding, and the first run is large."""
     return sorted(rows, key=lambda row: (-length_B[row], row))
 
 
-def cuts_within(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
-    """The rows, longest first, cut greedily into runs of at most `limit` padded tokens (or of one row)."""
+def cut_within_limit(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
+    """Cut the rows, longest first, greedily into runs of at most `limit` padded tokens (or of one row)."""
     cuts: list[list[int]] = []
     for row in longest_first(rows, length_B):
         if cuts and (len(cuts[-1]) + 1) * length_B[cuts[-1][0]] <= limit:
@@ -26,31 +26,31 @@ def cuts_within(rows: list[int], length_B: list[int], limit: int) -> list[list[i
     return cuts
 
 
-def slices(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
+def cut_into_micro_batches(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
     """
-    Cut the rows, sorted by length, into `count` runs so that the largest padded run is as small as it can be.
+    Cut the rows, sorted by length, into `count` micro-batches so that the largest padded one is as small as it can be.
 
     Args:
         rows (`list[int]`): The rows to place.
         length_B (`list[int]`): Tokens of every row of the batch.
-        count (`int`): Number of slices, fixed by the training loop and equal on all ranks.
+        count (`int`): Number of micro-batches, fixed by the training loop and equal on all ranks.
 
     Returns:
-        `list[list[int]]`: Exactly `count` lists, longest rows first; each row stands in one of them; the last ones are
-        empty where there are fewer rows than slices.
+        `list[list[int]]`: The rows of exactly `count` micro-batches, longest rows first. Each row stands in one of
+        them; the last ones are empty where there are fewer rows than micro-batches.
     """
     low, high = 0, padded_tokens(rows, length_B)
     while low < high:  # the smallest limit under which the runs are few enough
         middle = (low + high) // 2
-        if len(cuts_within(rows, length_B, middle)) <= count:
+        if len(cut_within_limit(rows, length_B, middle)) <= count:
             high = middle
         else:
             low = middle + 1
-    return cut_to_count(cuts_within(rows, length_B, low), length_B, count)
+    return cut_to_count(cut_within_limit(rows, length_B, low), length_B, count)
 
 
 def cut_to_count(cuts: list[list[int]], length_B: list[int], count: int) -> list[list[int]]:
-    """The same rows in exactly `count` runs: halves of the largest, and empty ones where there is nothing to halve."""
+    """Cut further, into exactly `count` runs: halve the largest, and add empty ones where no run can be halved."""
     cuts = list(cuts)
     while len(cuts) < count and any(len(cut) > 1 for cut in cuts):
         several = [index for index, cut in enumerate(cuts) if len(cut) > 1]
@@ -60,13 +60,13 @@ def cut_to_count(cuts: list[list[int]], length_B: list[int], count: int) -> list
     return cuts + [[] for _ in range(count - len(cuts))]
 
 
-def cheapest_cuts(rows: list[int], length_B: list[int], limit: int, forward: int) -> list[list[int]]:
+def cut_at_least_cost(rows: list[int], length_B: list[int], limit: int, forward: int) -> list[list[int]]:
     """
-    Cut the rows, sorted by length, into as many runs as cost least: their padded tokens, and for each run `forward`
-    tokens more. No run has more than `limit` padded tokens, but a row that has goes alone.
+    Cut the rows, sorted by length, into as many runs as cost least. A run costs its padded tokens and `forward` tokens
+    more. No run has more than `limit` padded tokens, except that a longer row makes a run of its own.
     """
     order = longest_first(rows, length_B)
-    least, starts = [0.0], [0]  # of the first rows: the least cost, and where their last run starts
+    least, starts = [0.0], [0]  # for every number of first rows: their least cost, and where their last run starts
     for end in range(1, len(order) + 1):
         least.append(float("inf"))
         starts.append(end - 1)
@@ -85,13 +85,14 @@ def cheapest_cuts(rows: list[int], length_B: list[int], limit: int, forward: int
 
 def deal_to_ranks(rows: list[int], length_N: list[int], count: int, ranks: int) -> list[list[list[int]]]:
     """
-    The rows of all ranks, cut together. In each micro-batch the ranks hold slices of similar size, so that none waits
-    long for another, and the largest goes to the rank with the fewest tokens so far, so that their sums are even.
+    Cut the rows of all ranks together into micro-batches, and deal these to the ranks. Those that run at the same time
+    are of similar size, so that no rank waits long for another, and the largest of them goes to the rank with the
+    fewest tokens so far, so that the ranks' sums are even.
 
     Returns:
-        `list[list[list[int]]]`: For each rank its `count` slices.
+        `list[list[list[int]]]`: For each rank the rows of its `count` micro-batches.
     """
-    cuts = sorted(slices(rows, length_N, count * ranks), key=lambda cut: -padded_tokens(cut, length_N))
+    cuts = sorted(cut_into_micro_batches(rows, length_N, count * ranks), key=lambda cut: -padded_tokens(cut, length_N))
     plan: list[list[list[int]]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for start in range(0, len(cuts), ranks):
@@ -102,8 +103,8 @@ def deal_to_ranks(rows: list[int], length_N: list[int], count: int, ranks: int) 
     return plan
 
 
-def shortest(length_B: list[int]) -> int:
-    """The row that costs least: what a rank runs, with weight zero, when it has a slice and no row for it."""
+def shortest_row(length_B: list[int]) -> int:
+    """Returns the row that costs least: a rank runs it, with weight zero, where it has no row left for a forward."""
     return min(range(len(length_B)), key=lambda row: length_B[row])
 
 
@@ -120,6 +121,6 @@ def optimizer_step_N(keep_N: torch.Tensor, steps: int, seed: int) -> torch.Tenso
         `torch.Tensor`: For each row the number of its optimizer step, -1 for dropped rows.
     """
     row_N = torch.arange(len(keep_N), device=keep_N.device)
-    draw_N = torch.where(keep_N, uniform_hash(seed, row_N, torch.full_like(row_N, -1)), 2.0)
-    place_N = draw_N.argsort(stable=True).argsort(stable=True)
+    draw_N = uniform_hash(seed, row_N, torch.full_like(row_N, -1))
+    place_N = order_by_draw(draw_N, keep_N).argsort(stable=True)
     return torch.where(keep_N, place_N % steps, -1)

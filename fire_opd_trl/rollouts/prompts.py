@@ -1,4 +1,4 @@
-"""What a prompt may be, and the tokens that a model reads of it."""
+"""What a prompt may be, and which tokens a model reads for it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "functio
 
 
 def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "prompt") -> None:
-    """A prompt is a non-empty string, or a non-empty list of messages with a known role each."""
+    """Refuse a prompt that is neither a non-empty string nor a non-empty list of messages with known roles."""
     where = f"{name} row {index}"
     if row.get(column) is None:
         raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
@@ -36,8 +36,8 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
 
 def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, teachers: list[str]) -> None:
     """
-    Each row names one of several teachers; there is no default, a wrong teacher would go unnoticed. A single teacher
-    needs no column, but if it has a name and there is one, the two must agree.
+    Refuse a row that does not name one of several teachers. There is no default, because a wrong teacher would go
+    unnoticed. A single teacher needs no column; but where it has a name and the column exists, the two must agree.
     """
     alone = len(teachers) == 1 and (teachers == [UNNAMED] or column not in row)
     if not alone and row.get(column) not in teachers:
@@ -47,7 +47,7 @@ def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, tea
 
 
 def teacher_of(row: dict[str, Any], column: str, names: list[str]) -> str:
-    """Name of a row's teacher; with one teacher no column is needed."""
+    """Returns the name of a row's teacher. With a single teacher the column need not exist."""
     return names[0] if len(names) == 1 else row[column]
 
 
@@ -58,7 +58,7 @@ def prompt_ids(
     template_kwargs: dict[str, Any] | None = None,
     tools: list | None = None,
 ) -> list[list[int]]:
-    """Tokens of prompts as a model will see them: a text as it is, messages through a chat template."""
+    """Returns the tokens of prompts as a model reads them: a text as it is, messages through a chat template."""
     ids: list[list[int]] = [[]] * len(prompts)
     texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
     chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
@@ -76,7 +76,7 @@ def prompt_ids(
         ]
     except TemplateError as error:
         raise ValueError(f"the chat template cannot render a prompt: {error}.") from error
-    # A template writes its own special tokens; to a text the tokenizer adds those that it adds to every text.
+    # A template writes the special tokens itself; to a text the tokenizer adds those that it adds to every text.
     for rows, written, special in ((texts, [prompts[row] for row in texts], True), (chats, rendered, False)):
         if rows:
             encoded = tokenizer(written, add_special_tokens=special)["input_ids"]

@@ -1,4 +1,4 @@
-"""The world of a distributed run: the statistics of the stages, gathered over the ranks of an accelerator."""
+"""The world of a distributed run: here the statistics of the stages are gathered over the ranks of an accelerator."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AcceleratorWorld(World):
-    """All ranks of `accelerator`, in the order of their number, each with rows of its own."""
+    """The trainer makes one: all ranks of its accelerator in the order of their number, each with rows of its own."""
 
     def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator

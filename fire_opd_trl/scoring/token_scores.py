@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..rollouts.layout import Batch, lengths, take
-from ..rollouts.packing import cheapest_cuts, cut_to_count, shortest
+from ..rollouts.packing import cut_at_least_cost, cut_to_count, shortest_row
 from ..stages import World
 from .forward import ForwardOutput
 from .heads import Observer
@@ -136,14 +136,14 @@ def score_rows(
     length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
     rows = list(range(len(length_B))) if rows is None else rows
     device = batch["completion_ids"].device
-    cuts = cheapest_cuts(rows, length_B, token_budget, FORWARD.get(device.type, 1024))
+    cuts = cut_at_least_cost(rows, length_B, token_budget, FORWARD.get(device.type, 1024))
     count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)
     entropy_BT = torch.zeros_like(logp_BT)
     observed: dict[str, list[torch.Tensor]] = {}
     for cut in cut_to_count(cuts, length_B, count):
-        part = take(batch, cut or [shortest(length_B)], multiple)
+        part = take(batch, cut or [shortest_row(length_B)], multiple)
         known = (part["completion_ids"] < vocabulary) & ~torch.isin(part["completion_ids"], strange)
         known &= (part["prompt_ids"] < vocabulary).all(dim=1, keepdim=True)
         for name in ("prompt_ids", "completion_ids"):

@@ -14,7 +14,7 @@ from .advantage import (
 )
 from .divergence import Divergence, distrusted, trusted, uncertain_teacher
 from .filter import as_many_at_random, drop_lowest, enough_margin, keep_all, mixed_outcomes
-from .group import correct_B, group_mean_B, group_z_B, mixed_outcome_B, outcome_margin_B, over_group_B
+from .group import correct_B, group_mean_B, group_z_B, mixed_outcome_B, outcome_margin_B, over_group_B, over_same_B
 from .loss import LOSS_TYPES, aggregate, clipped_surrogate, reference_kl, row_scale
 from .metrics import metrics_by_teacher, window_metrics
 from .reweight import (
@@ -40,4 +40,4 @@ from .select import (
     unsure_or_far,
 )
 from .soundness import checked_output, refuse_broken_student, refuse_incomplete, refuse_missing, usable_B
-from .world import Context, World, global_row_B, uniform_hash
+from .world import Context, World, global_row_B, order_by_draw, random_order_N, uniform_hash

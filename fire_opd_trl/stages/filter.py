@@ -7,11 +7,11 @@ import torch
 from .group import mixed_outcome_B, outcome_margin_B
 from .rollout import Rollout
 from .scope import scope_B
-from .world import Context, global_row_B, uniform_hash
+from .world import Context, random_order_N
 
 
 def keep_all(score_B: torch.Tensor, rollout: Rollout, context: Context) -> torch.Tensor:
-    """Every row that has a token to train on: `keep_B`."""
+    """Keep every row that has a token to train on: `keep_B`."""
     return rollout.alive_B
 
 
@@ -22,7 +22,8 @@ def drop_lowest(
     Drop the trajectories with the lowest score (FiRe-OPD, "filter"): of the `N` rows of the window on all ranks that
     have a token, exactly `floor(fraction * N)`, lowest first, ties by global row order.
 
-    A strict count rather than a quantile: a quantile of one value keeps it, a quantile with a NaN drops everything.
+    A strict count, not a quantile, decides what is dropped: a quantile of one value keeps it, a quantile with a NaN
+    drops everything.
 
     Args:
         score_B (`torch.Tensor`): Score of each trajectory.
@@ -69,11 +70,9 @@ def as_many_at_random(
 ) -> torch.Tensor:
     """
     The control of a filter: as many trajectories of the window survive as under `filter`, but drawn at random among
-    those that have a token, from the window's seed and their global row: `keep_B`.
+    those that have a token. The draw depends on the window's seed and on the global row alone. Returns `keep_B`.
     """
     world, alive_B = context.world, rollout.alive_B
     kept = world.sum((filter(score_B, rollout, context) & alive_B).sum())
-    draw_B = uniform_hash(context.seed, global_row_B(len(alive_B), world, alive_B.device))
-    draw_N = torch.where(world.gather(alive_B), world.gather(draw_B), 2.0)
-    place_N = draw_N.argsort(stable=True).argsort(stable=True)
+    place_N = random_order_N(world.gather(alive_B), context.seed).argsort(stable=True)
     return alive_B & (place_N < kept)[world.local_slice(len(alive_B))]

@@ -1,4 +1,4 @@
-"""What the completions of one prompt say about each other: rewards, margins, and means inside the group."""
+"""What the completions of one prompt say about each other: rewards, margins, means inside the prompt's group."""
 
 import torch
 
@@ -10,12 +10,20 @@ SMALLEST_SPREAD = 1e-6  # below it a group has no spread to divide by
 NOTHING = {"sum": 0.0, "amax": -torch.inf, "amin": torch.inf}
 
 
+def over_same_B(value_B: torch.Tensor, key_B: torch.Tensor, world: World, reduce: str) -> torch.Tensor:
+    """Sum, maximum or minimum of a value over the rows of all ranks that have the same key, for each row, `[B]`."""
+    value_N = world.gather(value_B)
+    _, group_N = world.gather(key_B).unique(return_inverse=True)
+    group_G = value_N.new_full((int(group_N.max()) + 1,), NOTHING[reduce]).scatter_reduce(0, group_N, value_N, reduce)
+    return group_G[group_N[world.local_slice(len(value_B))]]
+
+
 def over_group_B(
     value_B: torch.Tensor, member_B: torch.Tensor, rollout: Rollout, world: World, reduce: str = "sum"
 ) -> torch.Tensor:
     """
     Sum, maximum or minimum of a value over those rows of the same prompt, on all ranks, that are members, `[B]`; 0,
-    -inf or inf where there is none.
+    -inf or inf for a prompt without members.
 
     Args:
         value_B (`torch.Tensor`): The value of each row.
@@ -23,20 +31,17 @@ def over_group_B(
         reduce (`str`): `"sum"`, `"amax"` or `"amin"`.
     """
     assert rollout.group_B is not None
-    _, group_N = world.gather(rollout.group_B).unique(return_inverse=True)
-    value_N = torch.where(world.gather(member_B), world.gather(value_B), NOTHING[reduce])
-    group_G = value_N.new_full((int(group_N.max()) + 1,), NOTHING[reduce]).scatter_reduce(0, group_N, value_N, reduce)
-    return group_G[group_N[world.local_slice(len(value_B))]]
+    return over_same_B(torch.where(member_B, value_B, NOTHING[reduce]), rollout.group_B, world, reduce)
 
 
 def group_mean_B(value_B: torch.Tensor, member_B: torch.Tensor, rollout: Rollout, world: World) -> torch.Tensor:
-    """Mean of a value over the members of the row's prompt, `[B]`; 0 where there is none."""
+    """Mean of a value over the members of the row's prompt, `[B]`; 0 for a prompt without members."""
     count_B = over_group_B(torch.ones_like(value_B), member_B, rollout, world)
     return over_group_B(value_B, member_B, rollout, world) / count_B.clamp(min=1)
 
 
 def group_z_B(value_B: torch.Tensor, rollout: Rollout, world: World) -> torch.Tensor:
-    """`(x - mean) / std` inside the prompt group, with the population's deviation; 0 where nothing differs, `[B]`."""
+    """`(x - mean) / std` inside the prompt group, with the population's deviation, `[B]`; 0 where all are equal."""
     alive_B, exact_B = rollout.alive_B, value_B.double()  # in float32 the mean of ten times 33.3 is another number
     centred_B = exact_B - group_mean_B(exact_B, alive_B, rollout, world)
     spread_B = group_mean_B(centred_B.square(), alive_B, rollout, world).sqrt()

@@ -9,7 +9,7 @@ from .group import correct_B, group_mean_B, over_group_B
 from .rollout import Rollout, masked_mean_B
 from .scope import scope_max_B
 from .score import Scores, log_ratio, mean_teacher_logp
-from .world import Context, World, global_row_B, uniform_hash
+from .world import Context, World, global_row_B, order_by_draw, random_order_N, uniform_hash
 
 
 Weigh: TypeAlias = Callable[[Rollout, Scores, Context], torch.Tensor]
@@ -40,7 +40,7 @@ def confidence_and_confusion(
     rollout: Rollout, scores: Scores, context: Context, *, confidence: float, confusion: float, scope: str = "batch"
 ) -> torch.Tensor:
     """
-    Where the teacher is sure and the student is not (FiRe-OPD, "reweight"):
+    Tokens weigh more where the teacher is sure and the student is not (FiRe-OPD, "reweight"):
 
         c_t = 1 - H_T(t) / max H_T,   u_t = H_S(t) / max H_S,
         w_t = (1 + a c_t)(1 + b u_t),   then divided by its mean inside the trajectory (Eq. 8).
@@ -67,8 +67,8 @@ def confidence_and_confusion(
 
 def likely_rows(rollout: Rollout, scores: Scores, context: Context, *, drop_fraction: float) -> torch.Tensor:
     """
-    The filter made soft (ours; the paper names a soft filter, Table 6, and does not define it): with the score `s_p`
-    of the least likely trajectory that the filter would keep, and the deviation of the window's scores,
+    A soft filter (ours; the paper names one, Table 6, and does not define it): with the score `s_p` of the least
+    likely trajectory that the hard filter would keep, and the standard deviation of the window's scores,
 
         w(y) = sigmoid((s(y) - s_p) / std s), divided by its mean over the window's trajectories.
 
@@ -89,7 +89,7 @@ def likely_rows(rollout: Rollout, scores: Scores, context: Context, *, drop_frac
 def early_tokens(rollout: Rollout, scores: Scores, context: Context, *, strength: float) -> torch.Tensor:
     """
     Tokens before the disagreement count more (IW-OPD): `w_t = 1 + gamma (1 - F_t)` with the share of the row's
-    disagreement that lies before the token, `F_t = sum_{i<t} |a_i| / (sum_i |a_i| + 1e-8)`. Not normalised.
+    disagreement that lies before the token, `F_t = sum_{i<t} |a_i| / (sum_i |a_i| + 1e-8)`. They are not normalised.
 
     Returns:
         `torch.Tensor`: `weight_BT`, in `[1, 1 + gamma]` and never rising along a row.
@@ -102,8 +102,8 @@ def early_tokens(rollout: Rollout, scores: Scores, context: Context, *, strength
 
 def surprising_or_plausible(rollout: Rollout, scores: Scores, context: Context, *, temperature: float) -> torch.Tensor:
     """
-    Correct rows that surprise the student, wrong rows that the teacher finds plausible (SCOPE): among the correct rows
-    of a prompt `w ~ PPL_S^(1/tau)`, among its wrong ones `w ~ PPL_T^(-1/tau)`, each with mean 1.
+    Correct rows weigh more if they surprise the student, wrong rows if the teacher finds them plausible (SCOPE): among
+    the correct rows of a prompt `w ~ PPL_S^(1/tau)`, among its wrong rows `w ~ PPL_T^(-1/tau)`, each with mean 1.
 
     Returns:
         `torch.Tensor`: `weight_B`.
@@ -121,9 +121,15 @@ def surprising_or_plausible(rollout: Rollout, scores: Scores, context: Context, 
     return weight_B
 
 
+def deal(value: torch.Tensor, mask: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Deal the masked values, first to last, to the places that `order` names, along the last axis; 0 elsewhere."""
+    first = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)  # places under the mask in order, then the others
+    return torch.where(mask, torch.empty_like(value).scatter(-1, order, value.gather(-1, first)), 0.0)
+
+
 def shuffled_over_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:
     """
-    The same weights of trajectories, given to those of the window in a random order: the control of a soft filter.
+    The control of a soft filter: the weights of the window's trajectories change places at random.
 
     Args:
         weigh (`Callable`): The weights, `(rollout, scores, context) -> weight_B`.
@@ -132,19 +138,14 @@ def shuffled_over_rows(rollout: Rollout, scores: Scores, context: Context, *, we
         `torch.Tensor`: `weight_B`, over all ranks a permutation of the weights of the trajectories that have a token.
     """
     world, alive_B = context.world, rollout.alive_B
-    rows = len(alive_B)
     alive_N, weight_N = world.gather(alive_B), world.gather(weigh(rollout, scores, context))
-    draw_B = uniform_hash(context.seed, global_row_B(rows, world, alive_B.device))
-    draw_N = torch.where(alive_N, world.gather(draw_B), 2.0)
-    first_N = (~alive_N).to(torch.uint8).argsort(stable=True)  # rows with a token in order, then the others
-    shuffled_N = torch.empty_like(weight_N).scatter(0, draw_N.argsort(stable=True), weight_N[first_N])
-    return torch.where(alive_B, shuffled_N[world.local_slice(rows)], 0.0)
+    return deal(weight_N, alive_N, random_order_N(alive_N, context.seed))[world.local_slice(len(alive_B))]
 
 
 def shuffled_inside_rows(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh) -> torch.Tensor:
     """
-    The same weights, given to the tokens of the same trajectory in a random order: the control that keeps the budget
-    and the distribution of the weights and destroys what they know. Two weights of one method are shuffled alike.
+    The control of token weights: they change places at random inside each trajectory. It keeps the budget and the
+    distribution of the weights, and destroys what they know. Two weights of one method are shuffled alike.
 
     Args:
         weigh (`Callable`): The weights, `(rollout, scores, context) -> weight_BT`.
@@ -155,9 +156,5 @@ def shuffled_inside_rows(rollout: Rollout, scores: Scores, context: Context, *, 
     weight_BT, mask_BT = weigh(rollout, scores, context), rollout.mask_BT
     row_B = global_row_B(mask_BT.shape[0], context.world, mask_BT.device)
     number_BT = mask_BT.cumsum(dim=1)  # the token's number among the trained ones: padding never shifts the draw
-    draw_BT = torch.where(mask_BT, uniform_hash(context.seed, row_B.unsqueeze(1), number_BT), 2.0)
-    first_BT = (~mask_BT).to(torch.uint8).argsort(dim=1, stable=True)  # masked positions in order, then the others
-    shuffled_BT = torch.empty_like(weight_BT).scatter(
-        1, draw_BT.argsort(dim=1, stable=True), weight_BT.gather(1, first_BT)
-    )
-    return torch.where(mask_BT, shuffled_BT, 0.0)
+    draw_BT = uniform_hash(context.seed, row_B.unsqueeze(1), number_BT)
+    return deal(weight_BT, mask_BT, order_by_draw(draw_BT, mask_BT))

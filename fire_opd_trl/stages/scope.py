@@ -2,6 +2,7 @@
 
 import torch
 
+from .group import over_same_B
 from .rollout import Rollout
 from .world import World, global_row_B
 
@@ -26,13 +27,9 @@ def scope_B(rollout: Rollout, scope: str, world: World) -> torch.Tensor:
 
 
 def scope_max_B(value_BT: torch.Tensor, rollout: Rollout, scope: str, world: World) -> torch.Tensor:
-    """`max_{t' in scope(y)} x_t'` over the masked tokens of all ranks, for each row, `[B]`; 0 for an empty scope."""
+    """`max(0, max_{t' in scope(y)} x_t')` over the masked tokens of all ranks, `[B]`; 0 for an empty scope."""
     row_max_B = torch.where(rollout.mask_BT, value_BT, 0.0).amax(dim=1)
-    _, group_N = world.gather(scope_B(rollout, scope, world)).unique(return_inverse=True)
-    group_max_G = row_max_B.new_zeros(int(group_N.max()) + 1).scatter_reduce(
-        0, group_N, world.gather(row_max_B), "amax"
-    )
-    return group_max_G[group_N[world.local_slice(rollout.mask_BT.shape[0])]]
+    return over_same_B(row_max_B, scope_B(rollout, scope, world), world, "amax").clamp(min=0.0)
 
 
 def window_quantile(value_BT: torch.Tensor, mask_BT: torch.Tensor, share: float, world: World) -> torch.Tensor:

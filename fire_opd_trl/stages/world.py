@@ -35,7 +35,7 @@ class World:
         return value
 
     def swap(self, parcels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """One tensor of bytes for each rank -> the one that each rank had for this one."""
+        """Give every rank a tensor of bytes, and get the one that every rank gives to this rank."""
         return parcels
 
 
@@ -59,6 +59,16 @@ def global_row_B(rows: int, world: World, device: torch.device) -> torch.Tensor:
     """Index of each of this rank's rows in the global order, `[B]`: the same however the window is split."""
     own = world.local_slice(rows)
     return torch.arange(own.start, own.stop, device=device)
+
+
+def order_by_draw(draw: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The places along the last axis: those under the mask in the order of their draws, then the others."""
+    return torch.where(mask, draw, 2.0).argsort(dim=-1, stable=True)  # draws lie in [0, 1)
+
+
+def random_order_N(mask_N: torch.Tensor, seed: int) -> torch.Tensor:
+    """The rows of all ranks in a random order, first those under the mask, `[N]`; equal on all ranks."""
+    return order_by_draw(uniform_hash(seed, torch.arange(len(mask_N), device=mask_N.device)), mask_N)
 
 
 def uniform_hash(seed: int, *keys: torch.Tensor) -> torch.Tensor:

@@ -11,15 +11,15 @@ from fire_opd_trl.rollouts.exchange import exchange_rows, pack_rows, unpack_rows
 from fire_opd_trl.rollouts.layout import PER_TOKEN, lengths, take
 from fire_opd_trl.rollouts.micro_batches import layout_metrics, micro_batches
 from fire_opd_trl.rollouts.packing import (
-    cheapest_cuts,
+    cut_at_least_cost,
+    cut_into_micro_batches,
     cut_to_count,
-    cuts_within,
+    cut_within_limit,
     deal_to_ranks,
     longest_first,
     optimizer_step_N,
     padded_tokens,
-    shortest,
-    slices,
+    shortest_row,
 )
 from fire_opd_trl.scoring.forward import ForwardOutput, rows_in_lines, trl_rectangle
 from fire_opd_trl.scoring.token_scores import score_rows
@@ -59,39 +59,39 @@ def test_rows_are_sorted_by_length_then_number():
 def test_cuts_within_a_limit_are_greedy_and_a_row_that_is_too_long_goes_alone():
     length_B = [5, 10, 20, 5, 10, 5]
     # 20 alone exceeds 18; 10 + 10 = 20 > 18, so 10 alone twice: with the next row 2 * 10 = 20; 3 * 5 = 15.
-    assert cuts_within([0, 1, 2, 3, 4, 5], length_B, 18) == [[2], [1], [4], [0, 3, 5]]
-    assert cuts_within([0, 1, 2, 3, 4, 5], length_B, 20) == [[2], [1, 4], [0, 3, 5]]
-    assert cuts_within([], length_B, 18) == []
+    assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 18) == [[2], [1], [4], [0, 3, 5]]
+    assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 20) == [[2], [1, 4], [0, 3, 5]]
+    assert cut_within_limit([], length_B, 18) == []
 
 
 def test_the_shortest_row_is_the_one_with_fewest_tokens():
-    assert shortest([6, 8, 5]) == 2
+    assert shortest_row([6, 8, 5]) == 2
 
 
-def test_slices_of_a_small_batch_by_hand():
-    # Sorted: 0 (10), 3 (9), 1 (2), 2 (2), 4 (1). In two slices: {0, 3} of 2 * 10 and {1, 2, 4} of 3 * 2.
-    assert slices([0, 1, 2, 3, 4], [10, 2, 2, 9, 1], 2) == [[0, 3], [1, 2, 4]]
+def test_micro_batches_of_a_small_batch_by_hand():
+    # Sorted: 0 (10), 3 (9), 1 (2), 2 (2), 4 (1). In two micro-batches: {0, 3} of 2 * 10 and {1, 2, 4} of 3 * 2.
+    assert cut_into_micro_batches([0, 1, 2, 3, 4], [10, 2, 2, 9, 1], 2) == [[0, 3], [1, 2, 4]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 64])
 @pytest.mark.parametrize("seed", range(6))
-def test_slices_partition_the_rows_and_are_as_many_as_asked(seed, count):
+def test_micro_batches_partition_the_rows_and_are_as_many_as_asked(seed, count):
     rows, length_B = lines(seed, batch=40, taken=[40, 31, 16, 7, 1, 0][seed])
-    cuts = slices(rows, length_B, count)
+    cuts = cut_into_micro_batches(rows, length_B, count)
     assert len(cuts) == count
     assert sorted(row for cut in cuts for row in cut) == rows
-    assert sum(not cut for cut in cuts) == max(0, count - len(rows))  # empty only if there are fewer rows than slices
+    assert sum(not cut for cut in cuts) == max(0, count - len(rows))  # empty only if there are too few rows
     full = [cut for cut in cuts if cut]
     assert cuts[: len(full)] == full
     assert [row for cut in full for row in cut] == longest_first(rows, length_B)
 
 
-def test_a_slice_to_spare_halves_the_largest():
-    # 16 equal rows in at most 5 slices: no peak below 4 rows, which takes 4 slices; the fifth halves the first.
-    cuts = slices(list(range(16)), [6] * 16, 5)
+def test_a_micro_batch_to_spare_halves_the_largest():
+    # 16 equal rows in at most 5 micro-batches: no peak below 4 rows, which takes 4; the fifth halves the first.
+    cuts = cut_into_micro_batches(list(range(16)), [6] * 16, 5)
     assert [len(cut) for cut in cuts] == [2, 2, 4, 4, 4]
     for count in range(1, 20):
-        cuts = slices(list(range(16)), [6] * 16, count)
+        cuts = cut_into_micro_batches(list(range(16)), [6] * 16, count)
         assert len(cuts) == count and sum(map(bool, cuts)) == min(count, 16)
 
 
@@ -108,21 +108,21 @@ def test_no_cut_of_the_sorted_rows_has_a_smaller_peak(seed):
     for count in range(1, len(rows) + 1):
         cuts = [(0, *places, len(order)) for places in combinations(range(1, len(order)), count - 1)]
         best = min(peak([order[i:j] for i, j in zip(c, c[1:], strict=False)], length_B) for c in cuts)
-        assert peak(slices(rows, length_B, count), length_B) == best
+        assert peak(cut_into_micro_batches(rows, length_B, count), length_B) == best
 
 
 def equal_counts(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
-    """The simple cut: equally many of the sorted rows in each slice."""
+    """The simple cut: equally many of the sorted rows in each micro-batch."""
     order, size = longest_first(rows, length_B), -(-len(rows) // count)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 16])
-def test_slices_are_never_larger_than_equally_many_rows_each(count):
+def test_micro_batches_are_never_larger_than_equally_many_rows_each(count):
     smaller, tokens, equal_tokens = 0, 0, 0
     for seed in range(20):
         rows, length_B = lines(seed, batch=32)
-        equal, ours = equal_counts(rows, length_B, count), slices(rows, length_B, count)
+        equal, ours = equal_counts(rows, length_B, count), cut_into_micro_batches(rows, length_B, count)
         assert peak(ours, length_B) <= peak(equal, length_B)
         smaller += peak(ours, length_B) < 0.9 * peak(equal, length_B)
         tokens += sum(padded_tokens(cut, length_B) for cut in ours)
@@ -141,15 +141,15 @@ def test_no_cut_of_the_sorted_rows_costs_less(seed, limit):
         cuts = [order[i:j] for i, j in zip(bounds, bounds[1:], strict=False)]
         if all(len(cut) == 1 or padded_tokens(cut, length_B) <= limit for cut in cuts):
             costs.append(sum(padded_tokens(cut, length_B) + 40 for cut in cuts))
-    cuts = cheapest_cuts(rows, length_B, limit, 40)
+    cuts = cut_at_least_cost(rows, length_B, limit, 40)
     assert [row for cut in cuts for row in cut] == order
     assert all(len(cut) == 1 or padded_tokens(cut, length_B) <= limit for cut in cuts)
     assert sum(padded_tokens(cut, length_B) + 40 for cut in cuts) == min(costs)
-    assert cheapest_cuts([], length_B, limit, 40) == []
+    assert cut_at_least_cost([], length_B, limit, 40) == []
 
 
 @pytest.mark.parametrize(("rows", "count", "ranks"), [(64, 4, 2), (64, 8, 4), (7, 2, 4), (0, 2, 2), (64, 4, 1)])
-def test_rows_of_all_ranks_are_dealt_once_in_slices_of_one_size(rows, count, ranks):
+def test_rows_of_all_ranks_are_dealt_once_in_micro_batches_of_one_size(rows, count, ranks):
     length_N = lines(3, batch=64)[1]
     plan = deal_to_ranks(list(range(rows)), length_N, count, ranks)
     assert [len(cuts) for cuts in plan] == [count] * ranks
@@ -157,7 +157,7 @@ def test_rows_of_all_ranks_are_dealt_once_in_slices_of_one_size(rows, count, ran
     turns = [[padded_tokens(plan[rank][turn], length_N) for rank in range(ranks)] for turn in range(count)]
     if rows == 64:
         assert peak([cut for cuts in plan for cut in cuts], length_N) == peak(
-            slices(list(range(rows)), length_N, count * ranks), length_N
+            cut_into_micro_batches(list(range(rows)), length_N, count * ranks), length_N
         )
         tokens = [sum(length_N[row] for cut in cuts for row in cut) for cuts in plan]
         assert max(tokens) < 1.1 * sum(tokens) / ranks
@@ -298,10 +298,10 @@ def tokens_of(batch: dict, row: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_slices_that_are_taken_hold_every_token_of_the_batch(multiple):
+def test_micro_batches_that_are_taken_hold_every_token_of_the_batch(multiple):
     batch = random_batch(seed=1, rows=24)
     rows = list(range(24))
-    parts = [take(batch, cut, multiple) for cut in slices(rows, lengths(batch), 5)]
+    parts = [take(batch, cut, multiple) for cut in cut_into_micro_batches(rows, lengths(batch), 5)]
     taken = [tokens_of(part, row) for part in parts for row in range(len(part["prompt_ids"]))]
     assert sorted(taken) == sorted(tokens_of(batch, row) for row in rows)
     padded = sum(part["prompt_ids"].numel() + part["completion_ids"].numel() for part in parts)
@@ -324,12 +324,12 @@ def window_of(sizes: list[int]) -> tuple[list[dict], torch.Tensor]:
     return parts, keep_N
 
 
-def test_micro_batches_are_the_smallest_slices_of_the_survivors():
+def test_micro_batches_are_the_smallest_micro_batches_of_the_survivors():
     batch = random_batch(seed=1, rows=24)
     batch["keep"] = torch.arange(24) % 5 > 0
     arguments = {"loss_type": "grpo", "world": World(), "seed": 5, "multiple": 1}
     parts = micro_batches(batch, steps=1, per_step=5, **arguments)
-    cuts = slices(batch["keep"].nonzero().flatten().tolist(), lengths(batch), 5)
+    cuts = cut_into_micro_batches(batch["keep"].nonzero().flatten().tolist(), lengths(batch), 5)
     taken = [[tokens_of(part, row) for row in range(len(part["scale"]))] for part in parts]
     assert taken == [[tokens_of(batch, row) for row in cut] for cut in cuts]
     padded = sum(padded_tokens(cut, lengths(batch)) for cut in cuts)
