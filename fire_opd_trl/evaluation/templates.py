@@ -1,13 +1,13 @@
 """Reports from jinja2 templates, for whatever writes one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 
-def render(template: Path, values: dict[str, Any], filters: dict[str, Callable]) -> str:
+def render(template: Path, values: dict[str, Any], filters: Mapping[str, Callable[..., str]]) -> str:
     """
     Fill in a template; a line that holds nothing but a block leaves no line behind.
 

@@ -1,6 +1,7 @@
 """The report of a comparison: the sentences that its numbers allow, a table (`report.md.j2`), and two pictures."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -85,7 +86,7 @@ def markdown(runs: list[Run], rows: list[Row], title: str, expected: int, pictur
         "rows": rows,
         "pictures": pictures,
     }
-    filters = {"plus_minus": plus_minus, "bracketed": bracketed, "yes_or_no": yes_or_no}
+    filters: dict[str, Callable[..., str]] = {"plus_minus": plus_minus, "bracketed": bracketed, "yes_or_no": yes_or_no}
     return render(Path(__file__).with_name("report.md.j2"), values, filters)
 
 
