@@ -231,12 +231,10 @@ def test_the_report_says_what_was_met_what_was_missed_and_what_was_not_run():
     assert len(verdicts) == 8 and set(verdicts.values()) == {"not run"}
     text = markdown(results, found, picture=None)
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["| beside GRPO"].startswith("| beside GRPO | scoring and update, `grpo` over `fire` | 4.000 [")
-    assert "{3.333–4.000} | at least 3 | met" in lines["| beside GRPO"]
-    assert (
-        lines["| beside DistillationTrainer"].endswith("| at least 3.5 | missed |")
-        and "2.000 [" in lines["| beside DistillationTrainer"]
-    )
+    beside_grpo, beside_distillation = lines["| beside GRPO"], lines["| beside DistillationTrainer"]
+    assert beside_grpo.startswith("| beside GRPO | scoring and update, `grpo` over `fire` | 4.000 [")
+    assert "{3.333–4.000} | at least 3 | met" in beside_grpo
+    assert beside_distillation.endswith("| at least 3.5 | missed |") and "2.000 [" in beside_distillation
     assert lines["| equal lengths"].endswith("| – | at most 1.03 | not run |")
     assert "| `fire` | 1.1 {1.1–1.3} | 0.1 | 0.25 | 0.25 | 0.5 | 7 | – |" in text  # 8 tokens
     assert "### Equal completion lengths\n\nNot run." in text

@@ -103,9 +103,8 @@ def main(argv: list[str]) -> int:
 def asked_size(options: argparse.Namespace) -> Size:
     """The preset's size with what the options change in it, checked before anything starts."""
     asked = {name: getattr(options, name) for name in ("rows", "mean_length", "max_to_mean")}
-    size = replace(
-        SIZE_PRESETS[options.preset].size, **{name: value for name, value in asked.items() if value is not None}
-    )
+    changes = {name: value for name, value in asked.items() if value is not None}
+    size = replace(SIZE_PRESETS[options.preset].size, **changes)
     assert size.lengths
     size.accumulation(1 if options.skip_ranks else max(RANKS))
     return size

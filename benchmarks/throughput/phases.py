@@ -13,12 +13,13 @@ from fire_opd_trl.stages import World
 
 
 PHASES = ("rollout", "teacher", "student", "update")
+PARTS = ("statistics", "micro_batches")  # of the communication
 
 
 class Stopwatch:
     """
-    Seconds of a step by phase. Phases nest, and the time of an inner one does not count for the outer one; time outside
-    of all of them is `"update"`.
+    Seconds of a step by phase. Phases nest, and the time of an inner one does not count for the outer one. The time
+    outside of all of them is `"update"`.
     """
 
     def __init__(self, device: torch.device):
@@ -36,23 +37,23 @@ class Stopwatch:
         self.last = now
 
     def start(self) -> None:
-        """The step begins."""
+        """Begin a step, in the update."""
         self.seconds, self.open, self.last = dict.fromkeys(PHASES, 0.0), ["update"], self._now()
 
     def stop(self) -> dict[str, float]:
-        """The step ends; its seconds by phase."""
+        """End the step, and return its seconds by phase."""
         self._turn()
         self.open = []
         return self.seconds
 
     def push(self, phase: str) -> None:
-        """A phase begins."""
+        """Begin a phase inside the one under way."""
         if self.open:
             self._turn()
             self.open.append(phase)
 
     def pop(self) -> None:
-        """The innermost phase ends."""
+        """End the innermost phase."""
         if self.open:
             self._turn()
             self.open.pop()
@@ -63,7 +64,7 @@ class Stopwatch:
         return self.open[-1] if self.open else None
 
     def time_method(self, owner: Any, name: str, phase: str | Callable[..., str]) -> None:
-        """Time a method of an object; `phase` may be read from its arguments."""
+        """Time a method of an object; `phase` may be a function of its arguments."""
         method = getattr(owner, name)
 
         @functools.wraps(method)
@@ -83,7 +84,7 @@ class Stopwatch:
 
 
 class Counter:
-    """The work of a step by what was done: `"teacher"`, `"student"` (scoring) and `"update"`."""
+    """Counts the work of a step under `"teacher"`, `"student"` (scoring) and `"update"`."""
 
     def __init__(self, stopwatch: Stopwatch, prompt: int, pad_token_id: int):
         self.stopwatch, self.prompt, self.pad_token_id = stopwatch, prompt, pad_token_id
@@ -94,7 +95,7 @@ class Counter:
 
         def note_forward(module, args, kwargs):
             ids = kwargs.get("input_ids", args[0] if args else None)
-            if self.stopwatch.phase:  # by their ids, since a forward may need no mask
+            if self.stopwatch.phase:  # counted by their ids, since some forwards get no mask
                 lengths = (ids != self.pad_token_id).sum(dim=1)
                 self.forwards.append((name or self.stopwatch.phase, lengths, ids.shape[1]))
 
@@ -157,10 +158,7 @@ class CountedWorld(World):
 
     def total(self) -> dict[str, dict[str, float]]:
         """Bytes and seconds since the last call, by part."""
-        parts = {
-            part: {"bytes": self.bytes[part], "seconds": self.seconds[part]}
-            for part in ("statistics", "micro_batches")
-        }
+        parts = {part: {"bytes": self.bytes[part], "seconds": self.seconds[part]} for part in PARTS}
         self.bytes.clear()
         self.seconds.clear()
         return parts

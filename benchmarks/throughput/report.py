@@ -7,9 +7,9 @@ from typing import Any
 from fire_opd_trl.evaluation.templates import number, render
 
 from .names import ARMS
-from .phases import PHASES
+from .phases import PARTS, PHASES
 from .sizes import Size
-from .summary import PARTS, SCORED_PHASES
+from .summary import SCORED_PHASES
 
 
 def markdown(results: dict[str, Any], found: dict[str, Any], picture: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What is measured: the shape of the models, the window, and the lengths of its completions."""
+"""What the arms work on: the shape of the models, the window, and the lengths of its completions."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from statistics import NormalDist
 from fire_opd_trl.preflight.cost import ModelShape
 
 
-SHORTEST = 2  # a word and the end: a completion of the end alone says nothing, and trains nowhere
+SHORTEST = 2  # a word and the end: a completion of the end alone trains nothing
 DOUBLINGS = 3
 AXES = ("rows", "mean_length", "vocabulary")
 RANKS = (1, 2, 4)

@@ -5,14 +5,13 @@ from statistics import median
 from typing import Any
 
 from .names import ARMS, OURS, SCORING, THEIRS
-from .phases import PHASES
+from .phases import PARTS, PHASES
 from .ratios import exponent, phase_seconds, ratio, step_seconds, without_rollout
 from .sizes import Size
 from .targets import TARGETS, Results, Target, floors_by_round
 
 
 SCORED_PHASES = ("teacher", "student", "update")  # those in which tokens pass through a model
-PARTS = ("statistics", "micro_batches")  # of the communication
 
 
 def summarize(results: Results) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def growth_rows(axis: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def rank_row(point: dict[str, Any]) -> dict[str, Any]:
-    """One number of ranks: seconds of a step on the slowest rank, and bytes that a rank hands in for each of its rows."""
+    """One number of ranks: seconds of a step on the slowest rank, bytes that a rank hands in for each of its rows."""
     slowest = [max(answer["seconds"] for answer in step) for step in point["steps"]]
     steps, rows = point["steps"], point["rows_of_a_rank"]
     return {

@@ -2,9 +2,9 @@
 Processes that work for this one, each with an environment and a session of its own.
 
 A [`Worker`] runs one function, and both sides send Python objects through a pipe of `multiprocessing`. `subprocess`
-starts the process, because `multiprocessing.Process` can give it neither before its first import: its variables would have to
-be set in this process, Ctrl-C would reach it while it imports torch, and what it prints then would be seen. It would
-also import `__main__` once more, which a script without a guard does not survive.
+starts the process, because `multiprocessing.Process` can give it neither before its first import: its variables would
+have to be set in this process, Ctrl-C would reach it while it imports torch, and what it prints then would be seen. It
+would also import `__main__` once more, which a script without a guard does not survive.
 """
 
 import os

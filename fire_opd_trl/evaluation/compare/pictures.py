@@ -32,7 +32,7 @@ def draw_learning_curves(rows: list[Row], path: Path) -> list[Path]:
     columns = min((square, min(square + 1, 5, len(panels))), key=lambda columns: -len(panels) % columns)
     lines = math.ceil(len(panels) / columns)
     with plt.rc_context(STYLE):
-        size = (max(4.5, 2.35 * columns + 0.6), 1.95 * lines + 0.9)
+        size = (max(4.5, 2.35 * columns + 0.6), 1.95 * lines + (0.9 if columns > 2 else 1.3))
         figure, grid = plt.subplots(
             lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
         )
@@ -63,7 +63,8 @@ def draw_learning_curves(rows: list[Row], path: Path) -> list[Path]:
         figure.supylabel("held-out exact match, %", fontsize=10)
         order = ("method of the panel", "compared with: opd, or as named", "its random control")
         shown = [name for name in order if name in handles]
-        figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=3, fontsize=9.5)
+        beside = 3 if columns > 2 else 1  # entries of the legend; three of them are as wide as three panels
+        figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=beside, fontsize=9.5)
         return save(figure, path)
 
 
