@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+import sys
 
 import pytest
 
@@ -54,6 +55,14 @@ def test_a_paired_difference_worked_by_hand():
 def test_seeds_without_spread_claim_nothing(values, half_width, p):
     found = statistics.estimate(values)
     assert (found.half_width, found.p) == (half_width, p)
+
+
+def test_missing_scipy_is_said_before_anything_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(SystemExit) as exit:
+        main.main(["--preset", "smoke", "--output_dir", str(tmp_path)])
+    assert exit.value.code == 2 and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.endswith("Intervals over seeds need scipy: pip install fire-opd-trl[report]\n")
 
 
 def test_holm_by_hand():
