@@ -27,9 +27,8 @@ QUIT_SECONDS = 60
 PROGRAM = """
 import pkgutil, sys
 from multiprocessing.connection import Connection
-link = Connection(int(sys.argv.pop()))
-sys.path[:] = link.recv()
-function, arguments = link.recv()
+function, link = sys.argv[1], Connection(int(sys.argv[2]))
+sys.path[:], arguments = link.recv()
 pkgutil.resolve_name(function)(link, *arguments)
 """
 
@@ -64,7 +63,7 @@ class Worker:
             log.parent.mkdir(parents=True, exist_ok=True)
         with open(log or os.devnull, "wb") as output, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno())],
+                [sys.executable, "-c", PROGRAM, function, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -72,8 +71,7 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for this process, which ends its workers
                 env={**os.environ, **(environment or {})},
             )
-        self.send(sys.path)
-        self.send((function, arguments))
+        self.send((sys.path, arguments))
 
     def __enter__(self) -> "Worker":
         return self
