@@ -27,7 +27,7 @@ from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.compare.baselines import common_arguments, sft_config
-from fire_opd_trl.evaluation.compare.runs import loaded, quiet, versions
+from fire_opd_trl.evaluation.compare.runs import load_embedded, silence_libraries, versions
 from fire_opd_trl.evaluation.files import write_json
 from fire_opd_trl.evaluation.statistics import Estimate, estimate, paired
 
@@ -95,7 +95,7 @@ def fine_tuned(name: str, folder: Path) -> str:
     """Returns where a model of `FINE_TUNED` lies. It is made unless it is there already."""
     path, recipe = folder / "models" / name, FINE_TUNED[name]
     if not path.is_dir():
-        model, tokenizer = loaded(recipe["start"])
+        model, tokenizer = load_embedded(recipe["start"])
         pairs = task.problems("train", recipe["rows"] * recipe["steps"], seed=1000)  # not those of a run
         skills = [recipe["skills"][row % len(recipe["skills"])] for row in range(len(pairs))]
         rows = [(question(skill, *pair), working(skill, *pair)) for skill, pair in zip(skills, pairs, strict=True)]
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which ways to train")
     options = parser.parse_args(argv)
 
-    folder, tokenizer = options.output_dir, loaded("student")[1]
+    folder, tokenizer = options.output_dir, load_embedded("student")[1]
     print(f"making {' and '.join(FINE_TUNED)}, unless they lie in {folder / 'models'}")
     student = fine_tuned("student", folder)
     teachers = {"carry": model_path("teacher"), "digits": fine_tuned("digits_teacher", folder)}
@@ -276,5 +276,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    quiet()  # one thread, and no word from the libraries
+    silence_libraries()  # one thread, and no word from the libraries
     main()

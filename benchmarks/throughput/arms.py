@@ -1,4 +1,4 @@
-"""The arms: this library's trainer in a few settings, and TRL's, on the same models, prompts and completions."""
+"""The arms: this library's trainer in a few settings and TRL's trainers, on the same models and completions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from .sizes import Size
 
 
 ENTROPIES = ("teacher_logp_BT", "teacher_entropy_BT", "student_logp_BT", "student_entropy_BT")
-# What of the trainer this library's arms differ in. `opd_entropies` computes what `fire` reads, and uses none of it.
+# What this library's arms differ in. `opd_entropies` computes what `fire` reads, and uses none of it.
 SETTINGS: dict[str, tuple[dict[str, Any], Method | None]] = {
     "fire": ({"method": "fire", "drop_fraction": 0.2}, None),
     "fire_keep_all": ({"method": "fire", "drop_fraction": 0.0}, None),
@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], Method | None]] = {
 
 class GRPOWithTeacher(GRPOTrainer):
     """
-    What distillation in GRPO's own layout is: one rectangle as wide as the longest completion of the window, scored by
+    Distillation in GRPO's own layout: one rectangle as wide as the longest completion of the window, scored by
     teacher and student with their entropies in micro-batches of its rows, and trained in the same ones. The advantage
     is teacher minus student log-probability, nothing is dropped.
     """
@@ -59,8 +59,8 @@ class GRPOWithTeacher(GRPOTrainer):
 
 
 @dataclass
-class Arm:
-    """A trainer that is ready, with the models it trains on and what observes them."""
+class ObservedTrainer:
+    """The trainer of an arm, ready to train, with its student and with what observes the steps."""
 
     trainer: Any
     student: torch.nn.Module
@@ -69,8 +69,8 @@ class Arm:
     world: CountedWorld | None = None
 
 
-def arguments(size: Size, folder: str, ranks: int) -> dict[str, Any]:
-    """What the configurations of all arms have in common. `max_steps` is more than any benchmark asks for."""
+def common_arguments(size: Size, folder: str, ranks: int) -> dict[str, Any]:
+    """The arguments that the configurations of all arms share. `max_steps` is more than any benchmark asks for."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": size.batch,
@@ -93,15 +93,15 @@ def arguments(size: Size, folder: str, ranks: int) -> dict[str, Any]:
     }
 
 
-def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer, replay: Replay, folder: str) -> Any:
+def build_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer, replay: Replay, folder: str) -> Any:
     """
-    The trainer of an arm.
+    Build the trainer of an arm.
 
     `distillation` runs teacher and student side by side in the loss, without a scoring pass, over rectangles as wide
     as the window's longest completion. `iw_opd` does so too, with the logits of whole sequences, prompts included; it
     samples micro-batch by micro-batch, so that its rectangles are as wide as the longest completion of their rows.
     """
-    common = arguments(size, folder, ranks)
+    common = common_arguments(size, folder, ranks)
     given = {"model": student, "processing_class": tokenizer}
     if name in ("grpo_tiles", "distillation_tiles"):
         set_tiles(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -121,32 +121,34 @@ def built_trainer(name: str, size: Size, ranks: int, student, teacher, tokenizer
     return IWOPDTrainer(**given, teacher_model=teacher, args=weighted, train_dataset=replay.conversations())
 
 
-def built(name: str, size: Size, ranks: int, folder: str) -> Arm:
+def build_arm(name: str, size: Size, ranks: int, folder: str) -> ObservedTrainer:
     """
-    An arm with replayed rollouts, its phases timed and its tokens counted.
+    Build the trainer of an arm, whose rollouts are replayed, phases timed and tokens counted.
 
     Args:
         name (`str`): One of [`~benchmarks.throughput.names.ARMS`].
         size ([`Size`]): Models and window.
         ranks (`int`): Processes that share the window.
-        folder (`str`): For whatever the trainer writes.
+        folder (`str`): Where the trainer may write.
     """
     student, teacher = model_of(size, seed=0), model_of(size, seed=1)
     tokenizer, replay = tokenizer_of(size, folder), Replay.of(size)
     backbones = student.base_model, teacher.base_model
-    trainer = built_trainer(name, size, ranks, student, teacher, tokenizer, replay, folder)
+    trainer = build_trainer(name, size, ranks, student, teacher, tokenizer, replay, folder)
     student.generate = replay.generate
     stopwatch = Stopwatch(trainer.accelerator.device)
-    arm = Arm(trainer, student, stopwatch, Counter(stopwatch, size.prompt, PAD))
-    arm.counter.watch(backbones[0])
-    arm.counter.watch(backbones[1], "teacher")
+    observed = ObservedTrainer(trainer, student, stopwatch, Counter(stopwatch, size.prompt, PAD))
+    observed.counter.watch(backbones[0])
+    observed.counter.watch(backbones[1], "teacher")
     if name in OURS:
-        stopwatch.around(trainer, "_token_scores", lambda name, *a, **k: "student" if name == "student" else "teacher")
-        arm.world = trainer.world = CountedWorld(trainer.world)
-        arm.world.as_statistics(trainer, "_generate_and_score_completions")
+        stopwatch.time_method(
+            trainer, "_token_scores", lambda name, *a, **k: "student" if name == "student" else "teacher"
+        )
+        observed.world = trainer.world = CountedWorld(trainer.world)
+        observed.world.count_as_statistics(trainer, "_generate_and_score_completions")
     elif name in ("grpo", "grpo_tiles"):
-        stopwatch.around(trainer, "token_scores", lambda name, *a, **k: name)
+        stopwatch.time_method(trainer, "token_scores", lambda name, *a, **k: name)
     else:  # in the loss: the backbone alone, or the whole model; comparing the two is part of the update
-        stopwatch.around_module(teacher if name == "iw_opd" else backbones[1], "teacher")
-    stopwatch.around(trainer, "_generate_student_completions" if name == "iw_opd" else "_generate", "rollout")
-    return arm
+        stopwatch.time_module(teacher if name == "iw_opd" else backbones[1], "teacher")
+    stopwatch.time_method(trainer, "_generate_student_completions" if name == "iw_opd" else "_generate", "rollout")
+    return observed

@@ -1,4 +1,4 @@
-"""What is run: rounds of interleaved steps, memory, growth with the work, growth with the ranks."""
+"""The measurements: rounds of interleaved steps, memory, growth with the work, growth with the ranks."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from . import memory
 from .names import FLOOR, GROWING
-from .processes import STEP_SECONDS, Worker, rank_environments
+from .processes import StepWorker, rank_environments
 from .sizes import AXES, DOUBLINGS, RANKS, Size
 
 
@@ -17,7 +17,7 @@ Rounds = dict[str, list[dict[str, Any]]]
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
@@ -27,17 +27,17 @@ def duration(seconds: float) -> str:
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """The names, beginning with another one in every round, so that none always follows the same neighbour's heat."""
+    """The names, beginning with another one in every round, so that no arm always follows the same other one."""
     by %= len(names)
     return names[by:] + names[:by]
 
 
-def interleaved(workers: dict[str, Worker], repeats: int, title: str, warm_up: int = 1) -> Rounds:
+def interleave_steps(workers: dict[str, StepWorker], repeats: int, title: str, warm_up: int = 1) -> Rounds:
     """
-    One step of each worker in every round, in rotated order.
+    Do one step of each worker in every round, in rotated order.
 
     Args:
-        workers (`dict[str, Worker]`): Workers that are ready.
+        workers (`dict[str, StepWorker]`): Workers that are ready.
         repeats (`int`): Rounds that count.
         title (`str`): For the lines of progress.
         warm_up (`int`): Rounds before them that do not.
@@ -49,7 +49,8 @@ def interleaved(workers: dict[str, Worker], repeats: int, title: str, warm_up: i
     for number in range(warm_up + repeats):
         began = time.monotonic()
         for name in rotated(list(workers), number):
-            answer = workers[name].step()
+            workers[name].begin_step()
+            answer = workers[name].finish_step()
             answers[name] += [answer] if number >= warm_up else []
         left = (time.monotonic() - began) * (warm_up + repeats - number - 1)
         label = "warm-up" if number < warm_up else f"round {number - warm_up + 1}/{repeats}"
@@ -57,81 +58,85 @@ def interleaved(workers: dict[str, Worker], repeats: int, title: str, warm_up: i
     return answers
 
 
-def built(workers: dict[str, Worker], size: Size, title: str) -> None:
+def build_all(workers: dict[str, StepWorker], size: Size, title: str) -> None:
     """Build the trainers of all workers at once, and wait for them."""
     began = time.monotonic()
     for name, worker in workers.items():
         worker.build(name, size)
     for worker in workers.values():
-        worker.ready()
+        worker.wait_until_built()
     say(f"{title}: {len(workers)} workers ready after {duration(time.monotonic() - began)}")
 
 
-def timing(arms: list[str], size: Size, equal: list[str], repeats: int, threads: int, logs: Path) -> tuple:
+def measure_timing(arms: list[str], size: Size, equal: list[str], repeats: int, threads: int, logs: Path) -> tuple:
     """
-    The steps of all arms, interleaved; then of some of them on completions that are all equally long.
+    Measure the steps of all arms, interleaved; then those of some arms on completions that are all equally long.
 
     Returns:
         `dict`, `dict` or `None`: Rounds on the heavy tail, and on equal lengths.
     """
     with ExitStack() as stack:
         names = [*arms, FLOOR]
-        workers = {name: stack.enter_context(Worker(name, logs / f"{name}.log", threads)) for name in names}
-        built(workers, size, "timing")
-        tailed, same = interleaved(workers, repeats, "timing"), None
+        workers = {name: stack.enter_context(StepWorker(name, logs / f"{name}.log", threads)) for name in names}
+        build_all(workers, size, "timing")
+        tailed, same = interleave_steps(workers, repeats, "timing"), None
         for worker in workers.values():
-            worker.end()
+            worker.end_training()
         if equal:
             chosen = {name: workers[name] for name in equal}
-            built(chosen, replace(size, max_to_mean=1), "equal lengths")
-            same = interleaved(chosen, repeats, "equal lengths")
+            build_all(chosen, replace(size, max_to_mean=1), "equal lengths")
+            same = interleave_steps(chosen, repeats, "equal lengths")
         for worker in workers.values():
             worker.quit()
     return tailed, same
 
 
-def memories(arms: list[str], size: Size, threads: int, logs: Path) -> Rounds:
-    """The memory of the second step of every arm, each in a process of its own that has done nothing else."""
+def measure_memory(arms: list[str], size: Size, threads: int, logs: Path) -> Rounds:
+    """Measure the memory of the second step of every arm, each in a process that has done nothing else."""
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(
-                Worker(name, logs / f"{name}-memory.log", threads, memory=True, environment=memory.ENVIRONMENT)
+                StepWorker(name, logs / f"{name}-memory.log", threads, memory=True, environment=memory.ENVIRONMENT)
             )
             for name in arms
         }
-        built(workers, size, "memory")
-        answers = interleaved(workers, 1, "memory")
+        build_all(workers, size, "memory")
+        answers = interleave_steps(workers, 1, "memory")
         for worker in workers.values():
             worker.quit()
     return answers
 
 
-def growth(base: Size, repeats: int, threads: int, logs: Path) -> dict[str, list[dict[str, Any]]]:
+def measure_growth(base: Size, repeats: int, threads: int, logs: Path) -> dict[str, list[dict[str, Any]]]:
     """
-    Rows, length and vocabulary doubled three times each from a smaller size.
+    Measure steps while rows, length and vocabulary are doubled three times each, from a smaller size.
 
     Returns:
         `dict[str, list[dict]]`: For each axis its points: `value` and the `rounds` of every growing arm.
     """
     points: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, logs / f"{name}-growth.log", threads)) for name in GROWING}
+        workers = {
+            name: stack.enter_context(StepWorker(name, logs / f"{name}-growth.log", threads)) for name in GROWING
+        }
         for axis in AXES:
             for doublings in range(DOUBLINGS + 1):
                 size = base.grown(axis, doublings)
                 title = f"growth, {axis} {getattr(size, axis)}"
-                built(workers, size, title)
-                points[axis].append({"value": getattr(size, axis), "rounds": interleaved(workers, repeats, title)})
+                build_all(workers, size, title)
+                points[axis].append(
+                    {"value": getattr(size, axis), "rounds": interleave_steps(workers, repeats, title)}
+                )
                 for worker in workers.values():
-                    worker.end()
+                    worker.end_training()
         for worker in workers.values():
             worker.quit()
     return points
 
 
-def ranks(size: Size, repeats: int, logs: Path) -> list[dict[str, Any]]:
+def measure_ranks(size: Size, repeats: int, logs: Path) -> list[dict[str, Any]]:
     """
-    `fire` on 1, 2 and 4 gloo ranks of one thread, the same window shared among them.
+    Measure `fire` on 1, 2 and 4 gloo ranks of one thread, which share the same window.
 
     Returns:
         `list[dict]`: For each number of ranks, `steps`: in every round what each rank answered.
@@ -141,17 +146,17 @@ def ranks(size: Size, repeats: int, logs: Path) -> list[dict[str, Any]]:
         with ExitStack() as stack:
             team = [
                 stack.enter_context(
-                    Worker(f"rank {rank} of {count}", logs / f"{count}-ranks-{rank}.log", 1, False, env)
+                    StepWorker(f"rank {rank} of {count}", logs / f"{count}-ranks-{rank}.log", 1, False, env)
                 )
                 for rank, env in enumerate(rank_environments(count))
             ]
             for worker in team:
                 worker.build("fire", size, count)
             for worker in team:
-                worker.ready(count)
-            steps = [together(team) for _ in range(repeats + 1)][1:]
+                worker.wait_until_built(count)
+            steps = [step_together(team) for _ in range(repeats + 1)][1:]
             for worker in team:
-                worker.end()
+                worker.end_training()
             for worker in team:
                 worker.quit()
         slowest = max(max(answer["seconds"] for answer in step) for step in steps)
@@ -160,8 +165,8 @@ def ranks(size: Size, repeats: int, logs: Path) -> list[dict[str, Any]]:
     return points
 
 
-def together(team: list[Worker]) -> list[dict[str, Any]]:
-    """One step of all ranks."""
+def step_together(team: list[StepWorker]) -> list[dict[str, Any]]:
+    """Do one step on all ranks at once."""
     for worker in team:
-        worker.tell("step")
-    return [worker.answer(STEP_SECONDS) for worker in team]
+        worker.begin_step()
+    return [worker.finish_step() for worker in team]

@@ -1,4 +1,4 @@
-"""The peak memory of a step above what stays: weights, optimizer states, and the gradients of the step."""
+"""The peak memory of a step above the weights, the optimizer states and the gradients of the step."""
 
 import ctypes
 import gc
@@ -10,14 +10,14 @@ import torch
 
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# What is freed goes back to the system at once, so that a peak is what was in use together.
+# The C library gives freed memory back at once, so that a peak is what was in use at the same time.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 class Memory:
     """
-    Watches one step. Between steps a trainer holds weights and optimizer states. Before the first loss of the step
-    there are no gradients; after it they are taken off the peak:
+    Watches one step. Between two steps a trainer holds weights and optimizer states: the `rest`. Before the first loss
+    of the step there are no gradients; after it they are subtracted from the peak:
     `above = max(peak before - rest, peak after - rest - gradients)`.
     """
 
@@ -25,7 +25,7 @@ class Memory:
         self.device = device
 
     def start(self) -> None:
-        """The step begins: forget earlier peaks."""
+        """Forget earlier peaks, when the step begins."""
         gc.collect()
         self.reason: str | None = None
         self.before: int | None = None
@@ -41,7 +41,7 @@ class Memory:
             self.reason = f"the peak of this process cannot be reset: {type(error).__name__}"
 
     def update(self) -> None:
-        """The first loss of the step is about to be computed."""
+        """Take the peak of scoring, when the first loss of the step is about to be computed; do nothing later."""
         if self.before is not None or self.reason:
             return
         self.before = self._peak()
@@ -54,7 +54,7 @@ class Memory:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else resident("VmHWM")
 
     def stop(self, model: torch.nn.Module) -> dict[str, Any]:
-        """The step ends; bytes, or why there are none."""
+        """Return what the step took in bytes, or the reason why nothing was measured."""
         if self.reason:
             return {"above": None, "reason": self.reason}
         after, before = self._peak(), self.rest if self.before is None else self.before

@@ -1,4 +1,4 @@
-"""The arms by name, and what each is."""
+"""The names of the arms, and what each arm is."""
 
 OURS = {
     "fire": "FiReOPDTrainer, `fire`: a fifth of the rows dropped, tokens reweighted",
@@ -15,7 +15,11 @@ THEIRS = {
     "iw_opd": "TRL's experimental IWOPDTrainer: sampled tokens, whole logits",
 }
 ARMS = {**OURS, **THEIRS}
-SCORING = (*OURS, "grpo", "grpo_tiles")  # whose teacher is timed with its head
+SCORING = (
+    *OURS,
+    "grpo",
+    "grpo_tiles",
+)  # the arms that score before the update, so that a teacher is timed with its head
 EQUAL_LENGTHS = ("opd", "opd_entropies", "grpo", "grpo_tiles")
 GROWING = ("fire", "grpo")
-FLOOR = "floor"  # a worker like any arm, whose step measures rates
+FLOOR = "floor"  # this worker measures the rates of the machine in each of its steps

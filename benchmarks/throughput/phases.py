@@ -1,24 +1,25 @@
-"""Where the time of a step goes, and which tokens pass through which model, without a change to any trainer."""
+"""Where the time of a step goes, and which tokens pass through which model. No trainer is changed for it."""
 
 import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fire_opd_trl.preflight.cost import Work
 from fire_opd_trl.stages import World
 
 
 PHASES = ("rollout", "teacher", "student", "update")
+PARTS = ("statistics", "micro_batches")  # of the communication
 
 
 class Stopwatch:
     """
-    Seconds of a step by phase. Phases nest, and the inner one's time is not the outer one's; what is in none of them
-    is `"update"`.
+    Seconds of a step by phase. Phases nest, and the time of an inner one does not count for the outer one. The time
+    outside of all of them is `"update"`.
     """
 
     def __init__(self, device: torch.device):
@@ -36,23 +37,23 @@ class Stopwatch:
         self.last = now
 
     def start(self) -> None:
-        """The step begins."""
+        """Begin a step, in the update."""
         self.seconds, self.open, self.last = dict.fromkeys(PHASES, 0.0), ["update"], self._now()
 
     def stop(self) -> dict[str, float]:
-        """The step ends; its seconds by phase."""
+        """End the step, and return its seconds by phase."""
         self._turn()
         self.open = []
         return self.seconds
 
     def push(self, phase: str) -> None:
-        """A phase begins."""
+        """Begin a phase inside the one under way."""
         if self.open:
             self._turn()
             self.open.append(phase)
 
     def pop(self) -> None:
-        """The innermost phase ends."""
+        """End the innermost phase."""
         if self.open:
             self._turn()
             self.open.pop()
@@ -62,8 +63,8 @@ class Stopwatch:
         """The innermost phase under way."""
         return self.open[-1] if self.open else None
 
-    def around(self, owner: Any, name: str, phase: str | Callable[..., str]) -> None:
-        """Time a method of an object; `phase` may be read from its arguments."""
+    def time_method(self, owner: Any, name: str, phase: str | Callable[..., str]) -> None:
+        """Time a method of an object; `phase` may be a function of its arguments."""
         method = getattr(owner, name)
 
         @functools.wraps(method)
@@ -76,42 +77,14 @@ class Stopwatch:
 
         setattr(owner, name, timed)
 
-    def around_module(self, module: torch.nn.Module, phase: str) -> None:
+    def time_module(self, module: torch.nn.Module, phase: str) -> None:
         """Time the forward of a module."""
         module.register_forward_pre_hook(lambda module, args: self.push(phase))
         module.register_forward_hook(lambda module, args, output: self.pop())
 
 
-@dataclass
-class Work:
-    """
-    What passes through a model, from which its products can be counted.
-
-    Args:
-        rows (`int`): Rows.
-        tokens (`int`): Tokens of prompts and completions.
-        padded (`int`): The same with padding.
-        pairs (`int`): Pairs of a token and one that it attends to, itself among them.
-        scored (`int`): Completion tokens, at which the head is applied.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    padded: int = 0
-    pairs: int = 0
-    scored: int = 0
-
-    def add(self, lengths: list[int], width: int, prompt: int) -> None:
-        """A forward of rows of these lengths, padded to `width`, after prompts of equal length."""
-        self.rows += len(lengths)
-        self.tokens += sum(lengths)
-        self.padded += len(lengths) * width
-        self.pairs += sum(length * (length + 1) // 2 for length in lengths)
-        self.scored += sum(length - prompt for length in lengths)
-
-
 class Counter:
-    """The work of a step by what was done: `"teacher"`, `"student"` (scoring) and `"update"`."""
+    """Counts the work of a step under `"teacher"`, `"student"` (scoring) and `"update"`."""
 
     def __init__(self, stopwatch: Stopwatch, prompt: int, pad_token_id: int):
         self.stopwatch, self.prompt, self.pad_token_id = stopwatch, prompt, pad_token_id
@@ -120,13 +93,13 @@ class Counter:
     def watch(self, model: torch.nn.Module, name: str | None = None) -> None:
         """Count the forwards of a backbone under a name, by default that of the phase under way."""
 
-        def seen(module, args, kwargs):
+        def note_forward(module, args, kwargs):
             ids = kwargs.get("input_ids", args[0] if args else None)
-            if self.stopwatch.phase:  # by their ids, since a forward may need no mask
+            if self.stopwatch.phase:  # counted by their ids, since some forwards get no mask
                 lengths = (ids != self.pad_token_id).sum(dim=1)
                 self.forwards.append((name or self.stopwatch.phase, lengths, ids.shape[1]))
 
-        model.register_forward_pre_hook(seen, with_kwargs=True)
+        model.register_forward_pre_hook(note_forward, with_kwargs=True)
 
     def total(self) -> dict[str, Work]:
         """The work since the last call."""
@@ -138,11 +111,11 @@ class Counter:
 
 
 class CountedWorld(World):
-    """A world whose calls are counted: bytes that this rank hands in, and seconds until it has the answer."""
+    """A world that counts its calls: the bytes that this rank hands in, and the seconds until it has the answer."""
 
     def __init__(self, world: World):
         self.world, self.rank, self.ranks = world, world.rank, world.ranks
-        self.part = "slices"
+        self.part = "micro_batches"
         self.bytes: dict[str, int] = defaultdict(int)
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -170,8 +143,8 @@ class CountedWorld(World):
         self.bytes[self.part] -= bytes_of(parcels[self.rank])  # stays here
         return arrived
 
-    def as_statistics(self, owner: Any, name: str) -> None:
-        """What is said inside this method of an object are statistics; the rest is for the slices."""
+    def count_as_statistics(self, owner: Any, name: str) -> None:
+        """Count what is handed in during this method of an object as statistics; the rest serves the micro-batches."""
         method = getattr(owner, name)
 
         def inside(*args, **kwargs):
@@ -179,13 +152,13 @@ class CountedWorld(World):
             try:
                 return method(*args, **kwargs)
             finally:
-                self.part = "slices"
+                self.part = "micro_batches"
 
         setattr(owner, name, inside)
 
     def total(self) -> dict[str, dict[str, float]]:
         """Bytes and seconds since the last call, by part."""
-        parts = {part: {"bytes": self.bytes[part], "seconds": self.seconds[part]} for part in ("statistics", "slices")}
+        parts = {part: {"bytes": self.bytes[part], "seconds": self.seconds[part]} for part in PARTS}
         self.bytes.clear()
         self.seconds.clear()
         return parts

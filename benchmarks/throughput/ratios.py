@@ -49,15 +49,15 @@ def exponent(values: list[float], seconds: list[float]) -> float:
 
 
 def step_seconds(rounds: list[dict[str, Any]]) -> list[float]:
-    """Whole steps."""
+    """Seconds of whole steps."""
     return [answer["seconds"] for answer in rounds]
 
 
 def without_rollout(rounds: list[dict[str, Any]]) -> list[float]:
-    """Scoring and update."""
+    """Seconds of scoring and update."""
     return [answer["seconds"] - answer["phases"]["rollout"] for answer in rounds]
 
 
 def phase_seconds(rounds: list[dict[str, Any]], *phases: str) -> list[float]:
-    """Some phases."""
+    """Seconds of some phases."""
     return [sum(answer["phases"][phase] for phase in phases) for answer in rounds]

@@ -1,4 +1,4 @@
-"""The work that all arms share: two models, prompts, and completions that are replayed instead of sampled."""
+"""What all arms share: two models, prompts, and completions that are replayed instead of sampled."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -54,12 +54,12 @@ def tokenizer_of(size: Size, folder: str) -> PreTrainedTokenizerFast:
 @dataclass
 class Replay:
     """
-    Prompts, and the completion of each. `generate` stands in for the student's: every trainer gets the same tokens in
+    Prompts, and the completion of each. `generate` replaces the student's own: every trainer gets the same tokens, in
     whatever order and portions it asks for them.
 
-    The filter drops the rows that the teacher finds least likely. With random weights those would be short ones, whose
-    means scatter most. So every completion repeats the last word of its prompt, which the models like, but for the
-    rows of [`~benchmarks.throughput.sizes.unlikely_rows`], as long as the others and made of different words.
+    The filter drops the rows that the teacher finds least likely. With random weights it would drop short rows, whose
+    means scatter most. So every completion repeats the last word of its prompt, which the models like. Only the rows
+    of [`~benchmarks.throughput.sizes.unlikely_rows`], which are as long as the others, are made of different words.
 
     Args:
         prompts (`list[list[int]]`): Tokens of each prompt; no two are equal.
@@ -103,7 +103,7 @@ class Replay:
         return Dataset.from_list([{"prompt": text(ids)} for ids in self.prompts])
 
     def conversations(self) -> Dataset:
-        """The same as conversations with their answers, which IWOPDTrainer counts the tokens of."""
+        """The same as conversations with their answers, because IWOPDTrainer counts the tokens of the answers."""
         pairs = zip(self.prompts, self.completions, strict=True)
         return Dataset.from_list([{"messages": turns(prompt, completion)} for prompt, completion in pairs])
 

@@ -1,23 +1,25 @@
-"""What is measured: the shape of the models, the window, and the lengths of its completions."""
+"""What the arms work on: the shape of the models, the window, and the lengths of its completions."""
 
 import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+from fire_opd_trl.preflight.cost import ModelShape
 
-SHORTEST = 2  # a word and the end: a completion of the end alone says nothing, and trains nowhere
+
+SHORTEST = 2  # a word and the end: a completion of the end alone trains nothing
 DOUBLINGS = 3
 AXES = ("rows", "mean_length", "vocabulary")
 RANKS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(ModelShape):
     """
     A Qwen3 student with random weights, its teacher of the same shape, and one window of completions.
 
     Args:
-        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): The shape; embeddings are tied.
+        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): As in [`ModelShape`].
         rows (`int`): Completions of a window, which is one optimizer step.
         batch (`int`): Rows in a micro-batch of a rank.
         prompt (`int`): Tokens of every prompt.
@@ -25,24 +27,11 @@ class Size:
         max_to_mean (`float`): The longest completion over the mean; 1 makes all equally long.
     """
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
     rows: int
     batch: int
     prompt: int
     mean_length: int
     max_to_mean: float = 4.0
-
-    @property
-    def parameters(self) -> int:
-        """Weights of one model, without the norms: those that are multiplied, and the tied embedding once."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
 
     @property
     def lengths(self) -> list[int]:
@@ -105,8 +94,8 @@ def unlikely_rows(rows: int, share: float = 0.2) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A size, the smaller one from which growth starts, and a word on the time that all of it takes."""
+class SizePreset:
+    """A size, the smaller one from which growth starts, and the time that all of it takes, in words."""
 
     size: Size
     growth: Size
@@ -116,14 +105,14 @@ class Preset:
 TINY = Size(32, 2, 2, 1, 16, 64, 500, rows=8, batch=2, prompt=6, mean_length=16)
 SMALL = Size(384, 6, 6, 2, 64, 1152, 50_000, rows=32, batch=4, prompt=32, mean_length=64)
 MEDIUM = Size(640, 10, 10, 2, 64, 1920, 50_000, rows=64, batch=4, prompt=32, mean_length=128)
-PRESETS = {
-    "tiny": Preset(TINY, TINY, "0.03 M parameters, seconds: for tests of the benchmark"),
-    "small": Preset(
+SIZE_PRESETS = {
+    "tiny": SizePreset(TINY, TINY, "0.03 M parameters, seconds: for tests of the benchmark"),
+    "small": SizePreset(
         SMALL,
         replace(SMALL, rows=8, mean_length=32, vocabulary=12_500),
         "30 M parameters, a 50 000-token vocabulary: about half an hour on two cores (estimated)",
     ),
-    "medium": Preset(
+    "medium": SizePreset(
         MEDIUM,
         replace(MEDIUM, rows=16, mean_length=64, vocabulary=12_500),
         "80 M parameters, a 50 000-token vocabulary: for a GPU, or hours on two cores (estimated)",

@@ -1,18 +1,21 @@
-"""From what every worker answered to what the tables say: medians, ratios, shares, exponents."""
+"""From the answers of the workers to the numbers of the tables: medians, ratios, shares, exponents."""
 
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from .names import ARMS, OURS, SCORING, THEIRS
-from .phases import PHASES
+from .phases import PARTS, PHASES
 from .ratios import exponent, phase_seconds, ratio, step_seconds, without_rollout
 from .sizes import Size
-from .targets import TARGETS, Results, floors_by_round
+from .targets import TARGETS, Results, Target, floors_by_round
 
 
-def summary(results: Results) -> dict[str, Any]:
-    """All that the tables and the picture show; sections that were not run are `None`."""
+SCORED_PHASES = ("teacher", "student", "update")  # those in which tokens pass through a model
+
+
+def summarize(results: Results) -> dict[str, Any]:
+    """All numbers that the tables and the picture show; sections that were not run are `None`."""
     timing, equal, memory = (results.get(name) for name in ("timing", "equal", "memory"))
     return {
         "targets": [target_row(target, results) for target in TARGETS],
@@ -25,7 +28,7 @@ def summary(results: Results) -> dict[str, Any]:
         "padding": {arm: padding(rounds) for arm, rounds in timing.items() if arm in ARMS} if timing else None,
         "floor": floor_rows(results) if timing else None,
         "memory": {arm: answers[0]["memory"] for arm, answers in memory.items()} if memory else None,
-        "growth": [row for axis in results["growth"] for row in grown(axis, results["growth"][axis])]
+        "growth": [row for axis in results["growth"] for row in growth_rows(axis, results["growth"][axis])]
         if results.get("growth")
         else None,
         "ranks": [rank_row(point) for point in results["ranks"]] if results.get("ranks") else None,
@@ -33,11 +36,11 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
-def target_row(target, results: Results) -> dict[str, Any]:
-    """One aim beside what was measured."""
-    found = target.measured(results)
+def target_row(target: Target, results: Results) -> dict[str, Any]:
+    """One target beside the ratio that was measured."""
+    found = target.measure(results)
     return {
-        "key": target.key,
+        "name": target.name,
         "what": target.what,
         "bound": target.bound,
         "at_least": target.at_least,
@@ -92,21 +95,20 @@ def floor_rows(results: Results) -> dict[str, Any]:
                 "seconds": median(bound[phase] for bound in bounds),
                 "over": ratio(phase_seconds(rounds, phase), [bound[phase] for bound in bounds]).median,
             }
-            for phase in ("teacher", "student", "update")
+            for phase in SCORED_PHASES
             if phase in bounds[0]
         }
     return rows
 
 
-def grown(axis: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def growth_rows(axis: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The exponents of one axis, for every arm that grew."""
     values = [point["value"] for point in points]
     rows = []
     for arm in points[0]["rounds"]:
         seconds = [median(step_seconds(point["rounds"][arm])) for point in points]
         phases = {
-            phase: [median(phase_seconds(point["rounds"][arm], phase)) for point in points]
-            for phase in ("teacher", "student", "update")
+            phase: [median(phase_seconds(point["rounds"][arm], phase)) for point in points] for phase in SCORED_PHASES
         }
         rows.append(
             {
@@ -122,10 +124,9 @@ def grown(axis: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rank_row(point: dict[str, Any]) -> dict[str, Any]:
-    """A number of ranks: seconds of a step, the slowest rank's; what a rank says, in bytes for each of its rows."""
+    """One number of ranks: seconds of a step on the slowest rank, bytes that a rank hands in for each of its rows."""
     slowest = [max(answer["seconds"] for answer in step) for step in point["steps"]]
     steps, rows = point["steps"], point["rows_of_a_rank"]
-    parts = ("statistics", "slices")
     return {
         "ranks": point["ranks"],
         "seconds": median(slowest),
@@ -133,16 +134,16 @@ def rank_row(point: dict[str, Any]) -> dict[str, Any]:
         "most": max(slowest),
         "bytes_per_row": {
             part: median(max(answer["communication"][part]["bytes"] for answer in step) for step in steps) / rows
-            for part in parts
+            for part in PARTS
         },
         "communication_seconds": {
             part: median(max(answer["communication"][part]["seconds"] for answer in step) for step in point["steps"])
-            for part in parts
+            for part in PARTS
         },
     }
 
 
 def rank_exponent(points: list[dict[str, Any]]) -> float:
-    """The exponent of the time of a step over the number of ranks: -1 were each rank to halve it."""
+    """The exponent of the time of a step over the number of ranks: -1 if twice the ranks take half the time."""
     rows = [rank_row(point) for point in points]
     return exponent([row["ranks"] for row in rows], [row["seconds"] for row in rows])

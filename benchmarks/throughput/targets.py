@@ -1,11 +1,11 @@
-"""What the trainer is to reach, and whether it did: every number is read from the results of the run."""
+"""The targets of the trainer, and whether it reached them: every number is read from the results of the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .floor import floors
-from .phases import Work
+from fire_opd_trl.preflight.cost import Work, floors
+
 from .ratios import Ratio, phase_seconds, ratio, step_seconds, without_rollout
 from .sizes import Size
 
@@ -16,24 +16,24 @@ Results = dict[str, Any]
 @dataclass(frozen=True)
 class Target:
     """
-    One aim.
+    One ratio that the trainer is to reach.
 
     Args:
-        key (`str`): Its letter.
-        what (`str`): What is measured.
-        bound (`float`): What the ratio is to be.
-        at_least (`bool`): Whether that is a lower bound.
-        measured (`Callable`): Results -> the ratio, or `None` where it was not run.
+        name (`str`): Its name in the report.
+        what (`str`): The ratio that is measured, in words.
+        bound (`float`): The number that the ratio is to reach or not to exceed.
+        at_least (`bool`): Whether the ratio is to reach it.
+        measure (`Callable`): Takes the results, and returns the ratio, or `None` where it was not run.
     """
 
-    key: str
+    name: str
     what: str
     bound: float
     at_least: bool
-    measured: Callable[[Results], Ratio | None]
+    measure: Callable[[Results], Ratio | None]
 
     def verdict(self, found: Ratio | None) -> str:
-        """In words; an interval on both sides of the bound is said."""
+        """Say whether the target was met, and whether the interval of the ratio holds the bound."""
         if found is None:
             return "not run"
         met = found.median >= self.bound if self.at_least else found.median <= self.bound
@@ -41,25 +41,25 @@ class Target:
         return ("met" if met else "missed") + (", but the interval holds the bound" if open_ else "")
 
 
-def compared(section: str, above: str, below: str, seconds: Callable[[list], list[float]]):
-    """A measurement: the times of one arm over those of another in the same rounds."""
+def times_of(section: str, above: str, below: str, seconds: Callable[[list], list[float]]):
+    """Make the measurement of a target: the times of one arm over those of another in the same rounds."""
 
-    def measured(results: Results) -> Ratio | None:
+    def measure(results: Results) -> Ratio | None:
         rounds = results.get(section) or {}
         return ratio(seconds(rounds[above]), seconds(rounds[below])) if {above, below} <= rounds.keys() else None
 
-    return measured
+    return measure
 
 
 def memory_over(theirs: str) -> Callable[[Results], Ratio | None]:
-    """Memory of `fire` above what stays, over that of another arm."""
+    """Make the measurement of a target: the memory of `fire` above what stays, over that of another arm."""
 
-    def measured(results: Results) -> Ratio | None:
+    def measure(results: Results) -> Ratio | None:
         rounds = results.get("memory") or {}
         found = [rounds[name][0]["memory"]["above"] for name in ("fire", theirs) if name in rounds]
         return ratio([found[0]], [found[1]]) if len(found) == 2 and None not in found and min(found) > 0 else None
 
-    return measured
+    return measure
 
 
 def floors_by_round(results: Results, arm: str) -> list[dict[str, float]]:
@@ -72,7 +72,7 @@ def floors_by_round(results: Results, arm: str) -> list[dict[str, float]]:
 
 
 def scoring_over_floor(results: Results) -> Ratio | None:
-    """Seconds of scoring by `fire`, teacher and student, over their floor."""
+    """The measurement of a target: seconds of scoring by `fire`, teacher and student, over their floor."""
     timing = results.get("timing") or {}
     if "fire" not in timing:
         return None
@@ -82,63 +82,71 @@ def scoring_over_floor(results: Results) -> Ratio | None:
 
 TARGETS = (
     Target(
-        "a",
+        "beside GRPO",
         "scoring and update, `grpo` over `fire`",
         3.0,
         True,
-        compared("timing", "grpo", "fire", without_rollout),
+        times_of("timing", "grpo", "fire", without_rollout),
     ),
     Target(
-        "b",
+        "beside DistillationTrainer",
         "whole step, rollouts replayed, `distillation` over `fire`",
         3.5,
         True,
-        compared("timing", "distillation", "fire", step_seconds),
+        times_of("timing", "distillation", "fire", step_seconds),
     ),
     Target(
-        "c",
+        "equal lengths",
         "equal lengths, whole step, `opd_entropies` over `grpo`",
         1.03,
         False,
-        compared("equal", "opd_entropies", "grpo", step_seconds),
+        times_of("equal", "opd_entropies", "grpo", step_seconds),
     ),
     Target(
-        "d",
+        "memory",
         "memory above weights, gradients and optimizer, `fire` over `distillation`",
         0.5,
         False,
         memory_over("distillation"),
     ),
     Target(
-        "e",
+        "cost of the weights",
         "whole step, `fire_keep_all` over `opd_entropies`",
         1.02,
         False,
-        compared("timing", "fire_keep_all", "opd_entropies", step_seconds),
+        times_of("timing", "fire_keep_all", "opd_entropies", step_seconds),
     ),
-    Target("f", "whole step, `fire` over `opd`", 1.0, False, compared("timing", "fire", "opd", step_seconds)),
-    # The same beside TRL's trainers with tiles of the size that this library sets where there is no Triton.
     Target(
-        "a, tiles",
+        "gain of the filter",
+        "whole step, `fire` over `opd`",
+        1.0,
+        False,
+        times_of("timing", "fire", "opd", step_seconds),
+    ),
+    # The same beside TRL's trainers whose head has the tiles that this library sets where there is no Triton.
+    Target(
+        "beside GRPO, tiles",
         "scoring and update, `grpo_tiles` over `fire`",
         3.0,
         True,
-        compared("timing", "grpo_tiles", "fire", without_rollout),
+        times_of("timing", "grpo_tiles", "fire", without_rollout),
     ),
     Target(
-        "b, tiles",
+        "beside DistillationTrainer, tiles",
         "whole step, `distillation_tiles` over `fire`",
         3.5,
         True,
-        compared("timing", "distillation_tiles", "fire", step_seconds),
+        times_of("timing", "distillation_tiles", "fire", step_seconds),
     ),
     Target(
-        "c, tiles",
+        "equal lengths, tiles",
         "equal lengths, whole step, `opd_entropies` over `grpo_tiles`",
         1.03,
         False,
-        compared("equal", "opd_entropies", "grpo_tiles", step_seconds),
+        times_of("equal", "opd_entropies", "grpo_tiles", step_seconds),
     ),
-    Target("d, tiles", "memory, `fire` over `distillation_tiles`", 0.5, False, memory_over("distillation_tiles")),
-    Target("g", "scoring of `fire` over the floor of its products", 1.5, False, scoring_over_floor),
+    Target("memory, tiles", "memory, `fire` over `distillation_tiles`", 0.5, False, memory_over("distillation_tiles")),
+    Target(
+        "scoring over its floor", "scoring of `fire` over the floor of its products", 1.5, False, scoring_over_floor
+    ),
 )

@@ -1,9 +1,9 @@
-"""The learning curve of one run: does the student get better, and does it come closer to the teacher?"""
+"""The learning curve of the demo: does the student get better, and does it come closer to the teacher?"""
 
 from pathlib import Path
 
 
-def learning_curve(
+def draw_learning_curve(
     history: list[dict[str, float]],
     path: Path,
     *,

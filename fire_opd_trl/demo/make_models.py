@@ -93,7 +93,7 @@ def untrained_model(recipe: Recipe, tokenizer: Tokenizer) -> Qwen3ForCausalLM:
 
 
 def completion_loss(model: Qwen3ForCausalLM, tokenizer: Tokenizer, pairs: list[tuple[int, int]]) -> torch.Tensor:
-    """Returns the mean cross-entropy of the completions' tokens and of the end tokens."""
+    """Returns the mean cross-entropy over the tokens of the completions and their end tokens."""
     prompts = [task.prompt(a, b) for a, b in pairs]
     texts = [text + task.working(a, b) + task.EOS for text, (a, b) in zip(prompts, pairs, strict=True)]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
@@ -105,7 +105,7 @@ def completion_loss(model: Qwen3ForCausalLM, tokenizer: Tokenizer, pairs: list[t
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
 
-def trained_steps(model: Qwen3ForCausalLM, tokenizer: Tokenizer, recipe: Recipe, name: str) -> int:
+def train(model: Qwen3ForCausalLM, tokenizer: Tokenizer, recipe: Recipe, name: str) -> int:
     """Trains `model` in place and returns after how many steps it stopped."""
     pairs = task.problems("train", recipe.steps * BATCH_SIZE, recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
@@ -130,8 +130,8 @@ def trained_steps(model: Qwen3ForCausalLM, tokenizer: Tokenizer, recipe: Recipe,
     return step + 1
 
 
-def measurements(folder: Path) -> dict[str, str]:
-    """Returns what the card says about a saved model, measured on the files."""
+def measure(folder: Path) -> dict[str, str]:
+    """Measures a saved model, and returns the lines of its card."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pairs = task.problems("test", TEST_PROBLEMS, TEST_SEED)
@@ -157,11 +157,11 @@ def main() -> None:
     for name, recipe in RECIPES.items():
         started = time.perf_counter()
         model = untrained_model(recipe, tokenizer)
-        steps = trained_steps(model, tokenizer, recipe, name)
+        steps = train(model, tokenizer, recipe, name)
         seconds = time.perf_counter() - started
         model.to(torch.bfloat16).save_pretrained(output / name)
         tokenizer.save_pretrained(output / name)
-        columns[name] = measurements(output / name) | {
+        columns[name] = measure(output / name) | {
             "training steps": f"{steps}" + (f", loss below {recipe.stop_loss}" if recipe.stop_loss else ""),
             "learning rate": str(recipe.learning_rate),
             "seed": str(recipe.seed),

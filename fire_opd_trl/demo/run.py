@@ -1,7 +1,7 @@
 """
 `fire-opd demo`: distil the embedded teacher into the embedded student on the CPU, and show that it worked.
 
-It is the ordinary trainer with an ordinary config; what is special stands in `SETTINGS`.
+It uses the ordinary trainer with an ordinary config; its only special settings are those of `SETTINGS`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SETTINGS = {
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
 }
-# What samples: TRL's generate, its continuous batching, or vLLM in this process.
+# The engines that can sample: TRL's generate, its continuous batching, or vLLM in this process.
 ROLLOUTS: dict[str, dict] = {
     "transformers": {},
     "continuous": {
@@ -50,13 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     parser.add_argument("--learning_rate", type=float, default=SETTINGS["learning_rate"], help="peak learning rate")
     parser.add_argument("--problems", type=int, default=HELD_OUT, help="held-out problems, before and after")
-    parser.add_argument("--rollouts", choices=list(ROLLOUTS), default="transformers", help="what samples")
+    parser.add_argument("--rollouts", choices=list(ROLLOUTS), default="transformers", help="which engine samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the problems")
     return parser
 
 
-def progress_callback(steps: int):
-    """A progress bar that says whether learning goes well: accuracy of the samples, kept share, KL to the teacher."""
+def make_progress(steps: int):
+    """Make the callback of a progress bar, which shows accuracy of the samples, kept share and KL to the teacher."""
     from tqdm.auto import tqdm
     from transformers import TrainerCallback
 
@@ -89,6 +89,7 @@ def progress_callback(steps: int):
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `fire-opd demo`: measure the student, distil, measure it again, and write figures, picture and student."""
     options = build_parser().parse_args(argv)
     import logging
     import warnings
@@ -101,34 +102,34 @@ def main(argv: list[str] | None = None) -> int:
 
     from .. import METHODS, FiReOPDConfig, FiReOPDTrainer, __version__
     from . import task
-    from .curves import learning_curve
+    from .curves import draw_learning_curve
 
-    # Deprecations of the libraries below are nothing that a first look should begin with.
+    # A first look should not begin with the deprecations of other libraries.
     warnings.filterwarnings("ignore", module="(?!fire_opd_trl)")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-    def loaded(name: str):
+    def load(name: str):
         return AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
 
-    student, teacher = loaded("student"), loaded("teacher")
+    student, teacher = load("student"), load("teacher")
     tokenizer = AutoTokenizer.from_pretrained(model_path("student"))
     held_out = task.problems("test", options.problems, seed=options.seed)
 
-    def measured(model) -> tuple[float, float]:
+    def measure(model) -> tuple[float, float]:
         share = task.accuracy(model, tokenizer, held_out, seed=options.seed)
         return share, 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / len(held_out))
 
     sizes = " and ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" for m in (teacher, student))
     print(f"fire_opd_trl {__version__}: {options.method}, teacher and student of {sizes} parameters, on the CPU")
-    (before, interval), (ceiling, _) = measured(student), measured(teacher)
+    (before, interval), (ceiling, _) = measure(student), measure(teacher)
     print(
         f"before: student {before:.1%} +- {interval:.1%}, teacher {ceiling:.1%} of {len(held_out)} held-out problems"
     )
 
     settings = {**SETTINGS, "learning_rate": options.learning_rate, **ROLLOUTS[options.rollouts]}
-    progress = progress_callback(options.steps)
+    progress = make_progress(options.steps)
     trainer = FiReOPDTrainer(
         model=student,
         teacher_model=teacher,
@@ -151,14 +152,14 @@ def main(argv: list[str] | None = None) -> int:
             "train", options.steps * settings["per_device_train_batch_size"], seed=options.seed
         ),
         processing_class=tokenizer,
-        reward_funcs=[task.exact_match],  # logged, and read by the methods of rewards
+        reward_funcs=[task.exact_match],  # logged, and used by the methods that have rewards
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    after, interval_after = measured(student)
+    after, interval_after = measure(student)
 
     folder = options.output_dir
     checkpoint = folder / "student"
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     written = [("figures", folder / "metrics.json"), ("student", checkpoint)]
     try:
-        learning_curve(
+        draw_learning_curve(
             progress.history,
             folder / "learning_curve.png",
             title=f"{options.method}: addition with carries, {sizes} parameters",

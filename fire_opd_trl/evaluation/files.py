@@ -15,5 +15,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a JSON value."""
+    """Write a JSON value so that a reader sees all of it or none."""
     write_whole(path, json.dumps(value, indent=1))

@@ -8,46 +8,23 @@ from statistics import fmean, stdev
 LEVEL = 0.05
 
 
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function `I_x(a, b)`, by its continued fraction (modified Lentz)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only on the other side
-        return 1 - incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    tiny = 1e-300
-    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
-    value = d
-    for m in range(1, 300):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for numerator in (even, odd):
-            d = 1 / _not_zero(1 + numerator * d, tiny)
-            c = _not_zero(1 + numerator / c, tiny)
-            value *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * value / a
-
-
-def _not_zero(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny
+def scipy_special():
+    """Return `scipy.special`, which has Student's t. A command calls this first, before it computes for hours."""
+    try:
+        from scipy import special
+    except ImportError:
+        raise ImportError("Intervals over seeds need scipy: pip install fire-opd-trl[report]", name="scipy") from None
+    return special
 
 
 def t_two_sided(t: float, df: int) -> float:
     """Probability that a Student t variable with `df` degrees of freedom is at least as far from 0 as `t`."""
-    return incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    return float(scipy_special().betainc(df / 2, 0.5, df / (df + t * t)))
 
 
 def t_quantile(df: int, level: float = LEVEL) -> float:
     """The `t` at which `t_two_sided(t, df)` is `level`: half the width of an interval, in standard errors."""
-    low, high = 0.0, 1.0
-    while t_two_sided(high, df) > level:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_two_sided(middle, df) > level else (low, middle)
-    return (low + high) / 2
+    return float(-scipy_special().stdtrit(df, level / 2))
 
 
 @dataclass(frozen=True)
@@ -85,7 +62,7 @@ def estimate(values: list[float]) -> Estimate:
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Estimate | None:
-    """The mean difference `ours - theirs` over the seeds that both have; `None` without any."""
+    """The mean difference `ours - theirs` over the seeds that both have; `None` if there are none."""
     seeds = sorted(ours.keys() & theirs.keys())
     return estimate([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
 

@@ -1,4 +1,4 @@
-"""How the pictures of this package look."""
+"""The colours and the style that the pictures of comparisons and benchmarks share."""
 
 # Okabe and Ito: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#7a7a7a"
@@ -22,6 +22,7 @@ STYLE = {
 
 
 def pyplot():
+    """Return `matplotlib.pyplot`, which draws into files and opens no window."""
     import matplotlib
 
     matplotlib.use("Agg")

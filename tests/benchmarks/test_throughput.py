@@ -1,4 +1,4 @@
-"""`fire-opd bench`: right counts and intervals, the same work for every arm, a report that says what was missed."""
+"""The benchmark: right counts and intervals, the same work for every arm, a report that says what was missed."""
 
 import itertools
 import json
@@ -12,17 +12,18 @@ import torch
 from conftest import run_killably
 
 from benchmarks.throughput import measure, phases
-from benchmarks.throughput.floor import floors, flops, forward_floor
 from benchmarks.throughput.main import main
 from benchmarks.throughput.memory import Memory
 from benchmarks.throughput.names import ARMS, EQUAL_LENGTHS, THEIRS
-from benchmarks.throughput.phases import CountedWorld, Counter, Stopwatch, Work
-from benchmarks.throughput.processes import Worker, WorkerFailed
+from benchmarks.throughput.phases import CountedWorld, Counter, Stopwatch
+from benchmarks.throughput.processes import StepWorker
 from benchmarks.throughput.ratios import exponent, ratio
 from benchmarks.throughput.replay import END, PAD, Replay
-from benchmarks.throughput.sizes import PRESETS, TINY, Size, completion_lengths, unlikely_rows
-from benchmarks.throughput.summary import summary
-from benchmarks.throughput.tables import markdown
+from benchmarks.throughput.report import markdown
+from benchmarks.throughput.sizes import SIZE_PRESETS, TINY, Size, completion_lengths, unlikely_rows
+from benchmarks.throughput.summary import summarize
+from fire_opd_trl.evaluation.workers import WorkerFailed
+from fire_opd_trl.preflight.cost import Work
 from fire_opd_trl.stages import World
 
 
@@ -56,7 +57,7 @@ def test_a_tail_that_so_few_rows_cannot_have_is_refused(tail):
 
 def test_what_is_dropped_is_as_long_as_what_is_kept():
     assert unlikely_rows(32) == [2, 8, 13, 18, 24, 29] and unlikely_rows(4) == []
-    lengths = PRESETS["medium"].size.lengths
+    lengths = SIZE_PRESETS["medium"].size.lengths
     dropped = sum(lengths[row] for row in unlikely_rows(len(lengths)))
     assert dropped / sum(lengths) == pytest.approx(0.2, abs=0.05)
 
@@ -84,38 +85,6 @@ def test_every_trainer_gets_the_completions_of_its_prompts_in_whatever_order():
 
 
 # Counting
-
-
-def test_operations_and_weights_counted_by_hand():
-    work = Work()
-    work.add([3, 5], width=6, prompt=2)
-    assert work == Work(rows=2, tokens=8, padded=12, pairs=6 + 15, scored=1 + 3)
-    # Two operations x inner x outer x tokens x layers; queries are 2 heads of 3, keys 1 head of 3.
-    assert flops(HAND, work) == {
-        "query": 2 * 4 * 6 * 8 * 2,
-        "key": 2 * 4 * 3 * 8 * 2,
-        "value": 2 * 4 * 3 * 8 * 2,
-        "output": 2 * 6 * 4 * 8 * 2,
-        "gate": 2 * 4 * 5 * 8 * 2,
-        "up": 2 * 4 * 5 * 8 * 2,
-        "down": 2 * 5 * 4 * 8 * 2,
-        "head": 2 * 4 * 7 * 4,
-        "attention": 2 * 4 * 6 * 21,  # two layers, scores and values, two operations each, 2 heads of 3
-    }
-    assert HAND.parameters == 2 * (4 * 6 + 2 * 4 * 3 + 6 * 4 + 3 * 4 * 5) + 7 * 4 == 292
-
-
-def test_the_floor_is_computation_or_reading_whichever_takes_longer():
-    work = Work()
-    work.add([3, 5], width=6, prompt=2)
-    shapes = ("4x6", "4x3", "6x4", "4x5", "5x4", "4x7")
-    rates = {"products": dict.fromkeys(shapes, 1000.0), "copy": 1000.0, "element_bytes": 4}
-    assert forward_floor(HAND, work, rates) == pytest.approx(5.456)
-    assert forward_floor(HAND, work, {**rates, "copy": 100.0}) == pytest.approx(292 * 4 / 100)
-    faster_head = {**rates, "products": {**rates["products"], "4x7": 2000.0}}  # 224 of the head, 1008 of attention
-    assert forward_floor(HAND, work, faster_head) == pytest.approx(5.456 - (224 + 1008) / 2000)
-    found = floors(HAND, {"teacher": work, "update": work}, rates)
-    assert found == {"teacher": pytest.approx(5.456), "update": pytest.approx(3 * 5.456 + 7 * 4 * 292 / 1000)}
 
 
 def test_an_inner_phase_is_not_counted_twice(monkeypatch):
@@ -163,12 +132,12 @@ def test_bytes_of_the_statistics_and_of_the_rest():
             return self.world.gather(torch.zeros(3, 2)), self.world.max(torch.tensor(1.0))
 
     trainer = Trainer()
-    trainer.world.as_statistics(trainer, "score")
+    trainer.world.count_as_statistics(trainer, "score")
     gathered, largest = trainer.score()
     trainer.world.sum(torch.zeros(5, dtype=torch.int64))
     assert trainer.world.local_slice(4) == slice(0, 4) and gathered.shape == (3, 2) and largest == 1.0
     said = trainer.world.total()
-    assert (said["statistics"]["bytes"], said["slices"]["bytes"]) == (3 * 2 * 4 + 4, 5 * 8 + 8)
+    assert (said["statistics"]["bytes"], said["micro_batches"]["bytes"]) == (3 * 2 * 4 + 4, 5 * 8 + 8)
     assert trainer.world.total()["statistics"]["bytes"] == 0
 
 
@@ -225,7 +194,7 @@ def literal_results() -> dict:
     floor = {"seconds": 0.1, "rates": {**rates, "element_bytes": 4, "rows": 16}}
     memory = {"peak": 9_000_000, "rest": 2_000_000, "gradients": 1_000_000, "above": 6_000_000, "reason": None}
     no_memory = {"above": None, "reason": "the peak of this process cannot be reset: OSError"}
-    said = {part: {"bytes": size, "seconds": 0.01} for part, size in (("statistics", 80), ("slices", 40))}
+    said = {part: {"bytes": size, "seconds": 0.01} for part, size in (("statistics", 80), ("micro_batches", 40))}
     return {
         "options": {"preset": "small", "repeats": 3, "threads": 2},
         "date": "2026-01-01",
@@ -254,17 +223,19 @@ def literal_results() -> dict:
 
 def test_the_report_says_what_was_met_what_was_missed_and_what_was_not_run():
     results = literal_results()
-    found = summary(results)
-    verdicts = {row["key"]: row["verdict"] for row in found["targets"]}
-    # a: 4.0 / 1.0, in one round 4.0 / 1.2. b: 2.2 / 1.1. g: 0.5 s over 2 x 5456 / 1e5 = 0.109 s
-    assert verdicts["a"].startswith("met") and verdicts["b"] == "missed" and verdicts["g"] == "missed"
-    assert {verdicts[key] for key in "cdef"} == {"not run"}
+    found = summarize(results)
+    verdicts = {row["name"]: row["verdict"] for row in found["targets"]}
+    assert verdicts.pop("beside GRPO").startswith("met")  # 4.0 / 1.0, in one round 4.0 / 1.2
+    assert verdicts.pop("beside DistillationTrainer") == "missed"  # 2.2 / 1.1
+    assert verdicts.pop("scoring over its floor") == "missed"  # 0.5 s over 2 x 5456 / 1e5 = 0.109 s
+    assert len(verdicts) == 8 and set(verdicts.values()) == {"not run"}
     text = markdown(results, found, picture=None)
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["| a"].startswith("| a | scoring and update, `grpo` over `fire` | 4.000 [")
-    assert "{3.333–4.000} | at least 3 | met" in lines["| a"]
-    assert lines["| b"].endswith("| at least 3.5 | missed |") and "2.000 [" in lines["| b"]
-    assert lines["| c"].endswith("| – | at most 1.03 | not run |")
+    beside_grpo, beside_distillation = lines["| beside GRPO"], lines["| beside DistillationTrainer"]
+    assert beside_grpo.startswith("| beside GRPO | scoring and update, `grpo` over `fire` | 4.000 [")
+    assert "{3.333–4.000} | at least 3 | met" in beside_grpo
+    assert beside_distillation.endswith("| at least 3.5 | missed |") and "2.000 [" in beside_distillation
+    assert lines["| equal lengths"].endswith("| – | at most 1.03 | not run |")
     assert "| `fire` | 1.1 {1.1–1.3} | 0.1 | 0.25 | 0.25 | 0.5 | 7 | – |" in text  # 8 tokens
     assert "### Equal completion lengths\n\nNot run." in text
     assert "| `distillation` | – | – | – | – | the peak of this process cannot be reset: OSError |" in text
@@ -277,7 +248,7 @@ def test_the_report_says_what_was_met_what_was_missed_and_what_was_not_run():
 def test_a_bound_inside_the_interval_is_said():
     results = literal_results()
     results["timing"]["grpo"] = [answer(seconds) for seconds in (3.0, 3.2, 3.9)]
-    verdict = summary(results)["targets"][0]["verdict"]  # 2.9, 3.1, 3.8 / 1.2 = 3.17
+    verdict = summarize(results)["targets"][0]["verdict"]  # 2.9, 3.1, 3.8 / 1.2 = 3.17
     assert verdict == "met, but the interval holds the bound"
 
 
@@ -287,7 +258,7 @@ def test_the_picture_is_drawn_also_where_sections_were_not_run(tmp_path):
 
     for number, missing in enumerate(({}, {"growth": None, "memory": None})):
         results = {**literal_results(), **missing}
-        draw({**results, "summary": summary(results)}, tmp_path / f"{number}.png")
+        draw({**results, "summary": summarize(results)}, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000
 
 
@@ -326,10 +297,8 @@ def test_all_arms_do_the_same_work_and_the_report_is_written(tmp_path):
     assert timing["opd"][0]["work"]["update"]["padded"] < 0.6 * rectangle
     found = results["summary"]
     assert {row["above"] for row in found["ratios"]} == set(THEIRS)
-    assert [row["key"] for row in found["targets"] if row["found"]] == [
-        *("a", "b", "c", "e", "f"),
-        *("a, tiles", "b, tiles", "c, tiles", "g"),
-    ]
+    assert [row["name"] for row in found["targets"] if not row["found"]] == ["memory", "memory, tiles"]
+    assert len(found["targets"]) == 11
     assert all(row["step"]["n"] == 2 and row["step"]["low"] < row["step"]["high"] for row in found["ratios"])
     texts = [(tmp_path / "report.md").read_text(), (tmp_path / "results.json").read_text()]
     assert not any(str(tmp_path) in text for text in texts) and (tmp_path / "throughput.png").is_file()
@@ -338,16 +307,18 @@ def test_all_arms_do_the_same_work_and_the_report_is_written(tmp_path):
 @pytest.mark.launch
 def test_ranks_share_the_window_and_count_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RANKS", (2,))
-    (point,) = measure.ranks(TINY, 1, tmp_path)
+    (point,) = measure.measure_ranks(TINY, 1, tmp_path)
     (step,) = point["steps"]
     assert (point["ranks"], point["rows_of_a_rank"], len(step)) == (2, TINY.rows // 2, 2)
     assert sum(rank["work"]["teacher"]["tokens"] for rank in step) == TINY.useful_tokens
-    assert all(rank["communication"][part]["bytes"] > 0 for rank in step for part in ("statistics", "slices"))
+    assert all(rank["communication"][part]["bytes"] > 0 for rank in step for part in ("statistics", "micro_batches"))
 
 
 @pytest.mark.launch
 def test_a_worker_that_dies_names_its_log(tmp_path):
-    with Worker("broken", tmp_path / "broken.log", threads=1) as worker:
+    with StepWorker("broken", tmp_path / "broken.log", threads=1) as worker:
         worker.build("fire", replace(TINY, rows=9))
-        with pytest.raises(WorkerFailed, match=r"broken: the worker died.*broken.log says: ValueError: 9 rows"):
-            worker.ready()
+        with pytest.raises(
+            WorkerFailed, match=r"worker broken ended with code 1\. .*broken.log says: ValueError: 9 rows"
+        ):
+            worker.wait_until_built()

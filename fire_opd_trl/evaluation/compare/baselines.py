@@ -1,4 +1,4 @@
-"""What a comparison needs of TRL's own trainers: their arguments on the embedded task, and what a teacher writes."""
+"""Arguments of TRL's own trainers on the embedded task, their prompts, and completions that a teacher writes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +54,14 @@ def prompts(steps: int, seed: int, generations: int = 1) -> "Dataset":
     return rows.select([row for row in range(len(rows)) if row % ROWS < ROWS // generations])
 
 
-def written_by(
+def add_completions(
     teacher: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", seed: int
 ) -> "Dataset":
     """
-    The prompts with one sampled completion of the teacher each: what supervised fine-tuning learns from.
+    Sample one completion of the teacher for each prompt, and return both: the rows of supervised fine-tuning.
 
     Args:
-        teacher ([`~transformers.PreTrainedModel`]): Who writes.
+        teacher ([`~transformers.PreTrainedModel`]): The model that writes.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         rows (`Dataset`): Rows with a `prompt`.
         seed (`int`): Seed of the sampling.

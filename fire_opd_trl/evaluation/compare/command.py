@@ -1,8 +1,9 @@
 """
 `fire-opd compare`: train the embedded student with many methods and seeds, and say which differ.
 
-All arms get the same student, teacher, prompts, seeds and number of updates, with as many completions in each. Runs
-are kept one by one: an interrupted comparison goes on where it was, and presets share the arms they have in common.
+An arm is a method with its settings. All arms get the same student, teacher, prompts, seeds and number of updates,
+with as many completions in each. Every finished run has a file: an interrupted comparison goes on where it was, and
+presets share the runs of the arms they have in common.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
-from ..workers import Answer, Job, done_by_workers
+from ..statistics import scipy_special
+from ..workers import Answer, Job, Worker, do_jobs
 from .presets import ARMS, PRESETS, Arm, selected
 from .records import OtherSettings, error_path, finished_run, one_settings, run_path
 
@@ -27,22 +29,22 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"presets:\n{about}\n\narms, for --methods:\n  {'; '.join(ARMS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole = parser.add_argument
-    whole("--preset", type=preset_name, choices=list(PRESETS), default="all", help="which arms (default: all)")
-    whole("--methods", help="arms by name, separated by commas, in place of those of the preset")
-    whole("--seeds", type=int, help="seeds of each arm (default: the preset's, mostly 8)")
-    whole("--reward_seeds", type=int, help="seeds of arms with several completions a prompt (default: at most 5)")
-    whole("--steps", type=int, help="updates of each run (default: the preset's, mostly 60)")
-    whole("--problems", type=int, help="held-out problems (default: the preset's, mostly 2000)")
-    whole("--workers", type=int, default=2, help="processes of one thread; 0 runs in this one (default: 2)")
-    whole("--output_dir", type=Path, default=Path("outputs/compare"), help="runs, reports (default: outputs/compare)")
-    whole("--only_report", action="store_true", help="run nothing; report on the runs that there are")
-    whole("--overwrite", action="store_true", help="throw away the runs of these arms, and run them again")
+    add = parser.add_argument
+    add("--preset", type=preset_name, choices=list(PRESETS), default="all", help="which arms (default: all)")
+    add("--methods", help="arms by name, separated by commas, in place of those of the preset")
+    add("--seeds", type=int, help="seeds of each arm (default: the preset's, mostly 8)")
+    add("--reward_seeds", type=int, help="seeds of arms with several completions a prompt (default: at most 5)")
+    add("--steps", type=int, help="updates of each run (default: the preset's, mostly 60)")
+    add("--problems", type=int, help="held-out problems (default: the preset's, mostly 2000)")
+    add("--workers", type=int, default=2, help="processes of one thread; 0 runs in this one (default: 2)")
+    add("--output_dir", type=Path, default=Path("outputs/compare"), help="runs, reports (default: outputs/compare)")
+    add("--only_report", action="store_true", help="run nothing; report on the runs that there are")
+    add("--overwrite", action="store_true", help="throw away the runs of these arms, and run them again")
     return parser
 
 
 def arm_names(text: str) -> list[str]:
-    """Names separated by commas, some of which have commas themselves: the longest that there is counts."""
+    """Split names at commas. Some names have commas themselves: the longest one that exists is taken."""
     parts, names = [part.strip() for part in text.split(",")], []
     while parts:
         ends = [end for end in range(len(parts), 0, -1) if ", ".join(parts[:end]) in ARMS]
@@ -53,7 +55,7 @@ def arm_names(text: str) -> list[str]:
 
 
 def preset_name(name: str) -> str:
-    """`table5` is `paper-table5`."""
+    """Return the full name of a preset: `table5` is short for `paper-table5`."""
     return f"paper-{name}" if f"paper-{name}" in PRESETS else name
 
 
@@ -61,6 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd compare`; the exit code is 1 if a run failed or there was nothing to report, and 2 for misuse."""
     parser = build_parser()
     options = parser.parse_args(argv)
+    try:
+        scipy_special()
+    except ImportError as error:
+        parser.error(str(error))
     preset = PRESETS[options.preset]
     names = arm_names(options.methods) if options.methods else None
     for name in names or []:
@@ -109,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def asked_settings(options: argparse.Namespace, preset) -> dict[str, Any]:
-    """What all runs share, from the command line and the preset."""
+    """The settings that all runs share, from the command line and the preset."""
     from .runs import shared_settings
 
     problems = options.problems or preset.problems
@@ -132,7 +138,7 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
         folder (`Path`): The output folder.
         wanted (`list[tuple[Arm, int]]`): Arms and seeds.
         settings (`dict`): From `runs.shared_settings`.
-        workers (`int`): Number of processes.
+        workers (`int`): Number of processes; with 0 this one does all runs.
 
     Returns:
         `list[str]`: The failed runs, one sentence each.
@@ -141,7 +147,9 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
     total, done = len(wanted), len(wanted) - len(missing)
     if done:
         print(f"{done} of {total} runs are there already")
-    jobs = [{"folder": str(folder), "arm": asdict(arm), "seed": seed, "settings": settings} for arm, seed in missing]
+    jobs: list[Job] = [
+        {"folder": str(folder), "arm": asdict(arm), "seed": seed, "settings": settings} for arm, seed in missing
+    ]
     failed: list[str] = []
     started, finished = time.monotonic(), 0
 
@@ -152,7 +160,7 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
         label = f"[{done + finished:>{len(str(total))}}/{total}] {arm.name} seed {job['seed']}"
         if answer["error"]:
             path = error_path(folder, arm, job["seed"])
-            if not path.is_file():  # the worker died before it could say why
+            if not path.is_file():  # the worker died, and wrote no traceback
                 write_whole(path, answer["error"] + "\n")
             failed.append(f"{arm.name} seed {job['seed']}: {path}")
             what = f"FAILED: {answer['error']}"
@@ -163,8 +171,21 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
         left = (time.monotonic() - started) / spent * (len(jobs) - spent)
         print(f"{label}: {what}   {remaining(left)}", flush=True)
 
-    done_by_workers(jobs, workers, on_answer)
+    if workers:
+        do_jobs(jobs, workers, start_worker, on_answer)
+    else:
+        from . import runs
+
+        runs.silence_libraries()
+        for job in jobs:
+            on_answer(job, runs.try_job(job))
     return failed
+
+
+def start_worker() -> Worker:
+    """Start a process that does runs on one thread, without a GPU."""
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    return Worker("the worker process", f"{__package__}.runs:do_jobs_of", environment=environment)
 
 
 def remaining(seconds: float) -> str:

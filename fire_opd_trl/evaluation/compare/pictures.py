@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def learning_curves(rows: list[Row], path: Path) -> list[Path]:
+def draw_learning_curves(rows: list[Row], path: Path) -> list[Path]:
     """
-    One panel for each method: its held-out accuracy over updates with a 95 % band, its baseline, its random control.
+    Draw one panel for each method: its held-out accuracy over updates with a 95 % band, the arm that it is compared
+    with, and its random control.
 
     Args:
         rows (`list[Row]`): The table.
@@ -31,7 +32,7 @@ def learning_curves(rows: list[Row], path: Path) -> list[Path]:
     columns = min((square, min(square + 1, 5, len(panels))), key=lambda columns: -len(panels) % columns)
     lines = math.ceil(len(panels) / columns)
     with plt.rc_context(STYLE):
-        size = (max(4.5, 2.35 * columns + 0.6), 1.95 * lines + 0.9)
+        size = (max(4.5, 2.35 * columns + 0.6), 1.95 * lines + (0.9 if columns > 2 else 1.3))
         figure, grid = plt.subplots(
             lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
         )
@@ -39,10 +40,10 @@ def learning_curves(rows: list[Row], path: Path) -> list[Path]:
         for axes, row in zip(grid.flat, panels, strict=False):
             against, control = by_name.get(row.arm.against), by_name.get(row.arm.control or "")
             if against is not None and against is not row:
-                handles["compared with: opd, or as named"] = curve(axes, against, GREY, "-", 0.22)
+                handles["compared with: opd, or as named"] = draw_curve(axes, against, GREY, "-", 0.22)
             if control is not None:
-                handles["its random control"] = curve(axes, control, ORANGE, (0, (4, 1.5)), 0.15)
-            handles["method of the panel"] = curve(axes, row, BLUE, "-", 0.22)
+                handles["its random control"] = draw_curve(axes, control, ORANGE, (0, (4, 1.5)), 0.15)
+            handles["method of the panel"] = draw_curve(axes, row, BLUE, "-", 0.22)
             axes.set_title(row.arm.name, color="black", fontweight="bold", pad=4)
             if row.arm.against != "opd":
                 axes.annotate(
@@ -62,21 +63,22 @@ def learning_curves(rows: list[Row], path: Path) -> list[Path]:
         figure.supylabel("held-out exact match, %", fontsize=10)
         order = ("method of the panel", "compared with: opd, or as named", "its random control")
         shown = [name for name in order if name in handles]
-        figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=3, fontsize=9.5)
-        return saved(figure, path)
+        beside = 3 if columns > 2 else 1  # entries of the legend; three of them are as wide as three panels
+        figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=beside, fontsize=9.5)
+        return save(figure, path)
 
 
-def curve(axes: "Axes", row: Row, color: str, style, alpha: float):
-    """Mean and band of one arm; the line, for the legend."""
+def draw_curve(axes: "Axes", row: Row, color: str, style, alpha: float):
+    """Draw the mean and the band of one arm, and return the line for the legend."""
     steps, mean, low, high = row.curve
     axes.fill_between(steps, low, high, color=color, alpha=alpha, lw=0)
     (line,) = axes.plot(steps, mean, color=color, ls=style, lw=1.6)
     return line
 
 
-def forest(rows: list[Row], path: Path) -> list[Path]:
+def draw_differences(rows: list[Row], path: Path) -> list[Path]:
     """
-    Every arm's difference to its baseline with its 95 % interval, and what a step costs.
+    Draw, for every arm, its difference to the arm that it is compared with, its 95 % interval, and what a step costs.
 
     Args:
         rows (`list[Row]`): The table.
@@ -98,7 +100,7 @@ def forest(rows: list[Row], path: Path) -> list[Path]:
             width_ratios=[3.2, 1],
             layout="constrained",
         )
-        seen = {}
+        handles = {}
         for place, row in enumerate(ordered):
             assert row.difference is not None
             color, meaning = COLORS[verdict(row)], VERDICTS[verdict(row)]
@@ -106,9 +108,11 @@ def forest(rows: list[Row], path: Path) -> list[Path]:
             width = 100 * row.difference.half_width if row.difference.half_width is not None else None
             mark = {"fmt": "o", "color": color, "ms": 5.5, "capsize": 2.5, "lw": 1.5, **hollow}
             left.errorbar(100 * row.difference.mean, place, xerr=width, **mark)
-            seen[meaning] = Line2D([], [], color=color, marker="o", ms=5.5, lw=1.5)
+            handles[meaning] = Line2D([], [], color=color, marker="o", ms=5.5, lw=1.5)
             if row.arm.is_control:
-                seen["random control"] = Line2D([], [], color=GREY, marker="o", ms=5.5, lw=0, markerfacecolor="white")
+                handles["random control"] = Line2D(
+                    [], [], color=GREY, marker="o", ms=5.5, lw=0, markerfacecolor="white"
+                )
             if row.cost is not None:
                 right.plot(row.cost, place, "o", color="#333333", ms=4.5, **hollow)
         left.set_yticks(range(len(ordered)), [label(row) for row in ordered])
@@ -122,9 +126,9 @@ def forest(rows: list[Row], path: Path) -> list[Path]:
             axes.grid(axis="both", alpha=0.25)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
-        names = [name for name in (*VERDICTS.values(), "random control") if name in seen]
-        figure.legend([seen[name] for name in names], names, loc="outside upper left", ncols=2, fontsize=9.5)
-        return saved(figure, path)
+        names = [name for name in (*VERDICTS.values(), "random control") if name in handles]
+        figure.legend([handles[name] for name in names], names, loc="outside upper left", ncols=2, fontsize=9.5)
+        return save(figure, path)
 
 
 def methods_with_controls(rows: list[Row]) -> list[Row]:
@@ -147,7 +151,7 @@ def methods_with_controls(rows: list[Row]) -> list[Row]:
 
 
 def verdict(row: Row) -> str:
-    """What the seeds say about a difference: a key of `VERDICTS`."""
+    """The verdict on a difference, as a key of `VERDICTS`."""
     assert row.difference is not None
     if row.differs is None:
         return "none"
@@ -159,7 +163,7 @@ def label(row: Row) -> str:
     return row.arm.name + (f"  (to {row.arm.against})" if row.arm.against != "opd" else "")
 
 
-def saved(figure: "Figure", path: Path) -> list[Path]:
+def save(figure: "Figure", path: Path) -> list[Path]:
     """Write a figure as PNG and as SVG, and close it."""
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     figure.savefig(paths[0], dpi=160)

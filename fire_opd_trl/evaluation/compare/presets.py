@@ -1,4 +1,4 @@
-"""Which arms a comparison has. Data alone: a name stands for the same settings wherever it appears."""
+"""The arms of a comparison, as data: a name stands for the same settings wherever it appears."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def trained_with(self) -> dict[str, Any]:
-        """What decides the outcome of a run, besides its seed: not the label, nor what it is compared with."""
+        """The fields that decide the outcome of a run together with its seed; names and comparisons do not."""
         return {
             "method": self.method,
             "method_kwargs": self.method_kwargs,
@@ -59,7 +59,7 @@ class Preset:
     Arms that are reported together.
 
     Args:
-        title (`str`): What is asked.
+        title (`str`): The question that the arms answer.
         arms (`tuple[str]`): Names in `ARMS`, in the order of the table.
         seeds, steps, problems (`int`): Defaults of the command line; the last counts held-out problems.
         curve_problems, curve_every (`int`): Held-out problems in a point of the learning curve, and steps between two.
@@ -125,7 +125,7 @@ _ARMS = [
             Arm(f"{name}, at random", "fire", given, {"control": "both"}),
         )
     ],
-    # Controls of what weighs mildly; not in `all`
+    # Controls of methods whose weights are mild; not in `all`
     Arm("fire_released: random tokens", "fire_released", config={"control": "tokens"}),
     Arm("iw_opd: random tokens", "iw_opd", config={"control": "tokens"}),
     Arm("scope: random rows", "scope", config={"control": "filter"}, **GROUP),
@@ -139,7 +139,7 @@ assert len(ARMS) == len(_ARMS), "two arms have one name"
 
 
 def with_controls(*names: str) -> tuple[str, ...]:
-    """These arms, and behind them the random controls that they have."""
+    """The arms, followed by their random controls."""
     controls = [ARMS[name].control for name in names]
     return tuple(dict.fromkeys([*names, *(name for name in controls if name is not None)]))
 

@@ -1,4 +1,4 @@
-"""The files of a comparison: one for each run, written whole or not at all, and never mixed with other settings."""
+"""The files of a comparison: one for each run, written whole or not at all. Runs of other settings are refused."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def finished_run(folder: Path, arm: Arm, seed: int, settings: dict[str, Any] | N
         folder (`Path`): The output folder of the comparison.
         arm ([`Arm`]): The arm.
         seed (`int`): The seed.
-        settings (`dict`, *optional*): What all arms share. By default any will do.
+        settings (`dict`, *optional*): The settings that all arms share. By default the run may have any.
 
     Returns:
         `dict` or `None`: The run. One that was made with other settings is refused.
@@ -55,7 +55,7 @@ def finished_run(folder: Path, arm: Arm, seed: int, settings: dict[str, Any] | N
 
 
 def one_settings(runs: list[Run]) -> dict[str, Any]:
-    """What all runs share; runs that do not share it cannot stand in one table."""
+    """Return the settings that all runs share; refuse runs that do not share them, which no table can compare."""
     first = runs[0]
     for run in runs:
         if run["settings"] != first["settings"]:

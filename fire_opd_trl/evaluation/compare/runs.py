@@ -1,25 +1,27 @@
-"""One run of a comparison: train a student, measure it, write what was seen. And the process that does many."""
+"""One run of a comparison: train a student, measure it, write what was observed. A worker does one after the other."""
 
 import functools
 import hashlib
 import json
-import os
 import platform
-import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import write_json, write_whole
-from .baselines import TRAINING, common_arguments, grpo_config, prompts, sft_config, written_by
+from .baselines import TRAINING, add_completions, common_arguments, grpo_config, prompts, sft_config
 from .presets import BASELINES, Arm
 from .records import Run, error_path, run_path
 
 
-# Name in a run's history, and in the trainer's logs. SFT has few of them: the others are null.
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+
+# The name of a value in the history of a run, and in the trainer's logs. SFT logs few of them: the others are null.
 LOGGED = {
     "accuracy": "rewards/exact_match/mean",
     "reverse_kl": "fire/reverse_kl",
@@ -34,7 +36,7 @@ ENDS = 5  # steps that make "first" and "last"
 
 
 def shared_settings(steps: int, problems: int, curve_problems: int, curve_every: int) -> dict[str, Any]:
-    """What all arms of a comparison share, as it is written in every run."""
+    """The settings that all arms of a comparison share, as they are written in every run."""
     return {
         "steps": steps,
         "problems": problems,
@@ -44,8 +46,8 @@ def shared_settings(steps: int, problems: int, curve_problems: int, curve_every:
     }
 
 
-def loaded(name: str):
-    """The embedded `"teacher"` or `"student"` and its tokenizer."""
+def load_embedded(name: str):
+    """Return the embedded `"teacher"` or `"student"` and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,24 +57,27 @@ def loaded(name: str):
     return model, AutoTokenizer.from_pretrained(model_path(name))
 
 
-def held_out(settings: dict[str, Any], seed: int) -> list[tuple[int, int]]:
+def held_out_problems(settings: dict[str, Any], seed: int) -> list[tuple[int, int]]:
     """The test problems of a seed. A point of the learning curve takes the first few of them."""
     from ...demo import task
 
     return task.problems("test", settings["problems"], seed=seed)
 
 
-def starting_point(folder: Path, settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Held-out accuracy of the untrained student and of the teacher: measured once for each seed, then read."""
+def measure_start(folder: Path, settings: dict[str, Any], seed: int) -> dict[str, float]:
+    """
+    Return the held-out accuracy of the untrained student and of the teacher. It is measured once for each seed and
+    read from its file after that.
+    """
     from ...demo import task
 
     counts = f"{settings['problems']}-{settings['curve_problems']}"
     path = folder / "runs" / "before" / f"seed{seed}-{counts}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    problems, measured = held_out(settings, seed), {}
+    problems, measured = held_out_problems(settings, seed), {}
     for name in ("student", "teacher"):
-        model, tokenizer = loaded(name)
+        model, tokenizer = load_embedded(name)
         measured[name] = task.accuracy(model, tokenizer, problems, seed=seed)
         measured[f"{name}_greedy"] = task.accuracy(model, tokenizer, problems, temperature=0, seed=seed)
         few = problems[: settings["curve_problems"]]
@@ -81,8 +86,8 @@ def starting_point(folder: Path, settings: dict[str, Any], seed: int) -> dict[st
     return measured
 
 
-def observer(tokenizer, problems: list[tuple[int, int]], every: int, seed: int):
-    """A callback that keeps the logs, times the steps, and measures the student every `every` steps."""
+def make_observer(tokenizer, problems: list[tuple[int, int]], every: int, seed: int):
+    """Make the callback of a run: it keeps the logs, times the steps, and measures the student every `every` steps."""
     import torch
     from transformers import TrainerCallback
 
@@ -115,21 +120,21 @@ def observer(tokenizer, problems: list[tuple[int, int]], every: int, seed: int):
     return Observer()
 
 
-def built_trainer(arm: Arm, seed: int, steps: int, student, teacher, tokenizer, folder: str, seen):
-    """The trainer of an arm: TRL's own for the baselines, this library's for everything else."""
+def build_trainer(arm: Arm, seed: int, steps: int, student, teacher, tokenizer, folder: str, observer):
+    """Build the trainer of an arm: TRL's own for the baselines, this library's for everything else."""
     from trl import GRPOTrainer, SFTTrainer
 
     from ... import FiReOPDTrainer
     from ...demo import task
 
-    given = {"model": student, "processing_class": tokenizer, "callbacks": [seen]}
+    given = {"model": student, "processing_class": tokenizer, "callbacks": [observer]}
     rows = prompts(steps, seed, arm.generations)
     if arm.method in BASELINES and arm.method_kwargs:
         raise ValueError(f"{arm.name}: {arm.method} is a trainer of TRL and takes no method_kwargs. Use config.")
     if arm.method == "sft":
         began = time.process_time()
-        texts = written_by(teacher, tokenizer, rows, seed)
-        seen.writing = time.process_time() - began
+        texts = add_completions(teacher, tokenizer, rows, seed)
+        observer.writing = time.process_time() - began
         return SFTTrainer(args=sft_config(folder, steps, seed, **arm.config), train_dataset=texts, **given)
     given |= {"train_dataset": rows, "reward_funcs": [task.exact_match]}
     if arm.method == "grpo":
@@ -139,7 +144,7 @@ def built_trainer(arm: Arm, seed: int, steps: int, student, teacher, tokenizer, 
 
 
 def fire_config(arm: Arm, folder: str, steps: int, seed: int):
-    """The configuration of an arm that this library trains."""
+    """The configuration of an arm that `FiReOPDTrainer` trains."""
     from ... import FiReOPDConfig
 
     fields = {**common_arguments(folder, steps, seed), "shuffle_dataset": False, "num_generations": arm.generations}
@@ -164,16 +169,16 @@ def run_one(folder: Path, arm: Arm, seed: int, settings: dict[str, Any]) -> Run:
     from ...demo import task
 
     started = time.perf_counter()
-    before, problems = starting_point(folder, settings, seed), held_out(settings, seed)
-    student, tokenizer = loaded("student")
-    teacher, _ = loaded("teacher")
-    seen = observer(tokenizer, problems[: settings["curve_problems"]], settings["curve_every"], seed)
+    before, problems = measure_start(folder, settings, seed), held_out_problems(settings, seed)
+    student, tokenizer = load_embedded("student")
+    teacher, _ = load_embedded("teacher")
+    observer = make_observer(tokenizer, problems[: settings["curve_problems"]], settings["curve_every"], seed)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = built_trainer(arm, seed, settings["steps"], student, teacher, tokenizer, scratch, seen)
+        trainer = build_trainer(arm, seed, settings["steps"], student, teacher, tokenizer, scratch, observer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    cpu = seen.cpu[WARM_UP:] or seen.cpu
-    lengths = [entry["response_length"] for entry in seen.history]
+    cpu = observer.cpu[WARM_UP:] or observer.cpu
+    lengths = [entry["response_length"] for entry in observer.history]
     run = {
         "arm": {"name": arm.name, **arm.trained_with},
         "seed": seed,
@@ -185,14 +190,14 @@ def run_one(folder: Path, arm: Arm, seed: int, settings: dict[str, Any]) -> Run:
         "teacher_greedy": before["teacher_greedy"],
         "after": task.accuracy(student, tokenizer, problems, seed=seed),
         "after_greedy": task.accuracy(student, tokenizer, problems, temperature=0, seed=seed),
-        "curve": [[0, before["student_curve"]], *seen.curve],
+        "curve": [[0, before["student_curve"]], *observer.curve],
         # CPU time of one thread, which does not depend on what else the machine does; what the teacher writes for SFT
         # is shared out over the steps.
-        "cpu_seconds_per_step": fmean(cpu) + seen.writing / settings["steps"],
-        "kept_token_ratio": mean_of(seen.history, "kept_token_ratio"),
-        "advantage_abs": mean_of(seen.history, "advantage_abs"),
+        "cpu_seconds_per_step": fmean(cpu) + observer.writing / settings["steps"],
+        "kept_token_ratio": mean_of(observer.history, "kept_token_ratio"),
+        "advantage_abs": mean_of(observer.history, "advantage_abs"),
         "response_length": None if None in lengths else [fmean(lengths[:ENDS]), fmean(lengths[-ENDS:])],
-        "history": seen.history,
+        "history": observer.history,
     }
     run["seconds"] = round(time.perf_counter() - started, 1)
     write_json(run_path(folder, arm, seed), run)
@@ -234,8 +239,8 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def attempt(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job. A failure is written beside the runs and answered, so that the others go on."""
+def try_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job. If it fails, write the traceback beside the runs and answer with the error, so that others go on."""
     folder, arm, seed = Path(job["folder"]), Arm(**job["arm"]), job["seed"]
     error_path(folder, arm, seed).unlink(missing_ok=True)
     try:
@@ -246,8 +251,8 @@ def attempt(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def quiet() -> None:
-    """One thread, and no word from the libraries: the progress of a comparison is one line for each run."""
+def silence_libraries() -> None:
+    """Compute on one thread and let the libraries print nothing: a comparison prints one line for each run."""
     import logging
     import warnings
 
@@ -263,16 +268,8 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def work() -> None:
-    """A worker: a job comes as a line of JSON on standard input, an answer goes to standard output."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    quiet()
-    with open(os.devnull, "w") as nowhere:  # only answers may go where answers are read
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    for line in sys.stdin:
-        print(json.dumps(attempt(json.loads(line))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    work()
+def do_jobs_of(link: "Connection") -> None:
+    """Answer one job after the other until the process is killed: the function of a worker of `fire-opd compare`."""
+    silence_libraries()
+    while True:
+        link.send(try_job(link.recv()))

@@ -11,17 +11,17 @@ from .records import Run
 @dataclass
 class Row:
     """
-    What the runs of an arm say. Accuracies and differences are shares, not percent.
+    The runs of an arm in numbers. Accuracies and differences are shares, not percent.
 
     Args:
         arm ([`Arm`]): The arm.
         seeds (`list[int]`): The seeds that it has.
         after, greedy ([`Estimate`]): Held-out accuracy, sampled at temperature 1 and greedy.
         difference ([`Estimate`], *optional*): To `arm.against`, paired by seed.
-        greedy_difference ([`Estimate`], *optional*): The same of the greedy accuracy.
-        differs (`bool`, *optional*): Whether that is distinguishable from 0, after Holm over the table.
+        greedy_difference ([`Estimate`], *optional*): The same for the greedy accuracy.
+        differs (`bool`, *optional*): Whether `difference` is distinguishable from 0, after Holm over the table.
         to_control ([`Estimate`], *optional*): Difference to `arm.control`, paired by seed.
-        beats_chance (`bool`, *optional*): Whether that is distinguishable from 0, after Holm over the table.
+        beats_chance (`bool`, *optional*): Whether `to_control` is distinguishable from 0, after Holm over the table.
         cost (`float`, *optional*): CPU time of a step over that of `opd`, mean over the seeds that both have.
         kept, advantage (`float`, *optional*): Share of tokens that are kept; mean |advantage|.
         length (`tuple[float, float]`, *optional*): Mean response length in the first and in the last steps.

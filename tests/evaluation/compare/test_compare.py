@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+import sys
 
 import pytest
 
@@ -54,6 +55,14 @@ def test_a_paired_difference_worked_by_hand():
 def test_seeds_without_spread_claim_nothing(values, half_width, p):
     found = statistics.estimate(values)
     assert (found.half_width, found.p) == (half_width, p)
+
+
+def test_missing_scipy_is_said_before_anything_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(SystemExit) as exit:
+        main.main(["--preset", "smoke", "--output_dir", str(tmp_path)])
+    assert exit.value.code == 2 and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.endswith("Intervals over seeds need scipy: pip install fire-opd-trl[report]\n")
 
 
 def test_holm_by_hand():
@@ -238,7 +247,7 @@ def pretended(monkeypatch):
         return run
 
     monkeypatch.setattr(runs, "run_one", run_one)
-    monkeypatch.setattr(runs, "quiet", lambda: None)
+    monkeypatch.setattr(runs, "silence_libraries", lambda: None)
     return made
 
 
@@ -302,28 +311,34 @@ def test_wrong_arguments_are_refused_in_one_sentence(capsys, tmp_path):
 
 
 def test_a_worker_that_dies_costs_its_run_alone(tmp_path, monkeypatch):
-    program = (  # answers a job with its number, and dies of the first
-        "import json, os, sys\n"
-        "for line in sys.stdin:\n"
-        "    job = json.loads(line)\n"
-        "    if job['seed'] == 0: os.kill(os.getpid(), 9)\n"
-        "    print(json.dumps({'error': None, 'seed': job['seed']}), flush=True)\n"
+    (tmp_path / "mortal_worker.py").write_text(  # answers a job with its number, and dies of the first
+        "import os\n"
+        "def do_jobs_of(link):\n"
+        "    while True:\n"
+        "        seed = link.recv()['seed']\n"
+        "        if seed == 0: os.kill(os.getpid(), 9)\n"
+        "        link.send({'error': None, 'seed': seed, 'threads': os.environ['OMP_NUM_THREADS']})\n"
     )
-    real = pool.subprocess.Popen
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    real = main.Worker
 
-    def popen(command, **kwargs):
-        assert (
-            command[1:] == ["-m", "fire_opd_trl.evaluation.compare.runs"] and kwargs["env"]["OMP_NUM_THREADS"] == "1"
-        )
-        return real([command[0], "-c", program], **kwargs)
+    def start_another(name, function, **kwargs):
+        assert function == "fire_opd_trl.evaluation.compare.runs:do_jobs_of" and callable(runs.do_jobs_of)
+        return real(name, "mortal_worker:do_jobs_of", **kwargs)
 
-    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    monkeypatch.setattr(main, "Worker", start_another)
     answers = {}
-    pool.done_by_workers(
-        [{"seed": seed} for seed in range(5)], 2, lambda job, answer: answers.update({job["seed"]: answer})
+    pool.do_jobs(
+        [{"seed": seed} for seed in range(5)],
+        2,
+        main.start_worker,
+        lambda job, answer: answers.update({job["seed"]: answer}),
     )
     assert "code -9" in answers[0]["error"] and "memory" in answers[0]["error"]
-    assert [answers[seed] for seed in range(1, 5)] == [{"error": None, "seed": seed} for seed in range(1, 5)]
+    assert [answers[seed] for seed in range(1, 5)] == [
+        {"error": None, "seed": seed, "threads": "1"} for seed in range(1, 5)
+    ]
 
 
 # The real thing
@@ -365,11 +380,11 @@ def test_baselines_train_and_are_written_like_all_others(name, tmp_path):
 
 
 def test_sft_learns_the_completion_with_its_end_and_not_the_prompt(tmp_path):
-    student, tokenizer = runs.loaded("student")
-    teacher, _ = runs.loaded("teacher")
-    seen = runs.observer(tokenizer, [], 1, 0)
-    trainer = runs.built_trainer(ARMS["sft"], 0, 1, student, teacher, tokenizer, str(tmp_path), seen)
-    assert seen.writing > 0
+    student, tokenizer = runs.load_embedded("student")
+    teacher, _ = runs.load_embedded("teacher")
+    observer = runs.make_observer(tokenizer, [], 1, 0)
+    trainer = runs.build_trainer(ARMS["sft"], 0, 1, student, teacher, tokenizer, str(tmp_path), observer)
+    assert observer.writing > 0
     (batch,) = list(trainer.get_train_dataloader())
     prompts = list(baselines.prompts(1, 0)["prompt"])
     written = task.sampled_completions(teacher, tokenizer, prompts, seed=0)
@@ -384,13 +399,13 @@ def test_sft_learns_the_completion_with_its_end_and_not_the_prompt(tmp_path):
 def test_an_arm_of_trl_takes_no_recipe_arguments(tmp_path):
     arm = Arm("sft: wrong", "sft", {"keep": 0.5})
     with pytest.raises(ValueError, match="takes no method_kwargs"):
-        runs.built_trainer(arm, 0, 1, None, None, None, str(tmp_path), runs.observer(None, [], 1, 0))
+        runs.build_trainer(arm, 0, 1, None, None, None, str(tmp_path), runs.make_observer(None, [], 1, 0))
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_example_scripts_run(name, tmp_path, capsys):
+def test_the_baselines_run_as_an_example(name, tmp_path, capsys):
     from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
-    script = load_module(packaged_folder("examples") / f"{name}_baseline.py")
-    share = script.main(["--steps", "1", "--problems", "16"])
+    script = load_module(packaged_folder("examples") / "trl_baselines.py")
+    share = script.main([name, "--steps", "1", "--problems", "16"])
     assert 0 <= share <= 1 and "of 16 held-out problems" in capsys.readouterr().out
