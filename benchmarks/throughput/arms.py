@@ -141,10 +141,11 @@ def build_arm(name: str, size: Size, ranks: int, folder: str) -> ObservedTrainer
     observed.counter.watch(backbones[0])
     observed.counter.watch(backbones[1], "teacher")
     if name in OURS:
-        stopwatch.time_method(
-            trainer, "_token_scores", lambda name, *a, **k: "student" if name == "student" else "teacher"
-        )
         observed.world = trainer.world = CountedWorld(trainer.world)
+        for scored_by, scorer in trainer.window_scorer.scorers.items():
+            scorer.world = observed.world
+            phase = "student" if scored_by == "student" else "teacher"
+            stopwatch.time_method(scorer, "token_scores", phase)
         observed.world.count_as_statistics(trainer, "_generate_and_score_completions")
     elif name in ("grpo", "grpo_tiles"):
         stopwatch.time_method(trainer, "token_scores", lambda name, *a, **k: name)

@@ -45,12 +45,14 @@ def main(argv: list[str]) -> int:
 
 
 def planned_config(processes: int) -> type[FiReOPDConfig]:
-    """The config's class as it will be on `processes` processes: windows depend on their number."""
+    """Returns the config's class as it will be on `processes` processes, since windows depend on their number."""
     return type("FiReOPDConfig", (FiReOPDConfig,), {"world_size": property(lambda self: processes)})
 
 
 def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[int, str | None]:
-    """Number of processes of the run, and what trains the student on them, from a configuration of accelerate's."""
+    """
+    Returns the run's number of processes and what trains the student on them, from a configuration of accelerate.
+    """
     planned = {} if accelerate_config is None else yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
     if not isinstance(planned, dict):
         raise ValueError(f"{accelerate_config} is no configuration of accelerate.")
@@ -104,7 +106,9 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
 
 
 def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str, Any]:
-    """What the trainer would take, from the arguments of `fire-opd train`; those of accelerate say nothing here."""
+    """
+    Returns what the trainer would take, from the arguments of `fire-opd train`; those of accelerate do not matter.
+    """
     parser = script.make_parser("fire-opd preflight", planned_config(processes))
     if not torch.cuda.is_available():
         rest = [*rest, "--use_cpu", "true"]  # looking needs no GPU
@@ -119,7 +123,9 @@ def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str,
 
 
 def arguments_to_try(parts: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The trainer's arguments for this one process: its models and its mathematics, but not where they will run."""
+    """
+    Returns the trainer's arguments for this one process: its models and its mathematics, but not where they will run.
+    """
     args = parts["args"]
     args.output_dir, args.preflight, args.push_to_hub, args.report_to = folder, False, False, []
     args.use_vllm, args.teacher_placement, args.teacher_deepspeed = False, "auto", None

@@ -66,12 +66,12 @@ def try_answers(
             checked.record(subject, text, "warning")
         else:
             checked.record(subject, text)
-        lines += partings(batch, mine_BT & (gap_BT > PART), gap_BT, title, checked.tokenizer)
+        lines += describe_partings(batch, mine_BT & (gap_BT > PART), gap_BT, title, checked.tokenizer)
     return "\n".join(lines)
 
 
 def first_rows(dataset: Any, names: list[str], column: str) -> list[dict[str, Any]]:
-    """The first rows of each teacher."""
+    """Returns the first rows of each teacher."""
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(names, 0)
     for row in dataset:
@@ -84,10 +84,10 @@ def first_rows(dataset: Any, names: list[str], column: str) -> list[dict[str, An
     return rows
 
 
-def partings(
+def describe_partings(
     batch: dict[str, Any], part_BT: torch.Tensor, gap_BT: torch.Tensor, title: str, tokenizer: Any
 ) -> list[str]:
-    """The first token of an answer that the teacher finds much less likely than the student, in some answers."""
+    """Describes, for some answers, the first token that the teacher finds much less likely than the student."""
     rows = part_BT.any(dim=1).nonzero().flatten().tolist()
     if not rows:
         return []

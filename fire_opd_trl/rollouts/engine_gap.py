@@ -19,7 +19,7 @@ UNKNOWN = 0.1  # share of tokens without a log-probability, above which nothing 
 @dataclass(frozen=True)
 class Gap:
     """
-    An engine's log-probabilities of its own tokens, less those of training.
+    By how much an engine's log-probabilities of its own tokens differ from those of training.
 
     Args:
         tokens (`int`): Tokens at which both are known.
@@ -37,7 +37,7 @@ class Gap:
 
     @classmethod
     def of(cls, sums: list[float]) -> "Gap":
-        """From the sums over rows that [`row_sums`] names."""
+        """Makes a gap from the sums over rows that [`row_sums`] names."""
         tokens, unknown, absolute, total, squares, products, lengths = sums
         count = max(1.0, tokens)
         kl = total / count
@@ -51,17 +51,17 @@ class Gap:
 
     def level(self, limit: float) -> float:
         """
-        How far beyond the limit, which is 1: by the mean, or by the KL, whichever is more. Normal noise whose mean gap
-        is the limit has KL = pi / 4 limit^2, since mean |d| = s sqrt(2 / pi) and KL = s^2 / 2. The KL is what finds
-        distributions that differ at few tokens, or to one side.
+        How far the gap is beyond the limit, which is 1: by its mean, or by its KL, whichever is more. Normal noise
+        whose mean gap is the limit has KL = pi / 4 limit^2, since mean |d| = s sqrt(2 / pi) and KL = s^2 / 2. The KL
+        is what finds distributions that differ at few tokens, or to one side.
         """
         return max(self.mean / limit, (self.kl - ERRORS * self.error) / (math.pi / 4 * limit**2))
 
 
 def row_sums(sampled_BT: torch.Tensor, student_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """
-    What [`Gap.of`] needs of this rank's rows: tokens, unknown ones, |d|, d, and over rows (sum d)^2, sum d x tokens,
-    tokens^2.
+    Returns what [`Gap.of`] needs of this rank's rows: tokens, unknown ones, |d|, d, and over rows (sum d)^2, sum d x
+    tokens, tokens^2.
 
     Args:
         sampled_BT (`torch.Tensor`): The engine's log-probabilities; not finite where it gave none.
@@ -79,7 +79,7 @@ def row_sums(sampled_BT: torch.Tensor, student_BT: torch.Tensor, mask_BT: torch.
 def engine_gaps(
     sampled_BT: torch.Tensor, student_BT: torch.Tensor, mask_BT: torch.Tensor, world: World
 ) -> tuple[Gap, list[Gap]]:
-    """The gap over all ranks, and that of each: in colocation each has an engine of its own."""
+    """Returns the gap over all ranks, and that of each rank: in colocation each has an engine of its own."""
     sums_R7 = world.gather(row_sums(sampled_BT, student_BT, mask_BT).unsqueeze(0)).double().cpu()
     return Gap.of(sums_R7.sum(dim=0).tolist()), [Gap.of(sums) for sums in sums_R7.tolist()]
 
@@ -143,7 +143,7 @@ class EngineMonitor:
         return metrics
 
     def warning(self, gap: Gap, rank: int, worst: Gap, step: int) -> str:
-        """What a user is told: the figures, then what usually makes them."""
+        """Returns what a user is told: the figures, then what usually makes them."""
         limit = self.args.sampling_gap_limit
         assert limit is not None
         if gap.silent > UNKNOWN:
@@ -163,7 +163,7 @@ class EngineMonitor:
 
 
 def likely_causes(args: FiReOPDConfig, cut: bool) -> list[str]:
-    """What usually drives engine and trainer apart; `cut`: every token is likelier to the engine."""
+    """Returns what usually drives engine and trainer apart. `cut`: whether every token is likelier to the engine."""
     causes = ["it samples with other settings than the config's: temperature, top_p, top_k, min_p, penalties"]
     if cut:
         causes = ["the engine cuts its distribution, since its tokens are all likelier to it: top_p, top_k or min_p"]

@@ -18,8 +18,9 @@ def rollout_from_trl(
     world: World,
 ) -> Rollout:
     """
-    The window as the pipeline sees it. A completion of nothing but EOS or padding says nothing: its row is empty, and
-    so is one without the reward that the method reads.
+    The trainer calls this when TRL has sampled a window; it returns the window as the pipeline sees it. A completion
+    that holds only EOS or padding says nothing, so its row has an empty mask. So has a row without the reward that the
+    method reads.
 
     Args:
         stop_ids (`list[int]`): Ids that end a completion, and padding.
@@ -47,7 +48,10 @@ def rollout_from_trl(
 
 
 def fill_empty_completions(output: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
-    """An empty completion as one padding token, which TRL can measure and which never trains."""
+    """
+    The trainer calls this on what was sampled. An empty completion becomes one padding token, which TRL can measure
+    and which never trains.
+    """
     holes = [row for row, ids in enumerate(output["completion_ids"]) if len(ids) == 0]
     output = dict(output)
     for key, token in (("completion_ids", pad_token_id), ("logprobs", 0.0), ("env_mask", 0)):
@@ -57,5 +61,5 @@ def fill_empty_completions(output: dict[str, Any], pad_token_id: int) -> dict[st
 
 
 def wrap_rollout_func(rollout_func: Callable, pad_token_id: int) -> Callable:
-    """A rollout function whose empty completions are filled."""
-    return lambda prompts, trainer: fill_empty_completions(rollout_func(prompts, trainer), pad_token_id)
+    """A rollout function of the user whose empty completions are filled; TRL calls it with prompts and itself."""
+    return lambda *args: fill_empty_completions(rollout_func(*args), pad_token_id)

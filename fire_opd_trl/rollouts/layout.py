@@ -35,20 +35,23 @@ Batch = dict[str, Any]
 
 
 def lengths(batch: Batch) -> list[int]:
-    """Tokens of each row, prompt and completion; with images, in TRL's rectangle, behind the longest prompt of all."""
+    """
+    Returns the tokens of each row, prompt and completion. With images the rows stand in TRL's rectangle, where each
+    completion begins behind the longest prompt of all.
+    """
     prompt_B = batch["prompt_mask"].sum(dim=1)
     prompt_B = prompt_B.max().expand(len(prompt_B)) if model_kwargs(batch) else prompt_B
     return (prompt_B + batch["completion_mask"].sum(dim=1)).tolist()
 
 
 def model_kwargs(batch: Batch) -> dict[str, Any]:
-    """What a forward needs beside ids and mask: images, token types."""
+    """Returns what a forward needs beside ids and mask: images and token types."""
     return {key: batch[key] for key in (*WHOLE_KEYS, *VISION_KEYS) if key in batch}
 
 
 def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
     """
-    Some rows of a batch, trimmed to their own longest prompt and completion.
+    Takes some rows out of a batch, trimmed to their own longest prompt and completion.
 
     Args:
         batch (`dict`): Tensors in TRL's layout; keys that a forward or the loss does not need are left out.
@@ -63,7 +66,7 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
     masks = batch["prompt_mask"][index], batch["completion_mask"][index]
     longest = torch.stack([mask.sum(dim=1).max() for mask in masks]).tolist()
     prompt, completion = (
-        min(width, max(1, rounded(length, multiple)))
+        min(width, max(1, round_up(length, multiple)))
         for length, width in zip(longest, (width_P, width_C), strict=True)
     )
     split = split_pixel_values_by_grid(batch)
@@ -81,7 +84,7 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
 
 
 def with_prompts(batch: Batch, prompts: list[list[int] | None], pad_token_id: int) -> Batch:
-    """The same completions after other prompts; a row without one keeps its own."""
+    """Puts the same completions behind other prompts; a row without another prompt keeps its own."""
     if all(ids is None for ids in prompts):
         return batch
     device = batch["prompt_ids"].device
@@ -95,6 +98,6 @@ def with_prompts(batch: Batch, prompts: list[list[int] | None], pad_token_id: in
     }
 
 
-def rounded(length: int, multiple: int) -> int:
-    """Up to a multiple of `multiple`."""
+def round_up(length: int, multiple: int) -> int:
+    """Rounds a length up to a multiple of `multiple`."""
     return -(-length // multiple) * multiple

@@ -25,7 +25,7 @@ def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -
 @dataclass
 class TopK:
     """
-    The teacher's `k` likeliest tokens and their log-probabilities.
+    The observer that keeps the teacher's `k` likeliest tokens and their log-probabilities.
 
     Args:
         k (`int`): How many.
@@ -55,7 +55,7 @@ class TopK:
 
 
 def tiles(rows: int, width: int) -> list[slice]:
-    """Cuts of `rows` rows of `width` numbers, each a tile of bounded size; at least one, so that shapes exist."""
+    """Cuts `rows` rows of `width` numbers into tiles of bounded size; at least one, so that shapes exist."""
     step = max(1, LARGEST_TILE // width)
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
@@ -177,7 +177,7 @@ class HeadColumns(torch.autograd.Function):
 
 
 def column_shape(hidden_NH: torch.Tensor, ids_NK: torch.Tensor) -> tuple[int, int]:
-    """Rows and numbers a row of the gathered columns."""
+    """Returns the number of rows, and of numbers in a row, of the gathered columns."""
     return len(hidden_NH), ids_NK.shape[1] * hidden_NH.shape[1]
 
 
@@ -191,8 +191,8 @@ def observe_all(observers: list[Observer]) -> Observer:
     return observe
 
 
-def padded(rows: list[torch.Tensor], like_BT: torch.Tensor) -> torch.Tensor:
-    """Ragged rows of numbers as `[B, T]`, 0 behind them."""
+def pad_ragged(rows: list[torch.Tensor], like_BT: torch.Tensor) -> torch.Tensor:
+    """Pads ragged rows of numbers with 0 to `[B, T]`."""
     value_BT = torch.zeros_like(like_BT)
     for row, value_T in enumerate(rows):
         value_BT[row, : len(value_T)] = value_T

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from ..rollouts.layout import Batch, rounded
+from ..rollouts.layout import Batch, round_up
 from .heads import Observer, observing
 
 
@@ -28,9 +28,9 @@ class ForwardOutput(NamedTuple):
 
 def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Each row in one line, completion right behind prompt, padding last. The rectangle is as wide as the longest row,
-    not as the longest prompt and the longest completion together; positions count from the row's first token, as in
-    generation; and a causal model never looks at the padding, whatever it holds.
+    Puts each row in one line, completion right behind prompt, padding last. The rectangle is as wide as the longest
+    row, not as the longest prompt and the longest completion together; positions count from the row's first token, as
+    in generation; and a causal model never looks at the padding, whatever it holds.
 
     Args:
         part (`dict`): Rows in TRL's layout.
@@ -44,7 +44,7 @@ def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Te
     """
     prompt_B1 = part["prompt_mask"].sum(dim=1, keepdim=True).clamp(min=1)  # an empty prompt is one padding token
     end_B1, width_P = prompt_B1 + part["completion_mask"].sum(dim=1, keepdim=True), part["prompt_ids"].shape[1]
-    column_L = torch.arange(max(2, rounded(int(end_B1.max()), multiple)), device=end_B1.device)
+    column_L = torch.arange(max(2, round_up(int(end_B1.max()), multiple)), device=end_B1.device)
     both = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
     ids_BL = both.gather(1, (column_L + width_P - prompt_B1).clamp(max=both.shape[1] - 1)) * (column_L < end_B1)
     place_BL, wanted_BC = (
@@ -58,7 +58,7 @@ def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Te
 
 
 def trl_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
-    """TRL's layout as one rectangle: ids, mask, width of the completions, and the columns that are about them."""
+    """Returns TRL's rectangle: ids, mask, width of the completions, and the columns that are about them."""
     ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
     mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
     width = part["completion_ids"].shape[1]

@@ -75,7 +75,7 @@ class Head:
         return cls(weight, bias, 1.0 if scale is None else scale, softcap, width, float32)
 
     def logits(self, raw: torch.Tensor, temperature: float) -> torch.Tensor:
-        """What the raw products become."""
+        """Returns the logits that the raw products become."""
         raw = raw if self.scale == 1 else raw * self.scale
         raw = raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
         return raw if temperature == 1 else raw / temperature
@@ -83,8 +83,9 @@ class Head:
 
 def set_tiles(device: torch.device) -> None:
     """
-    TRL's kernels work on tiles of 4096 tokens x 32768 columns, made for Triton. Without it their torch version makes
-    about ten temporaries of a tile: 5 GB, and each of them through main memory. There, tiles that stay in the cache.
+    Sets the tiles of TRL's kernels. Theirs have 4096 tokens x 32768 columns and are made for Triton. Without Triton
+    the torch version makes about ten temporaries of a tile: 5 GB, each of which passes through main memory. There the
+    tiles are so small that they stay in the cache.
     """
     tokens, columns = (4096, 32768) if chunked_logprob._use_triton(device) else (1024, 2048)
     chunked_logprob.TOKEN_CHUNK_SIZE = chunked_divergence.TOKEN_CHUNK_SIZE = tokens
@@ -159,5 +160,5 @@ def no_observer(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> 
 
 
 def base_of(model: Any) -> PreTrainedModel:
-    """The model itself, inside an adapter's wrapper if it has one."""
+    """Returns the model itself, inside an adapter's wrapper if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -8,7 +8,7 @@ import torch
 from ..pipeline import Context, Divergence, Method, Rollout, Scores, survivors
 from ..rollouts.layout import Batch, with_prompts
 from ..stages import World
-from .divergences import FullDivergence, TopK, TopKDivergence, hidden_states, observe_all, padded
+from .divergences import FullDivergence, TopK, TopKDivergence, hidden_states, observe_all, pad_ragged
 from .heads import Observer
 from .token_scores import ModelScorer, Scorer, TokenScores
 
@@ -65,7 +65,6 @@ class WindowScorer:
         reference ([`Scorer`], *optional*): The reference model of a method that has one.
         temperature (`float`): By which logits are divided.
         pad_token_id (`int`): Fills the teachers' prompts.
-        world ([`World`]): All ranks.
     """
 
     method: Method
@@ -74,8 +73,13 @@ class WindowScorer:
     reference: Scorer | None
     temperature: float
     pad_token_id: int
-    world: World
     window: Window | None = None
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """All models that score a window, by the name under which they are logged."""
+        reference = {"reference": self.reference} if self.reference else {}
+        return {"student": self.student, **self.teachers, **reference}
 
     def begin(self, mode: Mode, teacher_B: torch.Tensor, prompts: list[list[int] | None]) -> None:
         """
@@ -129,7 +133,7 @@ class WindowScorer:
             teacher_entropy_BT=teacher.entropy_BT,
             student_entropy_BT=student.entropy_BT,
             reference_logp_BT=self.reference.token_scores(batch, rows).logp_BT if self.reference else None,
-            reverse_kl_BT=None if divergence is None else padded(divergence, teacher.logp_BT),
+            reverse_kl_BT=None if divergence is None else pad_ragged(divergence, teacher.logp_BT),
         )
         return ScoredWindow(scores.only(self.method.signals), rows, teacher.observed)  # OPD needs no entropy
 

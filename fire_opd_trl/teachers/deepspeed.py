@@ -18,7 +18,7 @@ from .setup import RunSetup
 
 
 def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """The teacher's own DeepSpeed configuration: a dict, or a JSON file."""
+    """Returns the teacher's own DeepSpeed configuration from a dict or a JSON file."""
     if isinstance(given, str):
         try:
             given = json.loads(Path(given).read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def deepspeed_file(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
 
 
 def deepspeed_stage(given: dict[str, Any] | str | None) -> int | None:
-    """The ZeRO stage of the teacher's own configuration, if it has one."""
+    """Returns the ZeRO stage of the teacher's own configuration, if it has one."""
     config = deepspeed_file(given)
     if config is None:
         return None
@@ -48,7 +48,7 @@ def deepspeed_stage(given: dict[str, Any] | str | None) -> int | None:
 
 
 def teacher_deepspeed_config(setup: RunSetup, where: str) -> dict[str, Any] | None:
-    """What DeepSpeed is told of a teacher: its own file, or what it is told of the student."""
+    """Returns what DeepSpeed is told of a teacher: the teacher's own file, or what it is told of the student."""
     if not setup.deepspeed:
         return None
     student = setup.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -57,10 +57,8 @@ def teacher_deepspeed_config(setup: RunSetup, where: str) -> dict[str, Any] | No
         config = deepcopy(student)
     else:  # batch sizes are not the teacher's own, and neither is the precision unless the file says so
         batch = {key: value for key, value in student.items() if "batch_size" in key or key.startswith("gradient_acc")}
-        precision = {
-            key: student[key] for key in ("bf16", "fp16") if key in student and not without_auto(own).get(key)
-        }
-        config = deepcopy({**without_auto(own), **batch, **precision})
+        precision = {key: student[key] for key in ("bf16", "fp16") if key in student and not drop_auto(own).get(key)}
+        config = deepcopy({**drop_auto(own), **batch, **precision})
     zero = config.setdefault("zero_optimization", {})
     zero["stage"] = 0 if where == "replicated" or not hf_deepspeed.is_deepspeed_zero3_enabled() else 3
     if where == "offload" and zero.get("offload_param", {}).get("device", "none") == "none":
@@ -68,17 +66,18 @@ def teacher_deepspeed_config(setup: RunSetup, where: str) -> dict[str, Any] | No
     return config
 
 
-def without_auto(config: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed configuration without the values that transformers would fill in: DeepSpeed's own defaults hold."""
-    kept = {key: without_auto(value) if isinstance(value, dict) else value for key, value in config.items()}
+def drop_auto(config: dict[str, Any]) -> dict[str, Any]:
+    """Drops the values that transformers would fill in, so that DeepSpeed's own defaults hold."""
+    kept = {key: drop_auto(value) if isinstance(value, dict) else value for key, value in config.items()}
     return {key: value for key, value in kept.items() if value != "auto"}
 
 
 @contextmanager
 def loading_under(config: dict[str, Any] | None, setup: RunSetup) -> Iterator[None]:
     """
-    transformers loads a model as DeepSpeed's configuration says: here the teacher's, not the student's. With FSDP's
-    efficient loading only the first rank would have the weights, which nobody then sends to the others.
+    transformers loads a model as the DeepSpeed configuration in force says. In this context that is the teacher's, not
+    the student's. FSDP's efficient loading is switched off: only the first rank would have the weights, and nobody
+    would send them to the others.
     """
     if config is None:
         with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
@@ -95,7 +94,7 @@ def loading_under(config: dict[str, Any] | None, setup: RunSetup) -> Iterator[No
 
 
 def wrap_in_deepspeed(model: PreTrainedModel, setup: RunSetup, config: dict[str, Any]) -> torch.nn.Module:
-    """A frozen model in a DeepSpeed engine of its own."""
+    """Puts a frozen model into a DeepSpeed engine of its own."""
     sharded = config["zero_optimization"]["stage"] == 3
     if sharded:
         keep_mixtures_whole(model)
@@ -113,8 +112,8 @@ def wrap_in_deepspeed(model: PreTrainedModel, setup: RunSetup, config: dict[str,
 
 def keep_mixtures_whole(model: torch.nn.Module) -> None:
     """
-    ZeRO-3 gathers a mixture's experts together. One by one, ranks whose tokens go to different experts would wait for
-    each other for ever.
+    Lets ZeRO-3 gather all experts of a mixture together. If it gathered them one by one, ranks whose tokens go to
+    different experts would wait for each other for ever.
     """
     from deepspeed.utils import set_z3_leaf_modules
 

@@ -13,7 +13,9 @@ from .vocabulary import config_of
 
 
 def empty_model(config: PretrainedConfig) -> Any:
-    """A model without numbers, for its names and shapes; `None` for a class that transformers does not have."""
+    """
+    Returns a model without numbers, for its names and shapes; `None` for a class that transformers does not have.
+    """
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     if kind is None:
         return None
@@ -23,8 +25,9 @@ def empty_model(config: PretrainedConfig) -> Any:
 
 def streaming_arguments(model: str, device: torch.device, hub: dict[str, Any], folder: str | None) -> dict[str, Any]:
     """
-    Arguments of `from_pretrained` that leave a model's layers in its files, memory-mapped: each is brought to the
-    device for its own forward. Embeddings and head, which the fused head reads directly, are on the device.
+    Returns arguments of `from_pretrained` that leave a model's layers in its files, memory-mapped. Each layer is
+    brought to the device for its own forward. Embeddings and head, which the fused head reads directly, are on the
+    device.
     """
     skeleton = empty_model(config_of(model, **hub))
     if skeleton is None:

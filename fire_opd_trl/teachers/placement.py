@@ -1,4 +1,4 @@
-"""Teachers where they run: loaded, frozen, partitioned, replicated or on the host; adapters of one base share it."""
+"""Where teachers run: each is loaded, frozen, and then partitioned, replicated or left on the host."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -71,7 +71,9 @@ class PlacedTeacher:
 
 
 def sharding_engine(args: FiReOPDConfig) -> str | None:
-    """What trains the student on its ranks: `"ZeRO-3"`, `"DeepSpeed"` of a lower stage, `"FSDP"`, or nothing."""
+    """
+    Returns what trains the student on its ranks: `"ZeRO-3"`, `"DeepSpeed"` of a lower stage, `"FSDP"`, or `None`.
+    """
     if args.deepspeed_plugin is not None:
         return "ZeRO-3" if is_deepspeed_zero3_enabled() else "DeepSpeed"
     return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
@@ -79,7 +81,7 @@ def sharding_engine(args: FiReOPDConfig) -> str | None:
 
 def choose_placement(args: FiReOPDConfig, source: Source, engine: str | None) -> str:
     """
-    Where a teacher goes: `"sharded"`, `"replicated"` or `"offload"`. What cannot be is refused.
+    Returns where a teacher goes: `"sharded"`, `"replicated"` or `"offload"`. A placement that cannot be is refused.
 
     Args:
         engine (`str`, *optional*): See [`sharding_engine`].
@@ -128,7 +130,7 @@ def choose_placement(args: FiReOPDConfig, source: Source, engine: str | None) ->
 
 
 def is_quantized(source: Source) -> bool:
-    """Whether a teacher's weights are packed, by its own config or by the arguments it is loaded with."""
+    """Whether a teacher's weights are packed, by its own config or by the arguments that it is loaded with."""
     if source.init_kwargs.get("quantization_config") is not None:
         return True
     return source.base is not None and bool(getattr(config_of(source.base, **source.hub), "quantization_config", None))
@@ -181,7 +183,7 @@ def load_teachers(
 
 
 def load_and_place(source: Source, alike: list[Source], setup: RunSetup) -> torch.nn.Module:
-    """One base with the adapters of all teachers that share it, where it runs."""
+    """Loads one base with the adapters of all teachers that share it, and puts it where it runs."""
     args, engine = setup.args, sharding_engine(setup.args)
     where = choose_placement(args, source, engine)
     config = teacher_deepspeed_config(setup, where)
@@ -209,25 +211,29 @@ def load_and_place(source: Source, alike: list[Source], setup: RunSetup) -> torc
 
 
 def cut_to_student_rows(model: PreTrainedModel, setup: RunSetup) -> None:
-    """A model that is padded to more token rows than the student has loses them."""
+    """Cuts a model that is padded to more token rows than the student has."""
     if model.config.get_text_config().vocab_size > setup.student_rows:
         model.resize_token_embeddings(setup.student_rows, mean_resizing=False)
 
 
 def add_observable_head(model: PreTrainedModel, setup: RunSetup, outputs: tuple[str, ...]) -> None:
-    """TRL's fused head, so that `[B, T, V]` never exists, and what observes it; before the model is wrapped."""
+    """
+    Gives a model TRL's fused head, so that `[B, T, V]` never exists, and lets it be observed; before it is wrapped.
+    """
     float32 = setup.args.cast_lm_head_to_fp32
     add_fused_lm_head(model, temperature=setup.temperature, cast_lm_head_to_fp32=float32, outputs=outputs)
     make_observable(model, float32)
 
 
 def from_pretrained_kwargs(args: FiReOPDConfig, source: Source) -> dict[str, Any]:
-    """Arguments with which a teacher is loaded: its own dtype, no remote code unless the config allows it."""
+    """
+    Returns the arguments of `from_pretrained` for a teacher: its own dtype, remote code only if the config allows it.
+    """
     return loading_arguments(args, {"dtype": "auto", **source.hub, **source.init_kwargs})
 
 
 def loading_arguments(args: FiReOPDConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a frozen model of this run."""
+    """Returns the arguments of `from_pretrained` for a frozen model of this run."""
     defaults: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
         defaults["device_map"] = None  # "auto" would spread one copy over the cards of other ranks
@@ -235,7 +241,7 @@ def loading_arguments(args: FiReOPDConfig, given: dict[str, Any]) -> dict[str, A
 
 
 def add_adapter(model: Any, source: Source) -> torch.nn.Module:
-    """The model with one more adapter, in the model's own precision."""
+    """Returns the model with one more adapter, in the model's own precision."""
     from peft import PeftModel
 
     given = {"adapter_name": source.adapter_name, "autocast_adapter_dtype": False, **source.adapter_hub}
@@ -246,7 +252,9 @@ def add_adapter(model: Any, source: Source) -> torch.nn.Module:
 
 
 def refuse_unreadable_head(model: PreTrainedModel, name: str) -> None:
-    """The fused head reads the last layer's weight, which must then be plain numbers, and all there is to it."""
+    """
+    Refuses a head whose weight the fused head could not read: it must be plain numbers, and no adapter may change it.
+    """
     head = model.get_output_embeddings()
     if type(head).__module__.startswith("peft."):
         raise ValueError(
@@ -264,7 +272,7 @@ def refuse_unreadable_head(model: PreTrainedModel, name: str) -> None:
 def wrap_like_student(
     model: PreTrainedModel, setup: RunSetup, where: str = "auto", config: dict[str, Any] | None = None
 ) -> torch.nn.Module:
-    """A frozen model where the student is: partitioned when the student is, or a replica."""
+    """Puts a frozen model where the student is: it is partitioned when the student is, and else a replica."""
     accelerator, quantized = setup.accelerator, getattr(model, "is_quantized", False)
     if config is not None or setup.deepspeed:
         return wrap_in_deepspeed(model, setup, config or accelerator.state.deepspeed_plugin.deepspeed_config)
@@ -276,7 +284,9 @@ def wrap_like_student(
 
 
 def wrap_in_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
-    """A frozen model in FSDP, under version 2 layer by layer: TRL's helper alone would gather all of it at once."""
+    """
+    Wraps a frozen model in FSDP, under version 2 layer by layer: TRL's helper alone would gather all of it at once.
+    """
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -295,8 +305,8 @@ def wrap_in_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
 
 def load_reference(reference: Any, setup: RunSetup) -> torch.nn.Module | None:
     """
-    The trainer calls this when the student is set up: the reference model of a method that has one, frozen beside the
-    student. It is loaded as the student was, unless it has a name of its own.
+    The trainer calls this when the student is set up. It loads the reference model of a method that has one and
+    freezes it beside the student, with the student's own arguments unless the reference has a name of its own.
     """
     args = setup.args
     if reference is None:

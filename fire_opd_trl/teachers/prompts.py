@@ -1,4 +1,4 @@
-"""What a teacher reads before the student's answer: the student's own prompt, or one of its own for the same row."""
+"""What a teacher reads before the student's answer: the student's prompt, or a prompt of its own for the same row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ OWN = "own"  # teacher_chat_template: the one of the teacher's tokenizer
 @dataclass(frozen=True)
 class PromptRenderer:
     """
-    How one teacher's prompt is made of a row of the dataset.
+    Makes one teacher's prompt of a row of the dataset.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The teacher's, or the student's for a teacher that has none.
@@ -33,14 +33,14 @@ class PromptRenderer:
     rendered: bool
 
     def ids(self, rows: list[dict[str, Any]], tools: list | None = None) -> list[list[int] | None]:
-        """Tokens of the teacher's prompts; `None` where it reads the student's."""
+        """Returns the tokens of the teacher's prompts; `None` where it reads the student's prompt."""
         own = [self._own(row) for row in rows]
         written = [prompt for prompt in own if prompt is not None]
         ids = iter(prompt_ids(written, self.tokenizer, self.template, self.template_kwargs, tools))
         return [None if prompt is None else next(ids) for prompt in own]
 
     def _own(self, row: dict[str, Any]) -> Any:
-        """The prompt that is written for the teacher, if one is."""
+        """Returns the prompt that is written for the teacher, if one is."""
         if row.get(self.column) is not None:
             return row[self.column]
         return row["prompt"] if self.rendered and not isinstance(row["prompt"], str) else None
@@ -49,7 +49,10 @@ class PromptRenderer:
 def teacher_prompts(
     renderers: list[PromptRenderer], inputs: list[dict[str, Any]], teacher_B: list[int], tools: list | None = None
 ) -> list[list[int] | None]:
-    """Tokens of each row's prompt as its own teacher reads it; `None` where that is the student's."""
+    """
+    The trainer calls this before a window is sampled. It returns the tokens of each row's prompt as its own teacher
+    reads it; `None` where that is the student's prompt.
+    """
     ids: dict[int, list[int] | None] = {}
     for number, view in enumerate(renderers):
         mine = [row for row, teacher in enumerate(teacher_B) if teacher == number]
@@ -65,7 +68,7 @@ def prompt_renderer(
     teacher: PreTrainedTokenizerBase | None,
 ) -> PromptRenderer:
     """
-    What the teacher `name` reads.
+    Preflight calls this for each teacher. It returns how the prompts of the teacher `name` are made.
 
     Args:
         names (`list[str]`): All teachers; a setting whose keys are all among them is one for each teacher.
@@ -85,7 +88,7 @@ def prompt_renderer(
 
 
 def template_text(template: str, name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """A chat template: the teacher's own, a file, or the text itself."""
+    """Returns the text of a chat template: the teacher's own, that of a file, or the text itself."""
     if template == OWN:
         own = tokenizer.chat_template if tokenizer is not None else None
         if not own:

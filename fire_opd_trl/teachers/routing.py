@@ -1,4 +1,4 @@
-"""Which row is whose."""
+"""Which teacher scores which row."""
 
 from typing import Any
 
@@ -12,8 +12,9 @@ def route_to_teachers(
     inputs: list[dict[str, Any]], names: list[str], columns: tuple[str, str], world: World, device: torch.device
 ) -> torch.Tensor:
     """
-    Number of each row's teacher. A stream is not checked beforehand: a row that names none, or holds a malformed
-    prompt for its teacher, stops all ranks alike.
+    The trainer calls this before a window is sampled. It returns the number of each row's teacher. A stream is not
+    checked beforehand, so a row that names no teacher, or holds a malformed prompt for its teacher, stops all ranks
+    alike.
 
     Args:
         columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.

@@ -1,4 +1,4 @@
-"""Which teachers there are, and where each comes from. No weight is loaded here."""
+"""Which teachers there are, and where each of them comes from. No weight is loaded here."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def adapter_name(self) -> str:
-        """What PEFT calls its adapter."""
+        """The name under which PEFT holds its adapter."""
         return f"teacher{self.number}"
 
     @property
@@ -59,7 +59,8 @@ def teacher_sources(
     teacher_model: Teacher | dict[str, Teacher] | None, student: Teacher, args: FiReOPDConfig, adapted: bool
 ) -> dict[str, Source]:
     """
-    The teachers by name; a single one, given here or in the config, is called `"teacher"`.
+    The trainer and preflight call this first. It returns the teachers by name; a single teacher without a name, given
+    here or in the config, is called `"teacher"`.
 
     Args:
         adapted (`bool`): Whether the student is a model with an adapter.
@@ -104,7 +105,7 @@ def teacher_sources(
 
 
 def teacher_source(name: str, teacher: Teacher, args: FiReOPDConfig, names: list[str]) -> Source:
-    """Where the teacher comes from: a folder or id may be that of an adapter, which names its base."""
+    """Returns where one teacher comes from. A folder or id may be that of an adapter, which then names its base."""
     code = {"trust_remote_code": args.trust_remote_code}
     revision = args.of_teacher("teacher_model_revision", name, names)
     given = dict(args.of_teacher("teacher_model_init_kwargs", name, names) or {})
@@ -136,7 +137,7 @@ def teacher_source(name: str, teacher: Teacher, args: FiReOPDConfig, names: list
 
 
 def refuse_virtual_tokens(name: str, where: str, adapter: dict[str, Any]) -> None:
-    """An adapter may change what a model computes, not what it reads."""
+    """Refuses an adapter that changes what a model reads: it may only change what a model computes."""
     if adapter.get("num_virtual_tokens") is not None:
         raise ValueError(
             f"teacher_model {name!r}: the adapter {where} ({adapter.get('peft_type')}) writes virtual tokens before "
@@ -145,7 +146,7 @@ def refuse_virtual_tokens(name: str, where: str, adapter: dict[str, Any]) -> Non
 
 
 def read_adapter_config(path: str, revision: str | None) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder or repository that holds an adapter, else `None`."""
+    """Returns the adapter_config.json of a folder or repository that holds an adapter, else `None`."""
     try:
         file = find_adapter_config_file(path, revision=revision)
     except OSError:  # whatever it is, it cannot be reached; loading its config says so
@@ -163,12 +164,12 @@ def read_adapter_config(path: str, revision: str | None) -> dict[str, Any] | Non
 
 
 def as_list(names: list[str] | str | None) -> list[str]:
-    """PEFT takes one name, or a list of them."""
+    """Returns a list, since PEFT takes one name or a list of them."""
     return [names] if isinstance(names, str) else names or []
 
 
 def reference_source(model: Teacher, method: Method, args: FiReOPDConfig) -> Teacher | None:
-    """The reference model of a method that has one: the one named, or the student as it is before training."""
+    """Returns the reference model of a method that has one: the one named, or the student as it is before training."""
     named = args.reference_model_name_or_path
     if "reference_logp_BT" not in method.signals:
         if named is not None:

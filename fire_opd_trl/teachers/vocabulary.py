@@ -25,7 +25,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*tekken*")
 
 
 def config_of(model: Teacher, **hub_kwargs) -> PretrainedConfig:
-    """A model's config, without loading its weights."""
+    """Returns a model's config without loading its weights."""
     if not isinstance(model, str):
         return model.config
     try:
@@ -44,7 +44,7 @@ def offline() -> bool:
 
 
 def tokenizer_of(model: Teacher, **hub_kwargs) -> PreTrainedTokenizerBase | None:
-    """A model's tokenizer, from where its weights came; `None` for a module that was built in memory."""
+    """Returns a model's tokenizer from where its weights came; `None` for a module that was built in memory."""
     source = model if isinstance(model, str) else get_config_model_id(model.config)
     if not source or not (isinstance(model, str) or Path(source).is_dir()):
         return None
@@ -63,7 +63,7 @@ def tokenizer_of(model: Teacher, **hub_kwargs) -> PreTrainedTokenizerBase | None
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the ids of a model mean: its tokens by id, those that were added to it, its rows, its end tokens."""
+    """What the ids of a model mean: its tokens by id, the ids that were added, its token rows, its end tokens."""
 
     tokens: dict[int, str]
     added: frozenset[int]
@@ -80,13 +80,13 @@ class Vocabulary:
         return cls(tokens, added, config.get_text_config().vocab_size, frozenset(ends))
 
     def named(self, ids: set[int] | frozenset[int], most: int = 8) -> str:
-        """Some ids for a person, the first few of them."""
+        """Returns the first few of some ids with their tokens, for a person."""
         shown = [f"{index} {self.tokens.get(index)!r}" for index in sorted(ids)[:most]]
         return ", ".join(shown) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def end_ids(model: Teacher | None, config: PretrainedConfig, **hub_kwargs: Any) -> set[int]:
-    """The ids at which a model stops: those of its generation config, or else of its config."""
+    """Returns the ids at which a model stops: those of its generation config, or else those of its config."""
     generation = getattr(model, "generation_config", None)
     if isinstance(model, str):
         try:
@@ -100,9 +100,9 @@ def end_ids(model: Teacher | None, config: PretrainedConfig, **hub_kwargs: Any) 
 
 def unknown_ids(teacher: Vocabulary | None, rows: int, student: Vocabulary, name: str) -> frozenset[int]:
     """
-    The ids that the student can write and that mean something else, or nothing, to a teacher. Only tokens that were
-    added to a tokenizer (`<think>`, tool calls, reserved ones) may be among them; another base vocabulary, or another
-    end token, is refused.
+    Preflight calls this for each teacher. It returns the ids that the student can write and that mean something else,
+    or nothing, to the teacher. Only tokens that were added to a tokenizer (`<think>`, tool calls, reserved ones) may
+    be among them; another base vocabulary, or another end token, is refused.
 
     Args:
         teacher ([`Vocabulary`], *optional*): The teacher's; without one, only its rows are known.
@@ -136,7 +136,7 @@ def unknown_ids(teacher: Vocabulary | None, rows: int, student: Vocabulary, name
 
 
 def end_token_warning(teacher: Vocabulary, student: Vocabulary, name: str) -> str | None:
-    """A warning where student and teacher end their answers with different tokens, and what to set; else `None`."""
+    """Returns a warning, and what to set, where student and teacher end their answers differently; else `None`."""
     more, fewer = teacher.ends - student.ends, student.ends - teacher.ends
     if not more and not fewer:
         return None

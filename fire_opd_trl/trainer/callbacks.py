@@ -7,9 +7,9 @@ from transformers import TrainerCallback
 
 class EmptyStepGuard(TrainerCallback):
     """
-    An optimizer step without any trajectory on any rank has gradient zero; momentum and weight decay must not move the
-    weights either. DeepSpeed steps inside `backward`, so that a step cannot be left out alike everywhere: its learning
-    rates are zero instead, and given back between optimizer and scheduler.
+    Lets an optimizer step without any trajectory on any rank move no weight. Its gradient is zero, but momentum and
+    weight decay would still move weights. DeepSpeed steps inside `backward`, so that the step cannot be left out alike
+    on all backends; instead its learning rates are zero, and are given back between optimizer and scheduler.
     """
 
     patience = 5  # windows in a row with nothing to train on
@@ -19,7 +19,7 @@ class EmptyStepGuard(TrainerCallback):
         self.held: list[tuple[dict[str, Any], float]] = []
 
     def count(self, any_survivor: bool, step: int) -> None:
-        """Stop a run whose windows are all empty."""
+        """The trainer calls this once for each window; several empty windows in a row stop the run."""
         self.empty_windows = 0 if any_survivor else self.empty_windows + 1
         if self.empty_windows == self.patience:
             raise RuntimeError(
@@ -29,7 +29,7 @@ class EmptyStepGuard(TrainerCallback):
             )
 
     def hold(self, groups: list[dict[str, Any]]) -> None:
-        """Set the learning rates of the step under way to zero."""
+        """The trainer calls this for an empty step: its learning rates become zero."""
         self.held = self.held or [(group, group["lr"]) for group in groups]
         for group in groups:
             group["lr"] = 0.0

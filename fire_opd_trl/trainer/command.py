@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def without(arguments: list[str], taken: list[str]) -> list[str]:
-    """`arguments` without those of `taken`, which stand in it in the same order."""
+    """Returns `arguments` without those of `taken`, which stand in it in the same order."""
     left, taken = [], list(taken)
     for argument in arguments:
         if taken and argument == taken[0]:

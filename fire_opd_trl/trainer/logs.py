@@ -1,4 +1,4 @@
-"""GRPO's logs, corrected: what it says of rewards that nobody gave, and of advantages that did not exist yet."""
+"""Corrects GRPO's logs, which speak of rewards that nobody gave, and of advantages that did not exist yet."""
 
 import textwrap
 from collections.abc import Collection, Iterator
@@ -26,12 +26,12 @@ CITATION = {
 
 
 def no_reward(prompts: list, **kwargs) -> list[float]:
-    """GRPO demands a reward; distillation has none."""
+    """The reward function of a run without rewards, since GRPO demands one."""
     return [0.0] * len(prompts)
 
 
 def forget_rewards(metrics: dict[str, list[float]], logs: dict[str, Any]) -> None:
-    """Take GRPO's account of a reward that nobody gave out of the metrics and of the completions table."""
+    """Takes GRPO's account of a reward that nobody gave out of the metrics and of the completions table."""
     for name in [name for name in metrics if "reward" in name]:
         del metrics[name]
     logs["rewards"].clear()
@@ -45,7 +45,7 @@ def named_metrics(
     signal: Signal,
     world: World,
 ) -> list[tuple[str, float]]:
-    """The window's metrics, and with several teachers those of each one's rows."""
+    """Returns the window's metrics, and with several teachers the metrics of each teacher's rows."""
     named = list(signal.metrics.items())
     if len(teachers) > 1:
         each = metrics_by_teacher(rollout, scores, signals, signal.keep_B, len(teachers), world)
@@ -57,7 +57,7 @@ def named_metrics(
 def fill_completions_table(
     logs: dict[str, Any], world: World, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor
 ) -> None:
-    """Mean weighted advantage, teacher score and survival of each trajectory, in the place of GRPO's advantages."""
+    """Writes each trajectory's mean weighted advantage, teacher score and survival in place of GRPO's advantages."""
     mask_BT = rollout.mask_BT
     columns = [masked_mean_B(advantage_BT, mask_BT), masked_mean_B(scores.teacher_logp_BT, mask_BT)]
     table_N3 = world.gather(torch.stack([*columns, signal.keep_B.float()], dim=1))
@@ -71,7 +71,7 @@ def fill_completions_table(
 
 @contextmanager
 def errors_name_step(step: int) -> Iterator[None]:
-    """Errors of the mathematics, which knows no steps, say at which they happened."""
+    """Adds the step to errors of the mathematics, which knows no steps."""
     try:
         yield
     except FloatingPointError as error:
@@ -79,20 +79,22 @@ def errors_name_step(step: int) -> Iterator[None]:
 
 
 class StepSums:
-    """Sums over the tokens of an optimizer step, on all ranks, looked at before the step is taken."""
+    """Sums values over the tokens of an optimizer step, on all ranks, before the step is taken."""
 
     def __init__(self, world: World):
         self.world = world
         self.sums: dict[str, torch.Tensor] = {}
 
     def add(self, loss: torch.Tensor, trained_BT: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        """Add a micro-batch: its loss and, on the tokens that it trains, each value."""
+        """The loss calls this for each micro-batch, with its loss and with values of the tokens that it trains."""
         sums = {name: torch.where(trained_BT, value_BT, 0.0).detach().sum() for name, value_BT in values.items()}
         sums = {"broken": ~torch.isfinite(loss.detach()), "tokens": trained_BT.sum(), **sums}
         self.sums = {name: value.float() + self.sums.get(name, 0.0) for name, value in sums.items()}
 
     def total(self, step: int) -> dict[str, float]:
-        """The means over the step's tokens; starts anew. A loss that is not finite stops all ranks alike."""
+        """
+        Returns the means over the step's tokens and starts anew. A loss that is not finite stops all ranks alike.
+        """
         totals = self.world.sum(torch.stack(list(self.sums.values()))).tolist()
         total: dict[str, float] = dict(zip(self.sums, totals, strict=True))
         self.sums = {}

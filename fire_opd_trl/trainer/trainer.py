@@ -160,7 +160,6 @@ class FiReOPDTrainer(GRPOTrainer):
             reference=of_module("reference", lambda: self.reference) if self.reference is not None else None,
             temperature=self.temperature,
             pad_token_id=self.checked.tokenizer.pad_token_id,
-            world=self.world,
         )
 
     def train(self, *args, **kwargs):
