@@ -285,7 +285,7 @@ def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both
 
     Defaults: the authors' recipe (margin 0.4 between means, both directions); `calibrate="mask"` with
     `statistic="minmax"` is the paper's text, which drops such prompts. Source: code; its greedy masking, its mask of
-    tokens with |a_t| >= 10 and its balancing of the data are left out. Needs rewards (above 0: correct) and several
+    tokens with |a_t| >= 10 and its balancing of the data are left out. It needs rewards (above 0: correct) and several
     generations. `uni_opd(-inf)` is `opd`.
 
     Args:
@@ -352,8 +352,8 @@ def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
 
         A_t = a_t + beta (1 + tanh((a_t - s) / (2 sigma))) (z(R) - z(s)), clamped to [-largest, largest].
 
-    Defaults: beta = `strength` = 0.1, `largest` = 10. Source: paper and code. Needs rewards and several generations.
-    `gc_opd(0, inf)` is `opd`.
+    Defaults: beta = `strength` = 0.1, `largest` = 10. Source: paper and code. It needs rewards and several
+    generations. `gc_opd(0, inf)` is `opd`.
     """
     refuse_outside("strength", strength, 0, 1e3, 0.1)
     refuse_outside("largest", largest, 1e-9, INF, 10.0)
@@ -369,7 +369,7 @@ def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
     the weights of each path have mean 1 inside the prompt (the code; 1 in sum in the paper). Default: tau =
     `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round.
     Here both paths go through the clipped surrogate and one mean; in the code the likelihood has a mean of its own.
-    Needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
+    It needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
     `scope(inf, imitate=False)` is `opd`.
     """
     refuse_outside("temperature", temperature, 1e-9, INF, 1.0)
@@ -386,7 +386,7 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
 
     Default: tokens in conflict with the verifier weigh `conflict` = 0. As described in a detailed account; where it
     sums over tokens, `loss_type` takes a mean. `group=True` is GRPD, which skips prompts whose answers are all correct
-    or all wrong, and needs several generations. Needs rewards. `opdvr(conflict=1)` is `opd`.
+    or all wrong, and needs several generations. OPDVR needs rewards. `opdvr(conflict=1)` is `opd`.
     """
     refuse_outside("conflict", conflict, 0, 1e3, 0.0)
     refuse_other("group", group, (True, False))
