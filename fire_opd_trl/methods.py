@@ -2,8 +2,8 @@
 The recipes. Each is a choice of one function for every stage; each names its equation, its source, its defaults, and
 the setting in which it becomes plain on-policy distillation (`opd`), to the bit.
 
-`a_t = log pi_T(y_t) - log pi_old(y_t)` throughout. "As described in" marks what was not read in the source itself but
-in other papers' or auditors' accounts of it; what the sources leave open is said where it is decided.
+"As described in" marks what was not read in the source itself but in other papers' or auditors' accounts of it. Where
+the sources leave something open, the recipe says what is decided here.
 """
 
 from collections.abc import Callable
@@ -45,13 +45,21 @@ from .stages import (
 )
 
 
+# The symbols in the recipes' docstrings; `fire-opd methods NAME` prints them below the recipe.
+NOTATION = """
+pi_theta: the student that is trained; pi_old: the student as it sampled; pi_T: the teacher
+y_t: token t of a sampled answer (trajectory) y of |y| tokens; a window is all answers sampled at a time, on all GPUs
+a_t = log pi_T(y_t) - log pi_old(y_t), the log-ratio; A_t: the advantage, the token's factor in the policy gradient
+H_T(t), H_S(t): entropy of the teacher's and of the student's distribution of token t; R: the reward of an answer
+PPL_T, PPL_S: perplexity of an answer under teacher and student; z(x): (x - mean) / deviation among a prompt's answers
+""".strip()
 PAIR = ("teacher_logp_BT", "student_logp_BT")
 OUTCOMES = ("reward_B", "group_B")
 INF = float("inf")
 
 
 def refuse_outside(name: str, value: float, low: float, high: float, example: float) -> None:
-    """A number must be one, whole where the example is, and lie in `[low, high]`."""
+    """A recipe calls this for an argument that must be a number in `[low, high]`, a whole one if the example is."""
     kind = int if isinstance(example, int) else int | float
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         what = "a whole number" if isinstance(example, int) else "a number"
@@ -59,7 +67,7 @@ def refuse_outside(name: str, value: float, low: float, high: float, example: fl
 
 
 def refuse_other(name: str, value: str | bool, names: tuple) -> None:
-    """A choice must be one of `names`."""
+    """A recipe calls this for an argument that must be one of `names`."""
     if value not in names or type(value) is not type(names[0]):
         raise ValueError(f"{name}={value!r} is unknown. Use one of: {', '.join(map(str, names))}.")
 
@@ -86,15 +94,15 @@ def fire(
     keep_tokens: float = 0.5,
 ) -> Method:
     """
-    FiRe-OPD, "filter, then reweight" (arXiv 2606.02684):
+    FiRe-OPD (arXiv 2606.02684) drops the trajectories that the teacher finds least likely, and reweights tokens:
 
         s(y) = 1/|y| sum_t log pi_T(y_t); drop the floor(drop_fraction N) rows of the window with the lowest s;
         w_t  = (1 + a (1 - H_T(t) / max H_T)) (1 + b H_S(t) / max H_S), divided by its mean in the trajectory (Eq. 8);
         A_t  = w_t (log pi_T(y_t) - log pi_old(y_t)).
 
     Defaults: the paper's 20 %, `a = confidence = 1`, `b = confusion = 1`. Source: the paper, which its released code
-    does not follow everywhere (`fire_released`). `fire(0, 0, 0)` is `opd`. The paper's ablations:
-    `fire(0)` without filter, `fire(confidence=0)`, `fire(confusion=0)`, `fire(0.2, 0, 0)` filter only (Table 5).
+    does not follow everywhere (`fire_released`). `fire(0, 0, 0)` is `opd`. The paper's ablations (Table 5) are
+    `fire(0)`, which has no filter, `fire(confidence=0)`, `fire(confusion=0)`, and `fire(0.2, 0, 0)`, the filter alone.
 
     Args:
         drop_fraction (`float`): Share of the window's trajectories to drop, in [0, 1).
@@ -102,8 +110,8 @@ def fire(
         confusion (`float`): `b`, weight of the student's confusion, >= 0.
         scope (`str`): Where to rank and take maxima: `"batch"` (the paper's text), each `"teacher"`, or each
             `"trajectory"`.
-        rows (`str`): `"hard"` drops them; `"soft"` weighs them, `likely_rows` (Table 6; its definition is ours).
-        tokens (`str`): `"soft"` weighs them; `"hard"` keeps those of the highest weight (Table 6; ours as well).
+        rows (`str`): `"hard"` drops trajectories; `"soft"` weighs them, see `likely_rows` (Table 6; defined by us).
+        tokens (`str`): `"soft"` weighs tokens; `"hard"` keeps those with the highest weight (Table 6; defined by us).
         keep_tokens (`float`): With hard tokens, the share of each trajectory that is kept, in (0, 1].
     """
     refuse_outside("drop_fraction", drop_fraction, 0, 1 - 1e-9, 0.2)
@@ -134,7 +142,7 @@ def fire(
 
 def fire_released(drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0) -> Method:
     """
-    What the authors' released code computes in its own recipes, to be compared with.
+    FiRe-OPD as the authors' released code computes it in its own recipes, for comparison.
 
     It is `fire` with every statistic taken inside a micro-batch of one trajectory. One row has no lowest fifth, so
     nothing is ever dropped; the entropy maxima are those of the trajectory; and the importance ratio of the rollout
@@ -151,11 +159,11 @@ def random(
     drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0, scope: str = "batch"
 ) -> Method:
     """
-    The control for `fire`, at the same budget: the same, but at random.
+    The control for `fire`: it drops as many trajectories and gives the same token weights, but at random.
 
-    As many trajectories are dropped; the survivors' tokens get weights of the same values, in a random order inside
-    each trajectory. What `fire` gains over this, it gains by knowing something. Ours; no paper. `random(0, 0, 0)` is
-    `opd`. For any other method: `control(method)`, or the field `control` of the config.
+    The survivors' token weights keep their values and change places inside each trajectory. What `fire` gains over
+    this, it gains by knowing something. It is ours and has no paper. `random(0, 0, 0)` is `opd`. Any other method has
+    its control in `control(method)`, or in the field `control` of the config.
     """
     return replace(control(fire(drop_fraction, confidence, confusion, scope)), name="random")
 
@@ -164,12 +172,12 @@ def fire_full(
     drop_fraction: float = 0.2, confidence: float = 1.0, confusion: float = 1.0, scope: str = "batch"
 ) -> Method:
     """
-    FiRe's filter and token weights on the full-vocabulary divergence:
+    FiRe's filter and token weights, applied to the divergence over the full vocabulary:
 
         minimise w_t KL(pi_theta || pi_T)(t) over the full vocabulary on the tokens of the surviving trajectories.
 
-    Ours; no paper. The weights are those of `fire`. `fire_full(0, 0, 0)` is `opd_full`; as there, no setting is `opd`
-    to the bit.
+    It is ours and has no paper. The weights are those of `fire`. `fire_full(0, 0, 0)` is `opd_full`; as there, no
+    setting is `opd` to the bit.
     """
     method = fire(drop_fraction, confidence, confusion, scope)
     return replace(method, name="fire_full", advantage=None, divergence=Divergence(weight=method.reweight))
@@ -180,7 +188,7 @@ def fire_full(
 
 def exopd(extrapolation: float = 1.25) -> Method:
     """
-    ExOPD / G-OPD (arXiv 2602.12125), beyond the teacher:
+    ExOPD or G-OPD (arXiv 2602.12125) moves the student beyond the teacher, away from a reference model:
 
         A_t = lambda (log pi_T - log pi_ref) - (log pi_old - log pi_ref), with a frozen reference model pi_ref.
 
@@ -199,7 +207,7 @@ def exopd(extrapolation: float = 1.25) -> Method:
 
 def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Method:
     """
-    TIP (arXiv 2604.14084): the tokens where the student is unsure, or sure and far from the teacher:
+    TIP (arXiv 2604.14084) trains on the tokens where the student is unsure, or sure and far from the teacher:
 
         h, d = H_S(t), KL(pi_S || pi_T)(t), clipped at the window's 98th percentile and scaled to [0, 1];
         s_t = h + d - h d; keep the floor(keep |y|) highest of each trajectory (at least one);
@@ -207,13 +215,13 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
 
     Defaults: half of the tokens (Eq. 8). Source: the paper; its repository has no such selector. A trajectory's kept
     tokens weigh as much as all of them would, so that `loss_type` keeps its meaning; the paper's mean over all kept
-    tokens is that of `loss_type="dapo"` up to the rounding of K. With `full=False` the kept tokens follow the
+    tokens is the mean of `loss_type="dapo"` up to the rounding of K. With `full=False` the kept tokens follow the
     sampled-token gradient of `opd` instead, and `tip(keep=1, full=False)` is `opd`; `tip(keep=1)` is `opd_full`.
 
     Args:
         keep (`float`): Share of a trajectory's tokens, in (0, 1].
-        clip_quantile (`float`): Where both scores are clipped, in (0, 1].
-        full (`bool`): The divergence of the full vocabulary, or the sampled token's log-ratio.
+        clip_quantile (`float`): Quantile of the window at which both scores are clipped, in (0, 1].
+        full (`bool`): Whether to train on the divergence of the full vocabulary, or on the sampled token's log-ratio.
     """
     refuse_outside("keep", keep, 1e-9, 1, 0.5)
     refuse_outside("clip_quantile", clip_quantile, 1e-9, 1, 0.98)
@@ -225,12 +233,13 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
 
 def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
     """
-    EOPD (arXiv 2603.07079): where the teacher leaves a choice, also its own likeliest tokens:
+    EOPD (arXiv 2603.07079) also teaches the teacher's own likeliest tokens where the teacher leaves a choice:
 
         policy gradient of a_t  +  alpha 1[H_T(t) > tau] sum_{v in top-k of pi_T} pi_T(v) log(pi_T(v) / pi_theta(v)).
 
     Defaults: tau = 0.8 nats, k = 16; alpha = `coef` = 1 is an assumption. As described in an audit that quotes the
-    authors' code; added, not switched to, and divided by all tokens (`loss_type="dapo"`), not by those above tau.
+    authors' code: the second term is added, not switched to, and is divided by the number of all tokens
+    (`loss_type="dapo"`), not of those above tau.
     `eopd(coef=0)` is `opd`.
     """
     refuse_outside("threshold", threshold, 0, 1e3, 0.8)
@@ -244,7 +253,7 @@ def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
 
 def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Method:
     """
-    REOPOLD (arXiv 2603.11137), relaxed distillation, first exploring, then refining:
+    REOPOLD (arXiv 2603.11137) bounds the log-ratio from below, and first explores, then refines:
 
         A_t = max(a_t, log(lambda / (1 - lambda)));
         on the tokens with a_t above that floor, and after the share `switch` of training on those whose student
@@ -268,22 +277,22 @@ def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Metho
 
 def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both", calibrate: str = "shift") -> Method:
     """
-    Uni-OPD (arXiv 2605.03677): the teacher must prefer correct to wrong answers of the same prompt.
+    Uni-OPD (arXiv 2605.03677) makes the teacher prefer correct to wrong answers of the same prompt.
 
-    With the rows' mean a_t, the gap between correct and wrong ones, and what it lacks, s = `margin` - gap > 0:
+    Where the mean a_t of the correct rows exceeds that of the wrong ones by a gap below `margin`, s = `margin` - gap:
 
         every token of a correct row: A_t = a_t + s/2; of a wrong row: A_t = a_t - s/2.
 
     Defaults: the authors' recipe (margin 0.4 between means, both directions); `calibrate="mask"` with
     `statistic="minmax"` is the paper's text, which drops such prompts. Source: code; its greedy masking, its mask of
-    tokens with |a_t| >= 10 and its balancing of the data are left out. Needs rewards (above 0: correct) and several
+    tokens with |a_t| >= 10 and its balancing of the data are left out. It needs rewards (above 0: correct) and several
     generations. `uni_opd(-inf)` is `opd`.
 
     Args:
         margin (`float`): The margin wanted, in nats a token.
-        statistic (`str`): `"mean"` or `"minmax"` (lowest correct against highest wrong).
-        direction (`str`): Who moves: `"both"`, `"correct_up"` or `"incorrect_down"`.
-        calibrate (`str`): `"shift"` the advantages, or `"mask"` the prompt.
+        statistic (`str`): The gap of the `"mean"`, or `"minmax"`: lowest correct minus highest wrong.
+        direction (`str`): Which rows move: `"both"`, `"correct_up"` or `"incorrect_down"`.
+        calibrate (`str`): `"shift"` moves the advantages, `"mask"` drops the prompt.
     """
     refuse_outside("margin", margin, -INF, 1e3, 0.4)
     refuse_other("statistic", statistic, STATISTICS)
@@ -312,7 +321,7 @@ def opd_full(mixture: float = 1.0) -> Method:
 
 def iw_opd(strength: float = 0.5) -> Method:
     """
-    IW-OPD (arXiv 2606.22600): later tokens stand on prefixes that the teacher would not have written:
+    IW-OPD (arXiv 2606.22600) weighs a token less, the more student and teacher disagreed before it:
 
         w_t = 1 + gamma (1 - F_t), F_t = sum_{i<t} |a_i| / (sum_i |a_i| + 1e-8); A_t = w_t a_t, not normalised.
 
@@ -325,7 +334,7 @@ def iw_opd(strength: float = 0.5) -> Method:
 
 def power_opd(power: float = 5.0) -> Method:
     """
-    PowerOPD (arXiv 2606.17199), a signal that no token can blow up: `A_t = pi_T(y_t)^alpha - pi_old(y_t)^alpha`.
+    PowerOPD (arXiv 2606.17199) bounds the signal of every token: `A_t = pi_T(y_t)^alpha - pi_old(y_t)^alpha`.
 
     Default: alpha = `power` = 5, the authors' script (their code's own default is 0.1; GC-OPD compares at 100).
     Source: code; its masking of the final token is left out. `power_opd(0)` stands for the limit of `A_t / alpha`,
@@ -337,14 +346,14 @@ def power_opd(power: float = 5.0) -> Method:
 
 def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
     """
-    GC-OPD (arXiv 2608.19181): what the outcome says beyond the teacher, to the tokens that the teacher likes.
+    GC-OPD (arXiv 2608.19181) gives what the outcome says beyond the teacher to the tokens that the teacher likes.
 
     With the row's mean s and deviation sigma of a_t, and z-scores inside the prompt group:
 
         A_t = a_t + beta (1 + tanh((a_t - s) / (2 sigma))) (z(R) - z(s)), clamped to [-largest, largest].
 
-    Defaults: beta = `strength` = 0.1, `largest` = 10. Source: paper and code. Needs rewards and several generations.
-    `gc_opd(0, inf)` is `opd`.
+    Defaults: beta = `strength` = 0.1, `largest` = 10. Source: paper and code. It needs rewards and several
+    generations. `gc_opd(0, inf)` is `opd`.
     """
     refuse_outside("strength", strength, 0, 1e3, 0.1)
     refuse_outside("largest", largest, 1e-9, INF, 10.0)
@@ -353,14 +362,14 @@ def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
 
 def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
     """
-    SCOPE (arXiv 2604.10688): likelihood on correct answers, distillation on wrong ones, each path weighted:
+    SCOPE (arXiv 2604.10688) raises the likelihood of correct answers and distils wrong ones, each path weighted:
 
         correct rows: A_t = w, w ~ PPL_S^(1/tau);   wrong rows: A_t = w a_t, w ~ PPL_T^(-1/tau);
 
     the weights of each path have mean 1 inside the prompt (the code; 1 in sum in the paper). Default: tau =
-    `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round;
-    here both paths go through the clipped surrogate and one mean, in the code the likelihood has a mean of its own.
-    Needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
+    `temperature` = 1. Source: code, with the paper's sign for the correct path, which a flag of the code turns round.
+    Here both paths go through the clipped surrogate and one mean; in the code the likelihood has a mean of its own.
+    It needs rewards and several generations. With `imitate=False` correct rows are distilled too, and
     `scope(inf, imitate=False)` is `opd`.
     """
     refuse_outside("temperature", temperature, 1e-9, INF, 1.0)
@@ -371,13 +380,13 @@ def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
 
 def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
     """
-    OPDVR (arXiv 2608.24696), only what the verifier would say as well:
+    OPDVR (arXiv 2608.24696) moves a token only where the verifier agrees with the teacher:
 
         A_t = max(a_t, 0) on correct rows, min(a_t, 0) on wrong ones.
 
     Default: tokens in conflict with the verifier weigh `conflict` = 0. As described in a detailed account; where it
     sums over tokens, `loss_type` takes a mean. `group=True` is GRPD, which skips prompts whose answers are all correct
-    or all wrong, and needs several generations. Needs rewards. `opdvr(conflict=1)` is `opd`.
+    or all wrong, and needs several generations. OPDVR needs rewards. `opdvr(conflict=1)` is `opd`.
     """
     refuse_outside("conflict", conflict, 0, 1e3, 0.0)
     refuse_other("group", group, (True, False))
@@ -391,12 +400,13 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
 
 def tropd(top_k: int = 64, outliers: str = "forward_kl") -> Method:
     """
-    TrOPD (arXiv 2606.01249), its loss: the sampled token where the teacher would accept it, else the teacher's own:
+    TrOPD (arXiv 2606.01249) distils the sampled token where the teacher would accept it, else the teacher's own:
 
         M_t ~ Bernoulli(min(pi_T(y_t) / pi_old(y_t), 1));
         M_t: policy gradient of a_t;   1 - M_t: sum_{v in top-k of pi_T} pi_T(v) log(pi_T(v) / pi_theta(v)).
 
-    Default: k = 64. As described in a detailed account; the prefixes written by the teacher are left out.
+    Default: k = 64. As described in a detailed account. Of the method only the loss is here: the prefixes that the
+    teacher writes are left out.
     `outliers="mask"` leaves those tokens out; `tropd(outliers="opd")` trusts every token and is `opd`.
     """
     refuse_outside("top_k", top_k, 1, 1024, 64)
@@ -435,14 +445,14 @@ CONTROLS = ("none", "filter", "tokens", "both")
 
 def control(method: Method, what: str = "both") -> Method:
     """
-    The random control of any method that selects or weighs, at its own budget: of each window as many trajectories
-    survive as under its filter, but drawn at random, and weights of trajectories change places; token weights, and
-    those of a divergence, keep their values and change places inside each trajectory. What a method gains over this it
-    gains by knowing something.
+    The random control of a method that drops trajectories or weighs tokens, at the method's own budget. In each window
+    as many trajectories survive as under its filter, but they are drawn at random, and weights of trajectories change
+    places. The weights of tokens, and of a divergence, keep their values and change places inside each trajectory.
+    What a method gains over its control, it gains by knowing something.
 
     Args:
         method ([`Method`]): The method.
-        what (`str`): What becomes random: the `"filter"`, the `"tokens"`, `"both"`, or `"none"` of it.
+        what (`str`): What becomes random: the `"filter"`, the `"tokens"`, `"both"`, or `"none"` of them.
     """
     refuse_other("control", what, CONTROLS)
     if what == "none":

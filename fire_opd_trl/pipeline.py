@@ -29,12 +29,12 @@ class Method:
 
     Args:
         name (`str`): Its name in logs and model cards.
-        signals (`tuple[str, ...]`): Fields of [`Scores`] it reads; only those are computed, none may be absent.
+        signals (`tuple[str, ...]`): Fields of [`Scores`] that it reads. Only these are computed; none may be absent.
         score (`Callable`, *optional*): `(rollout, scores, context) -> score_B`, one number for each trajectory.
             `None`: how likely the teacher finds it, `mean_teacher_logp`. That reads the teacher alone, so that the
             student does not have to score the trajectories that the filter drops.
         filter (`Callable`, *optional*): `(score_B, rollout, context) -> keep_B`, which of them train.
-            `None`: all
+            `None`: all of them.
         reweight (`Callable`, *optional*): `(rollout, scores, context) -> weight_BT`, how much each of their tokens
             counts. `None`: all tokens count 1.
         row_weight (`Callable`, *optional*): `(rollout, scores, context) -> weight_B`, how much a trajectory counts.
@@ -43,7 +43,7 @@ class Method:
             `None`: there is no policy gradient, and the method learns from its divergence alone.
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
-        needs (`tuple[str, ...]`): Fields of [`Rollout`] it reads: `"reward_B"`, `"group_B"`.
+        needs (`tuple[str, ...]`): Fields of [`Rollout`] that it reads: `"reward_B"`, `"group_B"`.
     """
 
     name: str
@@ -102,7 +102,8 @@ def survivors(
 @torch.no_grad()
 def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | None = None) -> Signal:
     """
-    From what was sampled and scored to what is learned (FiRe-OPD, Algorithm 1), over the whole window on all ranks.
+    The algorithm: turn what was sampled and scored into what is learned (FiRe-OPD, Algorithm 1). Every statistic is
+    taken over the whole window on all ranks.
 
     Args:
         rollout ([`Rollout`]): The sampled trajectories of this rank.

@@ -1,4 +1,4 @@
-"""The dataset, checked before a model is loaded: every fault is named with its row."""
+"""The dataset is checked before a model is loaded. Every fault is named with its row."""
 
 import warnings
 from collections import Counter
@@ -19,7 +19,15 @@ ROWS_AT_ONCE = 1000  # tokenized together, on all cores
 
 @dataclass
 class Reader:
-    """How a model's prompts are read off a dataset, and which of them it can take."""
+    """
+    How a model reads the prompts of a dataset, and which of them it can take.
+
+    Args:
+        ids (`Callable`): Rows of the dataset -> the tokens of their prompts, `None` where they are not known.
+        limit (`int`, *optional*): Longest prompt in tokens.
+        unknown (`frozenset[int]`): Token ids that mean nothing to the model.
+        rows (`int`, *optional*): Token rows that teacher and student share.
+    """
 
     ids: Callable[[list[dict[str, Any]]], list[list[int] | None]]
     limit: int | None
@@ -28,13 +36,13 @@ class Reader:
 
 
 def no_ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:
-    """Prompts whose tokens only the rollout knows."""
+    """The `ids` of a [`Reader`] for prompts whose tokens only the rollout knows."""
     return [None] * len(rows)
 
 
 @dataclass
 class Facts:
-    """What the check saw of a dataset."""
+    """What `check_dataset` saw of a dataset."""
 
     rows: int = 0
     dropped: int = 0
@@ -56,19 +64,21 @@ def check_dataset(
     quiet: bool = False,
 ) -> tuple["Dataset", Facts]:
     """
-    The dataset with every row checked, without the rows that are too long if those are to be dropped.
+    `inspect_run` calls this for each dataset: check every row, and leave out the rows that are too long, if those are
+    to be dropped.
 
     Args:
         name (`str`): What to call the dataset in an error.
-        student ([`Reader`]): Its prompts; `None` for all of them skips lengths (images, custom rollouts), which only
-            the rollout knows.
-        teachers (`dict`): The teachers' prompts, `None` where they read the student's.
+        student ([`Reader`]): How it reads prompts. With [`no_ids`] (images, custom rollouts) lengths are not checked,
+            because only the rollout knows them.
+        teachers (`dict`): How the teachers read prompts; `None` for the tokens of a row means that they read the
+            student's.
         overlong (`str`): `"error"` or `"drop"`.
         columns (`tuple`): The column that names the teacher, and the one with a prompt for it alone.
         quiet (`bool`): Whether to leave out the progress bar.
 
     Returns:
-        The dataset, and what was seen of it.
+        `Dataset`, [`Facts`]: The dataset, and what was seen of it.
     """
     names, facts, fitting = list(teachers), Facts(rows=len(dataset)), []
     if "prompt" not in dataset.column_names:
@@ -90,10 +100,10 @@ def check_dataset(
             theirs.update(zip(mine, reader.ids([rows[offset] for offset in mine]), strict=True))
         for offset, ids in enumerate(student.ids(rows)):
             who, row, index, own = routed[offset], rows[offset], start + offset, theirs[offset]
-            fits = refuse_unfit(ids, student, f"{name} row {index}: the prompt", overlong)
+            fits = check_fit(ids, student, f"{name} row {index}: the prompt", overlong)
             whose = f"{name} row {index}: the prompt of teacher {who!r}"
             reader = teachers[who] if own is None else replace(teachers[who], unknown=frozenset())
-            fits &= refuse_unfit(ids if own is None else own, reader, whose, overlong)
+            fits &= check_fit(ids if own is None else own, reader, whose, overlong)
             if not fits:
                 continue
             fitting.append(index)
@@ -114,8 +124,8 @@ def check_dataset(
     return dataset, facts
 
 
-def refuse_unfit(ids: list[int] | None, reader: Reader, what: str, overlong: str) -> bool:
-    """Whether a prompt fits; one that no model could take is refused."""
+def check_fit(ids: list[int] | None, reader: Reader, what: str, overlong: str) -> bool:
+    """Returns whether a prompt fits. A prompt that the model could never read is refused."""
     if ids is None:
         return True
     if not ids:
@@ -143,7 +153,7 @@ def refuse_unfit(ids: list[int] | None, reader: Reader, what: str, overlong: str
 
 
 def refuse_less_than_a_window(dataset: "Dataset", prompts: int) -> None:
-    """A dataset smaller than one window would give no step at all, in silence."""
+    """Refuse a dataset that is smaller than one window: training would make no step at all, in silence."""
     if len(dataset) < prompts:
         raise ValueError(
             f"train_dataset has {len(dataset)} rows, and one window takes {prompts} prompts. Lower "
@@ -152,7 +162,7 @@ def refuse_less_than_a_window(dataset: "Dataset", prompts: int) -> None:
 
 
 def refuse_lost_columns(args: FiReOPDConfig, dataset: Any, names: list[str]) -> None:
-    """TRL may drop columns it does not know, before anyone reads them."""
+    """Refuse settings under which TRL drops columns that it does not know, before they are read."""
     columns = getattr(dataset, "column_names", None) or []
     read = [args.teacher_column] * (len(names) > 1) + [c for c in [args.teacher_prompt_column] if c in columns]
     if args.remove_unused_columns and read:
@@ -163,7 +173,7 @@ def refuse_lost_columns(args: FiReOPDConfig, dataset: Any, names: list[str]) -> 
 
 
 def report_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReOPDConfig) -> None:
-    """How many rows, how long, and whose."""
+    """Record how many rows there are, how long they are, and to which teacher they go."""
     if not isinstance(checked.train_dataset, Dataset) or not facts.rows:
         text = "a stream, or prompts that an environment makes: routes and forms are checked as rows are sampled, "
         checked.record("dataset", text + "lengths are not")

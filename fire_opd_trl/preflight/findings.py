@@ -1,4 +1,4 @@
-"""What the checks found, and what the trainer needs of it."""
+"""What the checks found, and what the trainer needs of their results."""
 
 import textwrap
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass
 class Checked:
-    """What was found, and what the trainer needs of it."""
+    """The result of all checks: their findings, and the tokenizers and datasets with which the trainer goes on."""
 
     findings: list[Finding] = field(default_factory=list)
     processing_class: Any = None
@@ -36,15 +36,17 @@ class Checked:
     example: str = ""
 
     def record(self, subject: str, text: str, outcome: str = "ok") -> None:
+        """Add a finding."""
         self.findings.append(Finding(subject, outcome, text))
 
     @contextmanager
     def check(self, subject: str, whatever: bool = False) -> Iterator[None]:
         """
-        A refusal in here is a fault of the subject; what does not depend on it is checked all the same.
+        A check runs inside this. Its refusal is recorded as a fault of the subject, and the next check runs all the
+        same.
 
         Args:
-            whatever (`bool`): Take any exception for a fault, where libraries read the user's files and weights.
+            whatever (`bool`): Whether any exception is a fault, where libraries read the user's files and weights.
         """
         try:
             yield
@@ -56,10 +58,11 @@ class Checked:
 
     @property
     def faults(self) -> list[str]:
+        """The texts of all faults."""
         return [finding.text for finding in self.findings if finding.outcome == "fault"]
 
     def table(self) -> str:
-        """All findings for a person."""
+        """Returns all findings as a table for a person to read."""
         left = max(len(finding.subject) for finding in self.findings)
         lines = []
         for finding in self.findings:
@@ -71,5 +74,5 @@ class Checked:
 
 
 def title_of(name: str) -> str:
-    """What a teacher is called in a table."""
+    """Returns what a teacher is called in a table."""
     return name if name == "teacher" else f"teacher {name}"

@@ -1,4 +1,4 @@
-"""All checks in order. A fault in one does not hide the others."""
+"""All checks run here in order. A fault in one does not hide the others."""
 
 import warnings
 from typing import Any
@@ -20,19 +20,19 @@ from .dataset import (
     report_dataset,
 )
 from .findings import Checked
-from .models import check_reference, description, room, teacher_reader
+from .models import check_reference, check_teacher, describe_model, room_for_prompt
 from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_ids
 from .window import report_window
 
 
 def check_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConfig, *others: Any) -> Checked:
     """
-    What the trainer starts with: any fault that [`inspect_run`] finds is raised, warnings are given, and the main
-    process prints the table.
+    The trainer calls this when it is made. It raises the faults that [`inspect_run`] finds, gives the warnings, and
+    prints the table on the main process.
     """
     checked = inspect_run(model, sources, args, *others)
     if checked.faults:
-        raise ValueError("\n".join(dict.fromkeys(checked.faults)))  # one sentence for all teachers it holds of
+        raise ValueError("\n".join(dict.fromkeys(checked.faults)))  # teachers may share a fault
     for finding in checked.findings:
         if finding.outcome == "warning":
             warnings.warn(f"{finding.subject}: {finding.text}", stacklevel=3)
@@ -52,14 +52,16 @@ def inspect_run(
     others: dict[str, Any],
 ) -> Checked:
     """
-    Look at everything but weights: configs, tokenizers, templates, every row of the map-style datasets, the window.
-    Of a stream, routes and forms are checked as rows are sampled.
+    `check_inputs` and `fire-opd preflight` call this. It checks everything but weights: configs, tokenizers,
+    templates, every row of the map-style datasets, the window. Routes and forms of a stream's rows are checked as they
+    are sampled.
 
     Args:
         model (`str` or `PreTrainedModel`): The student.
         sources (`dict`): The teachers.
-        others (`dict`): What else the trainer was given: whether a `rollout_func` makes the prompts' tokens, or an
-            `environment_factory` the prompts. `engine`: that of the run which is planned, if not of this one.
+        others (`dict`): What else the trainer was given: a `rollout_func`, if it makes the prompts' tokens; an
+            `environment_factory`, if it makes the prompts; `tools`; and the `engine` that shards the planned run, if
+            it is not the engine of this process.
     """
     checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
     hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
@@ -72,21 +74,20 @@ def inspect_run(
         checked.tokenizer = checked.processing_class if text_only else checked.processing_class.tokenizer
         student = Vocabulary.of(model, config, checked.tokenizer, revision=hub["revision"])
         checked.student_rows = student.rows
-        limit = room(config, args, "the student")
+        limit = room_for_prompt(config, args, "the student")
         dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
-        checked.record("student", description(model, config, student, dtype))
+        checked.record("student", describe_model(model, config, student, dtype))
     if checked.faults:
         checked.record("the rest", "not checked, since nothing is known of the student", "warning")
         return checked
 
     named: dict[str, Reader] = {}
     for name, source in sources.items():
-        named[name] = teacher_reader(checked, source, list(sources), config, student, args, method, others)
+        named[name] = check_teacher(checked, source, list(sources), config, student, args, method, others)
     if args.reference_model_name_or_path is not None:
         check_reference(checked, student, args)
 
-    own = None if args.max_prompt_length is None else args.max_prompt_length
-    limit = min((bound for bound in (limit, own) if bound is not None), default=None)
+    limit = min((bound for bound in (limit, args.max_prompt_length) if bound is not None), default=None)
     student_reader = Reader(student_ids(checked, args, others), limit)
     prompts_exist = others.get("environment_factory") is None
     facts = Facts()
@@ -96,7 +97,7 @@ def inspect_run(
     with checked.check("dataset"):
         columns = (args.teacher_column, args.teacher_prompt_column)
 
-        def rows_of(dataset: Any, called: str) -> tuple[Any, Facts]:
+        def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
             reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
@@ -105,11 +106,11 @@ def inspect_run(
                 dataset, called, student=reader, teachers=named, overlong=overlong, columns=columns, quiet=quiet
             )
 
-        checked.train_dataset, facts = rows_of(train_dataset, "train_dataset")
+        checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
-            checked.eval_dataset = {n: rows_of(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
+            checked.eval_dataset = {n: check_rows(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
         else:
-            checked.eval_dataset = rows_of(eval_dataset, "eval_dataset")[0]
+            checked.eval_dataset = check_rows(eval_dataset, "eval_dataset")[0]
         report_dataset(checked, facts, list(sources), args)
         report_prompts(checked, facts)
     with checked.check("window"):

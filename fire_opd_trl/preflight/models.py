@@ -1,4 +1,4 @@
-"""Student, teachers, reference: configs, tokenizers, placement, without a weight."""
+"""The models are checked by their configs, tokenizers and placement, before any weight is loaded."""
 
 import math
 from typing import Any
@@ -18,8 +18,8 @@ from .dataset import Reader, no_ids
 from .findings import Checked, title_of
 
 
-def room(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
-    """Prompt tokens that a model's context leaves beside the longest completion."""
+def room_for_prompt(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
+    """Returns the prompt tokens that a model's context leaves beside the longest completion, if it has a limit."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and context <= args.max_completion_length:
         raise ValueError(
@@ -29,17 +29,18 @@ def room(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
     return None if context is None else context - args.max_completion_length
 
 
-def description(model: Teacher | None, config: PretrainedConfig, vocabulary: Vocabulary, dtype: Any) -> str:
-    """A model in one line: class, size, precision, vocabulary, context, end tokens."""
+def describe_model(model: Teacher | None, config: PretrainedConfig, vocabulary: Vocabulary, dtype: Any) -> str:
+    """Returns a model in one line: its class, size, precision, vocabulary, context and end tokens."""
     kind, text = (config.architectures or [type(config).__name__])[0], config.get_text_config()
     if isinstance(dtype, str) and dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise ValueError(f"dtype={dtype!r} is refused. Use 'auto', 'bfloat16', 'float16' or 'float32'.")
     dtype = str(getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype).removeprefix("torch.")
-    size = parameters_of(model, config)
+    size = count_parameters(model, config)
     width = torch.finfo(getattr(torch, dtype)).bits / 8 if isinstance(getattr(torch, dtype, None), torch.dtype) else 0
     facts = [kind]
     if size:
-        facts.append(f"{counted(size)} parameters" + (f" in {dtype} ({counted(size * width)}B)" if width else ""))
+        memory = f" in {dtype} ({short_number(size * width)}B)" if width else ""
+        facts.append(f"{short_number(size)} parameters{memory}")
     facts.append(f"{len(vocabulary.tokens)} tokens in {vocabulary.rows} rows" if vocabulary.tokens else "")
     if getattr(text, "max_position_embeddings", None):
         facts.append(f"context {text.max_position_embeddings}")
@@ -47,21 +48,21 @@ def description(model: Teacher | None, config: PretrainedConfig, vocabulary: Voc
     return ", ".join(fact for fact in facts if fact)
 
 
-def parameters_of(model: Teacher | None, config: PretrainedConfig) -> int | None:
-    """How many parameters a model has, without its weights; `None` for kinds that cannot be built from a config."""
+def count_parameters(model: Teacher | None, config: PretrainedConfig) -> int | None:
+    """Returns how many parameters a model has, without its weights; `None` if no config can build its kind."""
     if model is not None and not isinstance(model, str):
         return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     skeleton = empty_model(config)
     return None if skeleton is None else sum(p.numel() for p in skeleton.parameters())
 
 
-def counted(number: float) -> str:
-    """A large number for a person: `4.02 G`."""
+def short_number(number: float) -> str:
+    """Returns a large number for a person to read: `4.02 G`."""
     power = min(3, int(math.log10(max(number, 1)) // 3))
     return f"{number / 1000**power:.3g} {['', 'k', 'M', 'G'][power]}"
 
 
-def teacher_reader(
+def check_teacher(
     checked: Checked,
     source: Source,
     names: list[str],
@@ -71,13 +72,13 @@ def teacher_reader(
     method: Method,
     others: dict[str, Any],
 ) -> Reader:
-    """Check one teacher, and say how its prompts are read off the dataset."""
+    """`inspect_run` calls this for each teacher: check it, and return how it reads the prompts of the dataset."""
     name, subject = source.name, title_of(source.name)
     reader, tokenizer = Reader(no_ids, None), None
     with checked.check(subject):
         if source.base is None:
             refuse_self_without_effect(names, args, method)
-            checked.unknown[name], reader.limit = frozenset(), room(student_config, args, subject)
+            checked.unknown[name], reader.limit = frozenset(), room_for_prompt(student_config, args, subject)
             checked.record(subject, "the student with its adapter switched off: no second model")
         else:
             config = config_of(source.base, **source.hub)
@@ -89,7 +90,7 @@ def teacher_reader(
             if tokenizer is not None:
                 theirs = Vocabulary.of(source.base, config, tokenizer, revision=source.hub.get("revision"))
             checked.unknown[name] = unknown_ids(theirs, rows, student, f"teacher_model {name!r}")
-            reader.limit, reader.unknown = room(config, args, subject), checked.unknown[name]
+            reader.limit, reader.unknown = room_for_prompt(config, args, subject), checked.unknown[name]
             reader.rows = min(rows, student.rows)
             if method.reads_whole_distributions and rows < student.rows:
                 raise ValueError(
@@ -109,7 +110,7 @@ def teacher_reader(
 
 
 def refuse_self_without_effect(names: list[str], args: FiReOPDConfig, method: Method) -> None:
-    """What cannot act on a teacher that is the student without its adapter."""
+    """Refuse settings that have no effect on a teacher that is the student without its adapter."""
     if "reference_logp_BT" in method.signals and args.reference_model_name_or_path is None:
         raise ValueError(
             f"method={method.name!r} goes beyond the teacher, away from the student as it starts, and teacher 'self' "
@@ -123,7 +124,7 @@ def refuse_self_without_effect(names: list[str], args: FiReOPDConfig, method: Me
 
 
 def teacher_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
-    """An adapter may bring a tokenizer of its own; otherwise it is its base's."""
+    """Returns the adapter's own tokenizer if there is one, else the tokenizer of its base model."""
     assert source.base is not None
     if source.adapter is not None:
         try:
@@ -142,13 +143,13 @@ def report_teacher(
     args: FiReOPDConfig,
     engine: str | None,
 ) -> None:
-    """Size, placement, tokens and ends of a teacher that was not refused."""
+    """Record size, placement, tokens and end tokens of a teacher that was not refused."""
     subject, unknown = title_of(source.name), checked.unknown[source.name]
     where = choose_placement(args, source, engine)
     about = f"adapter {source.adapter} on " if source.adapter else ""
     dtype = source.init_kwargs.get("dtype", "auto")
     vocabulary = theirs or Vocabulary({}, frozenset(), config.get_text_config().vocab_size, frozenset())
-    checked.record(subject, f"{about}{description(source.base, config, vocabulary, dtype)}; {where}")
+    checked.record(subject, f"{about}{describe_model(source.base, config, vocabulary, dtype)}; {where}")
     if theirs is None:
         text = "a module in memory, whose tokenizer is not known: only its number of token rows was compared"
         checked.record(f"{subject}, tokens", text)
@@ -168,11 +169,11 @@ def report_teacher(
 
 
 def check_reference(checked: Checked, student: Vocabulary, args: FiReOPDConfig) -> None:
-    """A reference model scores the student's tokens too, all of which it must know."""
+    """Check the reference model, which scores the student's tokens and must know them all."""
     named, code = args.reference_model_name_or_path, {"trust_remote_code": args.trust_remote_code}
     with checked.check("reference"):
         config, what = config_of(named, **code), f"reference_model_name_or_path={named!r}"
         theirs = Vocabulary.of(named, config, tokenizer_of(named, **code))
         if unknown := unknown_ids(theirs, theirs.rows, student, what):
             raise ValueError(f"{what} does not know the student's {student.named(unknown)}. Use the student itself.")
-        checked.record("reference", description(named, config, theirs, "float32"))
+        checked.record("reference", describe_model(named, config, theirs, "float32"))

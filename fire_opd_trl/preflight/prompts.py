@@ -1,4 +1,4 @@
-"""The prompts that student and teachers read, and one of each for a person to look at."""
+"""Which prompts student and teachers read, and one prompt of each teacher for a person to look at."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SHOWN = 400  # characters of a prompt
 
 
 def student_ids(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]):
-    """How the student's prompt tokens are read off rows."""
+    """Returns the `ids` of the student's [`Reader`]: a function from rows to the tokens of their prompts."""
     if others.get("rollout_func") is not None:
         return no_ids
     template_kwargs, tools = args.chat_template_kwargs or {}, others.get("tools")
@@ -23,7 +23,7 @@ def student_ids(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]):
 
 
 def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:
-    """Settings of the teacher's prompt that would do nothing, or the wrong thing."""
+    """Refuse settings of the teacher's prompt that would have no effect, or a wrong one."""
     columns = getattr(dataset, "column_names", None) or []
     set_here = [n for n in ("teacher_chat_template", "teacher_chat_template_kwargs") if getattr(args, n) is not None]
     column = args.teacher_prompt_column in columns
@@ -50,7 +50,7 @@ def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[st
 
 
 def report_prompts(checked: Checked, facts: Facts) -> None:
-    """Which prompts the teachers read."""
+    """Record which prompt each teacher reads."""
     for name, view in checked.renderers.items():
         subject = f"{title_of(name)}, prompt"
         own, template = facts.own[name], view.tokenizer.chat_template
@@ -69,22 +69,22 @@ def report_prompts(checked: Checked, facts: Facts) -> None:
 
 
 def example_prompts(checked: Checked, facts: Facts, student: Reader) -> str:
-    """One prompt of each teacher's, as student and teacher see it."""
+    """Returns the text that shows one prompt of each teacher, as the student and as the teacher see it."""
     lines: list[str] = []
     for name, view in checked.renderers.items():
         row = facts.first.get(name)
         if row is None:
             continue
         (mine,), (own,) = student.ids([row]), view.ids([row])
-        text = "the same tokens" if own is None else shown(own, view.tokenizer)
+        text = "the same tokens" if own is None else describe_tokens(own, view.tokenizer)
         heads = "a prompt as the student sees it:", f"and as {title_of(name)} sees it:"
         width = max(len(head) for head in heads)
-        lines += ["", f"{heads[0]:<{width}} {shown(mine, checked.tokenizer)}", f"{heads[1]:<{width}} {text}"]
+        lines += ["", f"{heads[0]:<{width}} {describe_tokens(mine, checked.tokenizer)}", f"{heads[1]:<{width}} {text}"]
     return "\n".join(lines)
 
 
-def shown(ids: list[int] | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tokens for a person."""
+def describe_tokens(ids: list[int] | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns the number of tokens and their text, shortened, for a person to read."""
     if ids is None:
         return "known only to the rollout"
     text = tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""The window's arithmetic: rows, what the filter drops, forwards."""
+"""The arithmetic of a window: how many rows it has, how many the filter drops, how many forwards it takes."""
 
 import math
 
@@ -11,7 +11,7 @@ from .findings import Checked
 
 
 def report_window(checked: Checked, args: FiReOPDConfig, method: Method, names: list[str], facts: Facts) -> None:
-    """Batch arithmetic: the window, what the filter drops, forwards."""
+    """Record how large a window is, how many of its rows the filter drops, and how many forwards it takes."""
     rows, ranks = args.generation_batch_size, args.world_size
     steps = args.steps_per_generation // args.gradient_accumulation_steps
     prompts = rows // args.num_generations
@@ -42,7 +42,7 @@ def report_window(checked: Checked, args: FiReOPDConfig, method: Method, names: 
 
 
 def describe_filter(method: Method, rows: int, names: list[str], facts: Facts) -> str:
-    """What the recipe's filter leaves of a window of sound trajectories, shared by the teachers as the dataset is."""
+    """Returns what the filter keeps of a window of sound rows, which the teachers share as they share the dataset."""
     if {"reward_B", "group_B"} & set(method.needs):
         return f"{method.name} selects by rewards"
     shares = [facts.routed[name] / max(1, sum(facts.routed.values())) for name in names]

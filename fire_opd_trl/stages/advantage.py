@@ -16,8 +16,8 @@ DIRECTIONS = ("both", "correct_up", "incorrect_down")
 
 def extrapolated(rollout: Rollout, scores: Scores, context: Context, *, extrapolation: float) -> torch.Tensor:
     """
-    Beyond the teacher, away from a reference model (ExOPD): `A_t = a_t + (lambda - 1)(log pi_T - log pi_ref)`, which
-    is `lambda log pi_T + (1 - lambda) log pi_ref - log pi_old`.
+    An advantage that leads beyond the teacher, away from a reference model (ExOPD): `A_t = a_t + (lambda - 1)(log pi_T
+    - log pi_ref)`, which is `lambda log pi_T + (1 - lambda) log pi_ref - log pi_old`.
 
     Returns:
         `torch.Tensor`: `advantage_BT`.
@@ -42,13 +42,15 @@ def margin_shifted(
     rollout: Rollout, scores: Scores, context: Context, *, margin: float, statistic: str, direction: str
 ) -> torch.Tensor:
     """
-    Correct above wrong (Uni-OPD): where the margin of a prompt (see `outcome_margin_B`, over the rows' mean `a_t`)
-    falls short of the wanted one by `s`, every token of its correct rows gains and of its wrong rows loses `s / 2`.
+    Correct rows move above wrong ones (Uni-OPD): where the margin of a prompt (see `outcome_margin_B`, over the rows'
+    mean `a_t`) falls short of the wanted one by `s`, every token of its correct rows gains `s / 2`, and every token of
+    its wrong rows loses `s / 2`.
 
     Args:
         margin (`float`): The margin wanted, in nats a token.
         statistic (`str`): `"mean"` or `"minmax"`.
-        direction (`str`): `"both"`, or all of `s` to the `"correct_up"` or `"incorrect_down"`.
+        direction (`str`): With `"correct_up"` or `"incorrect_down"` only those rows move, by all of `s`; with `"both"`
+            each side moves by half of it.
 
     Returns:
         `torch.Tensor`: `advantage_BT`.
@@ -65,7 +67,7 @@ def group_calibrated(
     rollout: Rollout, scores: Scores, context: Context, *, strength: float, largest: float
 ) -> torch.Tensor:
     """
-    The outcome that the teacher did not foresee, given to the tokens that it liked best (GC-OPD): with the row's mean
+    The outcome that the teacher did not foresee goes to the tokens that it liked best (GC-OPD): with the row's mean
     `s_i` of `a_t` and its deviation `sigma_i`, and z-scores inside the prompt group,
 
         rho_i = z(R_i) - z(s_i),   c_t = 1 + tanh((a_t - s_i) / (2 sigma_i)),   A_t = a_t + beta c_t rho_i.
@@ -88,7 +90,12 @@ def group_calibrated(
 
 
 def imitate_correct(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
-    """Likelihood on what the verifier accepts, distillation on the rest (SCOPE): 1 or `a_t`, `advantage_BT`."""
+    """
+    Correct rows gain likelihood, the others are distilled (SCOPE): `A_t = 1` on the former, `a_t` on the latter.
+
+    Returns:
+        `torch.Tensor`: `advantage_BT`.
+    """
     advantage_BT = log_ratio(rollout, scores, context)
     return torch.where(rollout.mask_BT & correct_B(rollout).unsqueeze(1), 1.0, advantage_BT)
 
@@ -113,5 +120,5 @@ def combined(
 
 
 def mixture_floor(share: float) -> float:
-    """`log(lambda / (1 - lambda))`, REOPOLD's floor of the log-ratio: -1.386 at 0.2, none at 0."""
+    """`log(lambda / (1 - lambda))`, REOPOLD's floor of the log-ratio: -1.386 at 0.2, -inf at 0."""
     return math.log(share / (1 - share)) if share else -math.inf

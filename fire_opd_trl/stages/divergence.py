@@ -1,6 +1,7 @@
 """
-Stage 5b: beside the sampled token, the whole distribution. Some methods add to a token's policy gradient, or put in
-its place, a divergence between teacher and student that is differentiated itself; here is how much each token gets.
+Stage 5b: the whole distribution, beside the sampled token. Some methods add a divergence between teacher and student
+to a token's policy gradient, or put it in the gradient's place; it is differentiated itself. The functions here say
+how much of it each token gets.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Divergence:
 def uncertain_teacher(
     rollout: Rollout, scores: Scores, context: Context, *, threshold: float, coef: float
 ) -> torch.Tensor:
-    """Only where the teacher leaves a choice (EOPD): `alpha 1[H_T(t) > tau]`. Returns `weight_BT`."""
+    """It acts only where the teacher leaves a choice (EOPD): `alpha 1[H_T(t) > tau]`. Returns `weight_BT`."""
     assert scores.teacher_entropy_BT is not None
     gate_BT = rollout.mask_BT & (scores.teacher_entropy_BT > threshold)
     return torch.where(gate_BT, coef, 0.0).to(scores.teacher_logp_BT.dtype)

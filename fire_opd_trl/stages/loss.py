@@ -24,12 +24,12 @@ def clipped_surrogate(
 
     Args:
         logp_BT (`torch.Tensor`): Current log-probabilities, with gradient.
-        old_logp_BT (`torch.Tensor`): Those of the student that sampled, without gradient.
+        old_logp_BT (`torch.Tensor`): Log-probabilities under the student that sampled, without gradient.
         advantage_BT (`torch.Tensor`): Weighted advantages, without gradient.
 
     Returns:
-        `torch.Tensor`, `torch.Tensor`: `loss_BT`, 0 outside the mask, whose gradient is `-r_t A_t` times that of
-        `logp_BT` where the ratio is not clipped and 0 where it is; and `clipped_BT`, where it is.
+        `torch.Tensor`, `torch.Tensor`: `loss_BT`, 0 outside the mask: its gradient is `-r_t A_t` times the gradient of
+        `logp_BT` where the ratio is not clipped, and 0 where it is; and `clipped_BT`, true where it is.
     """
     log_ratio_BT = torch.where(mask_BT, logp_BT - old_logp_BT.detach(), 0.0)
     ratio_BT = log_ratio_BT.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
@@ -54,8 +54,8 @@ def reference_kl(logp_BT: torch.Tensor, reference_logp_BT: torch.Tensor, mask_BT
 
 def row_scale(length_B: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, loss_type: str) -> torch.Tensor:
     """
-    What a row's summed token losses are multiplied by so that the sum over all slices, accumulation steps and ranks
-    is the mean the paper asks for:
+    The factor of a row's summed token losses with which the sum over all micro-batches of the optimizer step and all
+    ranks is the mean that the paper asks for:
 
         "grpo"   1 / (|y| N)   mean over the tokens of a trajectory, then over the N surviving trajectories (Eq. 9)
         "dapo"   1 / sum |y|   mean over all surviving tokens

@@ -26,8 +26,8 @@ def window_metrics(
     Counts, shares and token means of one window.
 
     Args:
-        sampled ([`Rollout`]): Every row as sampled.
-        usable ([`Rollout`]): Without the rows whose teacher values are not finite.
+        sampled ([`Rollout`]): Every row as it was sampled.
+        usable ([`Rollout`]): The rows whose teacher values are finite.
         kept ([`Rollout`]): The survivors of the filter.
 
     Returns:
@@ -36,8 +36,8 @@ def window_metrics(
         `keep_ratio_truncated`; over usable rows `teacher_logp` (row mean of log-probability a token); over survivors,
         the only ones that the student must have scored, `reverse_kl` (token mean of `log pi_S - log pi_T`, an estimate
         of KL(student || teacher)), `weight_max`, `weight_ess` (effective share of tokens, `(sum w)^2 / (n sum w^2)`),
-        `advantage_abs`, and, where entropies exist, their means and those of confidence and confusion, both against
-        the maximum of the whole window, whatever scope a method takes.
+        `advantage_abs`, and, where entropies exist, the means of the entropies, of confidence and of confusion. Both
+        are relative to the maximum of the whole window, whatever scope a method takes.
     """
     world, usable_BT, kept_BT = context.world, usable.mask_BT, kept.mask_BT
     minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
@@ -103,13 +103,13 @@ def metrics_by_teacher(
     rollout: Rollout, scores: Scores, signals: Sequence[str], keep_B: torch.Tensor, teachers: int, world: World
 ) -> list[dict[str, float]]:
     """
-    Of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of `log pi_S - log pi_T`
-    over survivors), `teacher_logp` (mean over trajectories), and `teacher_entropy` where it is known. Only `rows`
-    without any.
+    Statistics of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of
+    `log pi_S - log pi_T` over survivors), `teacher_logp` (mean over trajectories), and `teacher_entropy` where it is
+    known. A teacher without usable rows has `rows` alone.
 
     Args:
-        rollout ([`Rollout`]): Every row as sampled; `teacher_B` numbers the teachers.
-        signals (`tuple[str]`): What the method reads: a row in which it is not finite counts nowhere but in `rows`.
+        rollout ([`Rollout`]): Every row as it was sampled; `teacher_B` numbers the teachers.
+        signals (`tuple[str]`): What the method reads. A row in which one of them is not finite counts in `rows` alone.
         keep_B (`torch.Tensor`): Survivors of the filter.
         teachers (`int`): How many there are.
     """

@@ -1,4 +1,4 @@
-"""Stage 1: what the student sampled, and means that see nothing else."""
+"""Stage 1: what the student sampled, and sums and means over its tokens alone."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Among whom a statistic is taken: the whole window, the rows of one teacher, or one trajectory alone."""
+"""Over which rows a statistic is taken: the whole window, the rows of one teacher, or one trajectory alone."""
 
 import torch
 

@@ -13,11 +13,12 @@ from .world import Context
 class Scores:
     """
     Log-probabilities and entropies in nats at the sampling temperature, one value for each sampled token. None of
-    them carries a gradient, and what stands outside the mask is never read.
+    them carries a gradient, and values outside the mask are never read.
 
     Args:
         teacher_logp_BT (`torch.Tensor`): `log pi_T(y_t | x, y_<t)`.
-        student_logp_BT (`torch.Tensor`): The same by the student that sampled, in the training engine.
+        student_logp_BT (`torch.Tensor`): `log pi_old(y_t | x, y_<t)`, where pi_old is the student that sampled, in the
+            training engine.
         teacher_entropy_BT (`torch.Tensor`, *optional*): Entropy of the teacher's next-token distribution.
         student_entropy_BT (`torch.Tensor`, *optional*): Entropy of the student's next-token distribution.
         reference_logp_BT (`torch.Tensor`, *optional*): The same log-probability under a reference model.
@@ -32,7 +33,7 @@ class Scores:
     reverse_kl_BT: torch.Tensor | None = None
 
     def only(self, signals: tuple[str, ...]) -> "Scores":
-        """The same scores without the signals that nobody reads, so that no fault in them can be felt."""
+        """The same scores with these signals alone, so that a fault in any other has no effect."""
         read: dict[str, Any] = {name: value if name in signals else None for name, value in vars(self).items()}
         return Scores(**read)
 
@@ -65,5 +66,5 @@ def mean_teacher_logp(rollout: Rollout, scores: Scores, context: Context) -> tor
 
 
 def mean_log_ratio(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
-    """How much likelier the teacher finds a trajectory than the student, a token: the mean of `a_t`. `score_B`."""
+    """How much likelier the teacher finds a trajectory than the student does: the mean of `a_t`. Returns `score_B`."""
     return masked_mean_B(scores.teacher_logp_BT - scores.student_logp_BT, rollout.mask_BT)

@@ -1,4 +1,4 @@
-"""Stage 4, hard: which tokens of a surviving trajectory train at all, the rest having weight 0."""
+"""Stage 4 with hard weights: which tokens of a surviving trajectory train at all; the others have weight 0."""
 
 import torch
 
@@ -25,8 +25,8 @@ def top_share_BT(value_BT: torch.Tensor, mask_BT: torch.Tensor, share: float) ->
 
 def highest_weights(rollout: Rollout, scores: Scores, context: Context, *, weigh: Weigh, keep: float) -> torch.Tensor:
     """
-    Soft token weights made hard (ours; the paper names a hard reweighting, Table 6, and does not define it): the share
-    `keep` of a trajectory's tokens with the highest weight. Returns `weight_BT`.
+    A hard reweighting (ours; the paper names one, Table 6, and does not define it): it keeps the share `keep` of a
+    trajectory's tokens, those with the highest soft weight. Returns `weight_BT`.
     """
     return top_share_BT(weigh(rollout, scores, context), rollout.mask_BT, keep)
 
@@ -43,9 +43,9 @@ def unsure_or_far(
     rollout: Rollout, scores: Scores, context: Context, *, keep: float, clip_quantile: float
 ) -> torch.Tensor:
     """
-    Where the student is unsure, or sure and wrong (TIP, Eq. 8): with the student's entropy and its KL to the teacher,
-    each clipped at a quantile of the window and scaled to [0, 1], `s_t = h_t + d_t - h_t d_t`; the top share of each
-    trajectory.
+    Tokens train where the student is unsure, or sure and wrong (TIP, Eq. 8): with the student's entropy `h_t` and its
+    KL to the teacher `d_t`, each clipped at a quantile of the window and scaled to [0, 1], the score of a token is
+    `s_t = h_t + d_t - h_t d_t`; the top share of each trajectory trains.
 
     Returns:
         `torch.Tensor`: `weight_BT`.
@@ -61,8 +61,8 @@ def explore_then_refine(
     rollout: Rollout, scores: Scores, context: Context, *, floor: float, keep: float, switch: float
 ) -> torch.Tensor:
     """
-    First the tokens whose log-ratio is above the floor, after the share `switch` of training those of the highest
-    student entropy (REOPOLD): `1[a_t >= floor]`, then `1[H_S(t) >= its (1 - keep)-quantile in the window]`.
+    The tokens whose log-ratio is above the floor train first; after the share `switch` of training those with the
+    highest student entropy do (REOPOLD): `1[a_t >= floor]`, then `1[H_S(t) >= its (1 - keep)-quantile in the window]`.
 
     Returns:
         `torch.Tensor`: `weight_BT` of mean 1 over the window's tokens, 0 on those left out.
@@ -80,8 +80,8 @@ def explore_then_refine(
 
 def agreeing_with_verifier(rollout: Rollout, scores: Scores, context: Context, *, conflict: float) -> torch.Tensor:
     """
-    Only what the verifier would say as well (OPDVR): of a correct row the tokens that the teacher pulls up, of a wrong
-    row those that it pushes down; the others get the weight `conflict`.
+    Tokens count where teacher and verifier agree (OPDVR): in a correct row those that the teacher pulls up, in a wrong
+    row those that it pushes down. The others get the weight `conflict`.
 
     Returns:
         `torch.Tensor`: `weight_BT`, not normalised.

@@ -1,4 +1,4 @@
-"""What must hold of rollout and scores before any stage reads them."""
+"""What must hold of a rollout and its scores before a stage reads them, and of what a stage returns."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ def usable_B(rollout: Rollout, scores: Scores, signals: Sequence[str]) -> torch.
 
 
 def refuse_incomplete(name: str, signals: Sequence[str]) -> None:
-    """Every method is logged by the two log-probabilities of the sampled token."""
+    """Refuse signals without the two log-probabilities of the sampled token, from which every method is logged."""
     if lacking := [field for field in ("teacher_logp_BT", "student_logp_BT") if field not in signals]:
         raise ValueError(f"method={name!r}: signals lacks {', '.join(lacking)}, which every method reads. Add it.")
 
 
 def refuse_missing(name: str, rollout: Rollout, scores: Scores, needs: Sequence[str], signals: Sequence[str]) -> None:
-    """A signal that is absent is an error; falling back to another method in silence would be worse."""
+    """Refuse a window that lacks a signal of the method; to fall back to another method in silence would be worse."""
     refuse_incomplete(name, signals)
     for where, record, fields in (("rollout", rollout, needs), ("scores", scores, signals)):
         if missing := [field for field in fields if vars(record).get(field) is None]:
@@ -33,8 +33,8 @@ def refuse_missing(name: str, rollout: Rollout, scores: Scores, needs: Sequence[
 
 def checked_output(name: str, stage: str, value: torch.Tensor, rollout: Rollout) -> torch.Tensor:
     """
-    What a stage returned, 0 outside the mask. A stage of one's own that returns another shape than it must would
-    broadcast, or fail far from here.
+    What a stage returned, with 0 outside the mask. A wrong shape is refused here, because it would otherwise
+    broadcast, or fail far from the user's function that returned it.
     """
     rows, tokens = rollout.mask_BT.shape
     wanted = (rows,) if stage in ("score", "filter", "row_weight") else (rows, tokens)

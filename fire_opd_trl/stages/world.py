@@ -1,4 +1,4 @@
-"""Where a statistic is taken: over every rank, not over what one process happens to hold."""
+"""Statistics are taken over the rows of every rank, not over those that one process happens to hold."""
 
 from dataclasses import dataclass, field
 
