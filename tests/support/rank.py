@@ -6,6 +6,7 @@ fresh launch, and leaves none behind.
     torchrun ... rank.py FOLDER PID       # works come as FOLDER/0.json, 1.json, ...; `null` ends; PID is who asks
 """
 
+import gc
 import importlib
 import itertools
 import json
@@ -66,6 +67,7 @@ def main() -> None:
     # allocator has a thread, and sees to forks itself.
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     assert [name for name in threads if not name.startswith("jemalloc")] == [threads[0]], threads
+    gc.freeze()  # a collection in a fork then passes over what was imported
     for number in itertools.count():
         order = awaited(folder / f"{number}.json", asker)
         if order is None:
