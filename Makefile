@@ -19,7 +19,11 @@ help: ## list the targets
 demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
 	$(BIN)/fire-opd demo --output_dir outputs/demo
 
-test: test-fast test-launch ## run all tests but those with vLLM (PYTEST_ARGS="-k ..." for fewer)
+# One after the other, also under `make -j`: launches have a time limit.
+test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)
+	$(MAKE) test-fast
+	$(MAKE) test-launch
+	$(MAKE) test-vllm
 
 # 5 is pytest's exit code when PYTEST_ARGS leaves nothing to do.
 test-fast: $(VENV)/.with-test ## tests of one process, two at a time

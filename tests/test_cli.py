@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import run_killably
+from support.launches import run_killably
 
 from fire_opd_trl import METHODS, __version__, cli
 from fire_opd_trl.preflight import packaged

@@ -9,7 +9,7 @@ from statistics import NormalDist, fmean
 
 import pytest
 import torch
-from conftest import run_killably
+from support.launches import run_killably
 
 from benchmarks.throughput import measure, phases
 from benchmarks.throughput.main import main

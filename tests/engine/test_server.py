@@ -21,8 +21,8 @@ pytest.importorskip("vllm_on_cpu", reason="tests/engine/plugin is not on PYTHONP
 import psutil  # noqa: E402
 import requests  # noqa: E402
 import vllm_on_cpu  # noqa: E402
-from conftest import free_port  # noqa: E402
 from support.folders import loaded  # noqa: E402
+from support.launches import free_port  # noqa: E402
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task

@@ -8,7 +8,7 @@ import sys
 import nbformat
 import pytest
 import yaml
-from conftest import run_killably
+from support.launches import run_killably
 
 import fire_opd_trl
 from fire_opd_trl.demo import task

@@ -1,6 +1,8 @@
-"""The rules of the house, read from its source: who imports whom, how long a file is, what a config explains."""
+"""The rules of the house, read from its source: who imports whom, what is tested where, what a map names."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +14,7 @@ import fire_opd_trl
 
 
 PACKAGE = Path(fire_opd_trl.__file__).parent
+TESTS = Path(__file__).parents[1]
 MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix(): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -29,11 +32,45 @@ MAY_IMPORT_HEAVY = {
     "evaluation",
     "cli",
 }
-# What a room of pure mathematics may import of the package. The standard library and torch are free to all.
-PURE = {
-    **{name: {"stages"} for name in MODULES if name.startswith("stages/")},
-    "pipeline": {"stages"},
-    "methods": {"stages", "pipeline"},
+# All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room.
+ORDER = """
+stages/world stages/rollout stages/group stages/scope stages/score stages/filter stages/reweight stages/advantage
+stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/__init__
+pipeline
+methods
+refusals
+config
+rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange
+rollouts/micro_batches rollouts/ranks rollouts/engine_gap
+scoring/__init__ scoring/heads scoring/forward scoring/token_scores scoring/divergences scoring/window
+teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
+teachers/deepspeed teachers/offload teachers/placement teachers/health
+preflight/__init__ preflight/packaged preflight/findings preflight/cost preflight/dataset preflight/prompts
+preflight/window preflight/models preflight/inspection preflight/tryout preflight/command
+trainer/callbacks trainer/logs trainer/trainer trainer/command trainer/__init__
+__init__
+demo/__init__ demo/task demo/make_models demo/curves demo/run
+evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
+evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/baselines
+evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
+evaluation/compare/command
+cli
+""".split()
+# The standard library and torch are all that these rooms may import beside the package.
+PURE = [name for name in ORDER if name.split("/")[0] in ("stages", "pipeline", "methods")]
+# Modules without a test file of their name, and where they are tested instead.
+TESTED_ELSEWHERE = {
+    "__init__": "here: every public name can be reached",
+    "stages/__init__": "here and in all of tests/stages: it only names what the room offers",
+    "trainer/__init__": "trainer/test_trainer.py: it only names what the room offers",
+    "teachers/setup": "teachers/test_placement.py: a record of what placement needs of a run",
+    "preflight/tryout": "preflight/test_command.py: it tries models, under --with-models",
+    "demo/run": "laws/test_wheel.py and examples/test_examples.py: the demo takes steps where it is installed",
+    "demo/make_models": "it trains the embedded models for minutes; all tests of training start from what it made",
+    "evaluation/style": "data alone: colours",
+    "evaluation/compare/pictures": "evaluation/compare/test_report.py: a report draws them",
+    "evaluation/compare/runs": "evaluation/compare/test_command.py: a comparison from end to end",
+    "evaluation/compare/summary": "evaluation/compare/test_report.py: the report's table",
 }
 
 
@@ -57,9 +94,22 @@ class Imports(ast.NodeVisitor):
         base = self.package[: len(self.package) - node.level + 1] if node.level else []
         module = [*base, *(node.module.split(".") if node.module else [])]
         # `from . import cli` imports a module; `from .stages import World` a name.
-        self.names |= (
-            {".".join([*module, alias.name]) for alias in node.names} if not node.module else {".".join(module)}
-        )
+        for alias in node.names:
+            inside = ".".join([*module, alias.name])
+            self.names.add(
+                inside if our_module(inside) not in (None, our_module(".".join(module))) else ".".join(module)
+            )
+
+
+def our_module(name: str) -> str | None:
+    """The key in MODULES of an absolute name: of a module, of a room, or of what lies in either."""
+    if name.split(".")[0] != "fire_opd_trl":
+        return None
+    parts = name.split(".")[1:]
+    while "/".join(parts) not in MODULES and "/".join([*parts, "__init__"]) not in MODULES:
+        parts.pop()
+    key = "/".join(parts)
+    return key if key in MODULES else "/".join([*parts, "__init__"])
 
 
 def imports(module: str, source: str | None = None) -> set[str]:
@@ -73,10 +123,9 @@ def outside(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names} - {"fire_opd_trl"} - set(sys.stdlib_module_names)
 
 
-def rooms(names: set[str]) -> set[str]:
-    """Our own modules among the imports: `stages` for everything below it, the empty name for the package itself."""
-    ours = [name.split(".") for name in names if name.split(".")[0] == "fire_opd_trl"]
-    return {parts[1] if len(parts) > 1 else "" for parts in ours}
+def ours(names: set[str]) -> set[str]:
+    """Our own modules among the imports: a room's name stands for its `__init__`."""
+    return {module for name in names if (module := our_module(name)) is not None}
 
 
 def test_the_reader_of_imports_sees_what_it_must():
@@ -95,19 +144,50 @@ def late():
 """
     names = imports("stages/loss", source)
     assert outside(names) == {"torch", "numpy", "transformers"}
-    assert rooms(names) == {"stages", "pipeline", "cli"}
-    assert rooms(imports("config", "from . import METHODS\nimport fire_opd_trl")) == {"METHODS", ""}
+    assert ours(names) == {"stages/filter", "pipeline", "cli"}
+    assert ours(imports("config", "from . import METHODS\nimport fire_opd_trl")) == {"__init__"}
+    assert ours(imports("cli", "from .demo import run\nfrom .stages import World")) == {"demo/run", "stages/__init__"}
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert len(ORDER) == len(set(ORDER)) and set(ORDER) == set(MODULES)
+    files = [name.split("/")[0] for name in ORDER]
+    assert [room for room, _ in itertools.groupby(files)] == list(
+        dict.fromkeys(files)
+    )  # a room is not left and entered
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    later = [other for other in ours(imports(module)) if ORDER.index(other) >= ORDER.index(module)]
+    assert not later, f"{module} imports {later}, which come after it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_package_imports_nothing_that_shows_or_tests_it(module):
+    names = imports(module)
+    assert not outside(names) & {"benchmarks", "examples", "tests", "support", "pytest"}
+    assert not [name for name in names if name.startswith(("fire_opd_trl.examples", "fire_opd_trl.configs"))]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("trainer/")])
+def test_nothing_outside_the_trainers_room_borrows_a_trainer(module):
+    borrowers = [
+        f"line {node.lineno}: {getattr(node, 'name', 'lambda')}"
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        and "trainer" in [argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)]
+    ]
+    assert not borrowers
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_the_mathematics_imports_torch_alone_and_only_what_comes_before_it(module):
-    names = imports(module)
-    assert outside(names) <= {"torch"}
-    assert rooms(names) <= PURE[module]
+def test_the_mathematics_imports_torch_alone(module):
+    assert outside(imports(module)) <= {"torch"}
 
 
 def test_all_rooms_of_the_mathematics_exist():
-    assert set(PURE) <= set(MODULES) and sum(name.startswith("stages/") for name in PURE) >= 9
+    assert sum(name.startswith("stages/") for name in PURE) >= 9 and {"pipeline", "methods"} <= set(PURE)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -148,3 +228,56 @@ def test_every_field_of_the_config_explains_itself():
 
 def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").is_file()
+
+
+# Tests
+
+
+def test_of(module: str) -> Path:
+    return TESTS / Path(module).with_name(f"test_{Path(module).name}.py")
+
+
+test_of.__test__ = False
+
+
+def has_code(module: str) -> bool:
+    """Whether there is more in a file than its docstring."""
+    return len(ast.parse(MODULES[module].read_text()).body) > 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_test_of_its_name_or_a_reason(module):
+    assert test_of(module).is_file() + (module in TESTED_ELSEWHERE) == has_code(module)
+
+
+def test_no_reason_is_left_over():
+    assert set(TESTED_ELSEWHERE) <= set(MODULES) and all(TESTED_ELSEWHERE.values())
+    named = {name for reason in TESTED_ELSEWHERE.values() for name in re.findall(r"[\w/]+\.py", reason)}
+    assert [name for name in named if not (TESTS / name).is_file()] == []
+
+
+def test_every_folder_of_tests_is_named_after_what_it_tests():
+    rooms = {name.rpartition("/")[0] for name in MODULES} - {""}
+    others = {"laws", "paper", "engine", "engine/plugin", "examples", "benchmarks", "support"}
+    folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py")} - {"."}
+    assert folders <= rooms | others
+
+
+# Maps
+
+
+def top() -> set[str]:
+    """Rooms and files that lie at the top of the package."""
+    return {name.split("/")[0] for name in MODULES} - {"__init__"}
+
+
+def test_the_map_in_the_package_names_its_rooms_and_files():
+    named = re.findall(r"^ {4}(\w+)(?:\.py|/)? +\S", fire_opd_trl.__doc__, re.MULTILINE)
+    assert len(named) == len(set(named)) and set(named) == top()
+
+
+def test_the_map_in_the_readme_names_the_rooms_and_files():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    cells = [line.split("|")[1] for line in readme.splitlines() if line.startswith("|")]
+    named = [name for cell in cells for name in re.findall(r"\]\(fire_opd_trl/(\w+)(?:\.py)?/?\)", cell)]
+    assert len(named) == len(set(named)) and set(named) == top()

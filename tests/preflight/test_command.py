@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import run_killably
+from support.launches import run_killably
 from transformers import AutoTokenizer
 
 from fire_opd_trl.demo import task

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import LAUNCH, run_killably
+from support.launches import SUPPORT, run_killably
 from support.worker import built
 from transformers import AutoModelForCausalLM
 
@@ -314,7 +314,7 @@ def peak():
 
     def measured(method: str, how: str) -> dict:
         if (method, how) not in seen:
-            code, output = run_killably([sys.executable, str(LAUNCH / "memory_worker.py"), method, how])
+            code, output = run_killably([sys.executable, str(SUPPORT / "memory_worker.py"), method, how])
             assert code == 0, output[-4000:]
             seen[method, how] = json.loads(output.strip().splitlines()[-1])
         return seen[method, how]

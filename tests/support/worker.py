@@ -211,6 +211,8 @@ def result(trainer) -> dict:
     from torch.distributed.fsdp import FSDPModule
 
     teachers = [placed.module for placed in trainer.teachers.values() if placed.module is not None]
+    state = trainer.accelerator.state
+    fsdp = getattr(state, "fsdp_plugin", None)  # absent in a run without FSDP
     parameters = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     rows_of_slices = [int((part["scale"] > 0).sum()) for part in trainer._buffered_inputs]
@@ -226,6 +228,8 @@ def result(trainer) -> dict:
         "world_size": trainer.accelerator.num_processes,
         "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
         "zero_stage": trainer._dist.zero_stage,
+        "debug_mode": state.debug,
+        "efficient_loading": bool(getattr(fsdp, "cpu_ram_efficient_loading", False)),
         "student_is_sharded": is_sharded(trainer.model),
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
         **watched(trainer),
@@ -234,22 +238,20 @@ def result(trainer) -> dict:
     }
 
 
-def main() -> None:
-    case, output = json.loads(sys.argv[1]), Path(sys.argv[2])
+def write_result(case: dict, output: str) -> None:
+    """A work of `launches.Pair`: train the case and write what came out."""
     torch.set_num_threads(1)
     if case.get("fsdp2"):
         fsdp2_on_cpu()
-    trainer = trained(case, str(output.with_suffix("")))
+    trainer = trained(case, str(Path(output).with_suffix("")))
     outcome = result(trainer)
     if trainer.accelerator.is_main_process:
         torch.save(outcome, output)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    # All is written and the group is closed. The interpreter's own teardown aborted once in some sixty launches, in a
-    # thread that is not ours ("terminate called without an active exception"); an error before this line exits with 1.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    write_result(json.loads(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # see rank.py

@@ -81,10 +81,11 @@ def test_fsdp_gathers_a_teacher_layer_by_layer(references, on_two_ranks):
 
 @pytest.mark.launch
 @pytest.mark.parametrize("placement", ["auto", "replicated", "offload"])
-def test_fsdp_with_efficient_loading_of_the_student(placement, references, on_two_ranks, monkeypatch):
+def test_fsdp_with_efficient_loading_of_the_student(placement, references, on_two_ranks):
     """Only the first rank then reads the student's file; a teacher must not be left without weights on the other."""
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # as in configs/accelerate/fsdp2.yaml
-    two = on_two_ranks("fsdp2", layout(4, 4, {"method": "fire", "config": {"teacher_placement": placement}}))
+    case = layout(4, 4, {"method": "fire", "config": {"teacher_placement": placement}})
+    two = on_two_ranks("fsdp2", case, FSDP_CPU_RAM_EFFICIENT_LOADING="true")  # as in configs/accelerate/fsdp2.yaml
+    assert two["efficient_loading"]
     assert_same(references({"method": "fire"}), two)
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 
 import pytest
-from conftest import LAUNCHERS, free_port, run_killably
+from support.launches import LAUNCHERS, free_port, run_killably
 
 
 pytest.importorskip("peft")

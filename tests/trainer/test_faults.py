@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import LAUNCH, LAUNCHERS, free_port, run_killably
 from datasets import Dataset
+from support.launches import SUPPORT
 from support.scorers import change_scores
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM
@@ -370,17 +370,14 @@ def test_f20_a_last_partial_window_does_not_hang(on_two_ranks):
 
 
 @pytest.mark.launch
-def test_f21_ragged_rows_are_gathered_exactly():
-    command = [*LAUNCHERS["ddp"], str(free_port()), str(LAUNCH / "gather_worker.py")]
-    code, log = run_killably(command, timeout=60)
-    assert code == 0, log[-3000:]
+def test_f21_ragged_rows_are_gathered_exactly(pairs):
+    pairs("ddp").run("support.gather:ragged_rows", timeout=60)
 
 
 @pytest.mark.launch
-def test_f21_collectives_agree_in_debug_mode(on_two_ranks, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "1")
-    result = on_two_ranks("ddp", {**CASE, "batch": 4, "accumulation": 4})
-    assert sum(result["survivors_of_ranks"]) == 22
+def test_f21_collectives_agree_in_debug_mode(on_two_ranks):
+    result = on_two_ranks("ddp", {**CASE, "batch": 4, "accumulation": 4}, ACCELERATE_DEBUG_MODE="1")
+    assert result["debug_mode"] and sum(result["survivors_of_ranks"]) == 22
 
 
 # F46: no network
@@ -398,7 +395,7 @@ import socket
 def refuse(self, address, *rest):
     raise AssertionError(f"a connection to {{address}}")
 socket.socket.connect = socket.socket.connect_ex = refuse
-import sys; sys.path.insert(0, {str(LAUNCH.parent)!r})
+import sys; sys.path.insert(0, {str(SUPPORT.parent)!r})
 from support.worker import trained
 trained({json.dumps({**CASE, "max_steps": 1})}, {str(tmp_path)!r})
 """
