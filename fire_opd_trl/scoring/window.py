@@ -38,6 +38,7 @@ class Window:
 
     Args:
         mode (`str`): `"train"` or `"eval"`.
+        method ([`Method`]): The recipe, which says what must be computed.
         teacher_B (`torch.Tensor`): Number of each row's teacher.
         prompts (`list`): Tokens of each row's prompt as its teacher reads it; `None` where that is the student's.
         teacher ([`TokenScores`], *optional*): What the teachers say, once they have scored.
@@ -45,6 +46,7 @@ class Window:
     """
 
     mode: Mode
+    method: Method
     teacher_B: torch.Tensor
     prompts: list[list[int] | None]
     teacher: TokenScores | None = None
@@ -59,7 +61,6 @@ class WindowScorer:
     holds, hidden states among it, lives from `begin` to `end`.
 
     Args:
-        method ([`Method`]): The recipe, which says what must be computed.
         student ([`ModelScorer`]): The student.
         teachers (`dict`): The teachers by name, in the order of their numbers.
         reference ([`Scorer`], *optional*): The reference model of a method that has one.
@@ -67,7 +68,6 @@ class WindowScorer:
         pad_token_id (`int`): Fills the teachers' prompts.
     """
 
-    method: Method
     student: ModelScorer
     teachers: dict[str, ModelScorer]
     reference: Scorer | None
@@ -81,16 +81,17 @@ class WindowScorer:
         reference = {"reference": self.reference} if self.reference else {}
         return {"student": self.student, **self.teachers, **reference}
 
-    def begin(self, mode: Mode, teacher_B: torch.Tensor, prompts: list[list[int] | None]) -> None:
+    def begin(self, mode: Mode, method: Method, teacher_B: torch.Tensor, prompts: list[list[int] | None]) -> None:
         """
         The trainer calls this before a window is sampled.
 
         Args:
             mode (`str`): `"train"` or `"eval"`.
+            method ([`Method`]): The recipe, in an evaluation without its filter.
             teacher_B (`torch.Tensor`): Number of each row's teacher.
             prompts (`list`): Tokens of each row's prompt as its teacher reads it; `None` where that is the student's.
         """
-        self.window = Window(mode, teacher_B, prompts)
+        self.window = Window(mode, method, teacher_B, prompts)
 
     def end(self) -> None:
         """The trainer calls this when a window is distilled: its hidden states are large."""
@@ -111,7 +112,7 @@ class WindowScorer:
         window.for_trl.append(scores)
         return scores
 
-    def scored(self, batch: Batch, rollout: Rollout, method: Method, context: Context) -> ScoredWindow:
+    def scored(self, batch: Batch, rollout: Rollout, context: Context) -> ScoredWindow:
         """
         The trainer calls this once for each window, when TRL has sampled it. The student does not score what the
         filter drops, where that is known from the teachers alone.
@@ -119,10 +120,10 @@ class WindowScorer:
         Args:
             batch (`dict`): The window in TRL's layout.
             rollout ([`Rollout`]): The same window as the pipeline sees it.
-            method ([`Method`]): The recipe, in an evaluation without its filter.
             context ([`Context`]): The other ranks, the progress of training, the seed.
         """
-        teacher, student, rows = self._teacher(batch), self._old_policy(batch), None
+        method, teacher, rows = self._window().method, self._teacher(batch), None
+        student = self._old_policy(batch)
         if student is None:
             rows = rows_to_score(rollout, teacher, method, context)
             student = self._student(batch, rows)
@@ -135,11 +136,10 @@ class WindowScorer:
             reference_logp_BT=self.reference.token_scores(batch, rows).logp_BT if self.reference else None,
             reverse_kl_BT=None if divergence is None else pad_ragged(divergence, teacher.logp_BT),
         )
-        return ScoredWindow(scores.only(self.method.signals), rows, teacher.observed)  # OPD needs no entropy
+        return ScoredWindow(scores.only(method.signals), rows, teacher.observed)  # OPD needs no entropy
 
-    def loss_observer(self, part: Batch) -> Observer | None:
+    def loss_observer(self, part: Batch, divergence: Divergence | None) -> Observer | None:
         """The loss calls this for each micro-batch: what compares the student with its teachers in its forward."""
-        divergence = self.method.divergence
         return self._comparison(part, part["divergence"] != 0, divergence) if divergence else None
 
     def _window(self) -> Window:
@@ -170,7 +170,7 @@ class WindowScorer:
 
     def _student(self, batch: Batch, rows: list[int] | None) -> TokenScores:
         """The student, compared with its teachers in the same forward if the method reads that."""
-        if "reverse_kl_BT" not in self.method.signals:
+        if "reverse_kl_BT" not in self._window().method.signals:
             return self.student.token_scores(batch, rows)
         observed = self._teacher(batch).observed
         return self.student.token_scores(
@@ -197,9 +197,10 @@ class WindowScorer:
 
     def _teacher_observer(self, part: Batch) -> Observer | None:
         """What must be observed of a teacher while it scores, if anything: its hidden states, its top k, or both."""
-        divergence = self.method.divergence if self._window().mode == "train" else None  # evaluation updates nothing
+        window = self._window()
+        divergence = window.method.divergence if window.mode == "train" else None  # evaluation updates nothing
         observers: list[Observer] = []
-        if "reverse_kl_BT" in self.method.signals or (divergence and not divergence.top_k):
+        if "reverse_kl_BT" in window.method.signals or (divergence and not divergence.top_k):
             observers.append(hidden_states)
         if divergence and divergence.top_k:
             observers.append(TopK(divergence.top_k, self.temperature, part["completion_mask"].bool()))

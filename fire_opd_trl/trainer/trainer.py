@@ -151,7 +151,6 @@ class FiReOPDTrainer(GRPOTrainer):
         entropies = "teacher_entropy_BT" in self.method.signals
         self._trl_reference = of_module("reference", lambda: self.ref_model)
         return WindowScorer(
-            self.method,
             student=of_module("student", lambda: self.model, entropies=True),
             teachers={
                 name: scorer(name, placed.active, placed.base, entropies, placed.unknown)
@@ -200,7 +199,7 @@ class FiReOPDTrainer(GRPOTrainer):
         teacher_B = route_to_teachers(inputs, list(self.teachers), columns, world, self.accelerator.device)
         prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
 
-        self.window_scorer.begin(mode, teacher_B, prompts)
+        self.window_scorer.begin(mode, method, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
         reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), teacher_B
@@ -208,7 +207,7 @@ class FiReOPDTrainer(GRPOTrainer):
         rollout = self._rollout(batch, mode)
         context = Context(world, step / max(1, self.state.max_steps), self._window_seed)
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            scores, scored_rows, for_loss = self.window_scorer.scored(batch, rollout, method, context)
+            scores, scored_rows, for_loss = self.window_scorer.scored(batch, rollout, context)
         with errors_name_step(step):
             signal = distil(rollout, scores, method, context)
         self._refuse_what_cannot_train(inputs, rollout, scores, signal, scored_rows)
@@ -348,7 +347,7 @@ class FiReOPDTrainer(GRPOTrainer):
         if "scale" not in inputs:  # evaluation; known from scoring: the mean over rows of KL(student || teacher)
             return inputs["reverse_kl"]
         method, mask_BT, scale_B = self.method, inputs["train_mask"], inputs["scale"]
-        observer = self.window_scorer.loss_observer(inputs)
+        observer = self.window_scorer.loss_observer(inputs, method.divergence)
         logp_BT, entropy_BT, observed, router_loss = self._forward(
             model, inputs, observer, router=self.aux_loss_enabled
         )

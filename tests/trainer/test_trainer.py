@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from datasets import Dataset
 from support.scorers import watch_scorers
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
 
 import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
@@ -479,3 +481,12 @@ def test_wrong_kinds_of_arguments_are_refused(tmp_path):
         FiReOPDTrainer(model, model, args, dataset)
     with pytest.raises(ValueError, match="teacher_model is missing"):
         FiReOPDTrainer(model, None, args, dataset)
+
+
+def test_the_docstring_names_every_method_of_grpo_that_is_overridden():
+    overridden = {
+        name
+        for name, value in vars(FiReOPDTrainer).items()
+        if callable(value) and hasattr(GRPOTrainer, name) and getattr(GRPOTrainer, name) is not value
+    }
+    assert set(re.findall(r"^    - `(\w+)`: \w+", FiReOPDTrainer.__doc__, re.MULTILINE)) == overridden
