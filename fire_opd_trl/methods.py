@@ -162,7 +162,7 @@ def random(
     The control for `fire`: it drops as many trajectories and gives the same token weights, but at random.
 
     The survivors' token weights keep their values and change places inside each trajectory. What `fire` gains over
-    this, it gains by knowing something. It is ours and has no paper. `random(0, 0, 0)` is `opd`. Any other method has
+    this, it gains by knowing something. Source: our own, no paper. `random(0, 0, 0)` is `opd`. Any other method has
     its control in `control(method)`, or in the field `control` of the config.
     """
     return replace(control(fire(drop_fraction, confidence, confusion, scope)), name="random")
@@ -176,7 +176,7 @@ def fire_full(
 
         minimise w_t KL(pi_theta || pi_T)(t) over the full vocabulary on the tokens of the surviving trajectories.
 
-    It is ours and has no paper. The weights are those of `fire`. `fire_full(0, 0, 0)` is `opd_full`; as there, no
+    Source: our own, no paper. The weights are those of `fire`. `fire_full(0, 0, 0)` is `opd_full`; as there, no
     setting is `opd` to the bit.
     """
     method = fire(drop_fraction, confidence, confusion, scope)
