@@ -78,8 +78,8 @@ class FiReOPDScriptArguments(ScriptArguments):
 
 def make_parser(prog: str | None = None, config: type | None = None):
     """
-    Returns the parser of this script. `fire-opd train` and `fire-opd preflight` call it as well, with a `prog` of their
-    own for its help; preflight also gives a subclass of FiReOPDConfig.
+    Returns the parser of this script. `fire-opd train` and `fire-opd preflight` call it too, each with a `prog` for
+    its help; preflight also gives a subclass of FiReOPDConfig.
     """
     from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
