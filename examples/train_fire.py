@@ -1,7 +1,7 @@
 """
 On-policy distillation with FiRe-OPD from the command line. `fire-opd train` starts this very file.
 
-A smoke run on the CPU with the embedded models, after which everything is known to be wired:
+A smoke run on the CPU with the embedded models shows that everything is wired:
 
     python -c "from fire_opd_trl.demo.task import dataset; dataset('train', 256).to_json('addition.jsonl')"
     accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py \
@@ -10,7 +10,7 @@ A smoke run on the CPU with the embedded models, after which everything is known
         --teacher_model_name_or_path fire_opd_trl/demo/models/teacher \
         --dataset_name addition.jsonl
 
-A full run on 8 GPUs, student and teacher partitioned by ZeRO-3:
+This is a full run on 8 GPUs, with student and teacher partitioned by ZeRO-3:
 
     accelerate launch --config_file configs/accelerate/zero3.yaml examples/train_fire.py \
         --model_name_or_path Qwen/Qwen3-4B \
@@ -23,7 +23,7 @@ A full run on 8 GPUs, student and teacher partitioned by ZeRO-3:
         --use_vllm \
         --output_dir outputs/qwen3-4b-fire
 
-LoRA on one GPU:
+This trains a LoRA adapter on one GPU:
 
     accelerate launch --config_file configs/accelerate/single_gpu.yaml examples/train_fire.py \
         --model_name_or_path Qwen/Qwen3-0.6B \
@@ -35,7 +35,8 @@ LoRA on one GPU:
         --learning_rate 1e-5 \
         --output_dir outputs/qwen3-0.6b-fire-lora
 
-Every argument can stand in a YAML file instead (`--config`); the command line wins. `--help` lists them all.
+Every argument can stand in a YAML file instead (`--config`); the command line overrides the file. `--help` lists all
+arguments.
 """
 
 import os
@@ -76,7 +77,10 @@ class FiReOPDScriptArguments(ScriptArguments):
 
 
 def make_parser(prog: str | None = None, config: type | None = None):
-    """The parser of this script, under the name `prog` in its help, for FiReOPDConfig or a subclass of it."""
+    """
+    Returns the parser of this script. `fire-opd train` and `fire-opd preflight` call it too, each with a `prog` for
+    its help; preflight also gives a subclass of FiReOPDConfig.
+    """
     from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
     from fire_opd_trl import FiReOPDConfig
@@ -91,7 +95,7 @@ def make_parser(prog: str | None = None, config: type | None = None):
 
 
 def imported_reward(path: str):
-    """The function at a dotted path, in an installed module or in one of the working directory."""
+    """Returns the function at a dotted path, in an installed module or in one of the working directory."""
     try:
         reward = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
@@ -105,7 +109,10 @@ def imported_reward(path: str):
 
 
 def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict:
-    """What FiReOPDTrainer takes, from the arguments of the command line: `fire-opd preflight` reads the same."""
+    """
+    Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and
+    `fire-opd preflight` before its checks.
+    """
     from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
 

@@ -1,280 +1,84 @@
 """
-Two teachers, two skills, one student: every prompt is scored by the teacher that its row names.
+Two teachers with different skills, one student: each prompt is scored by the teacher that its row names.
 
-`437+85=` asks for the sum, with carries. `437,85=` asks for the sum of each column alone, modulo ten: the working has
-the same form, and every carry in it is 0. One teacher is good at the first and one at the second; the student is
-mediocre at both. Each prompt goes to its own specialist (`right`), to the other one (`wrong`), or all of them go to
-one teacher. On one CPU core a run takes about forty seconds, after as long for the two models made first:
+`437+85=` asks for the sum, `437,85=` for the sum of each column alone, modulo ten. The teacher of the first skill is
+the embedded one. The teacher of the second skill, and a student that is mediocre at both, are made here by a few steps
+of supervised fine-tuning. On one CPU core it takes about a minute and a half:
 
-    python examples/two_teachers.py --output_dir outputs/two_teachers --seeds 5
+    python examples/two_teachers.py
 
-The output folder gets those models, a file for each run, `results.json` and, with matplotlib, `accuracy.png`.
+docs/two_teachers/README.md has wrong routes, other methods, seeds and intervals beside it.
 """
 
-import argparse
-import json
-import time
-from dataclasses import asdict
-from pathlib import Path
+from importlib.resources import files
 
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
-from transformers.trainer_callback import PrinterCallback
-from trl import SFTTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
-from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.evaluation.compare.baselines import common_arguments, sft_config
-from fire_opd_trl.evaluation.compare.runs import load_embedded, silence_libraries, versions
-from fire_opd_trl.evaluation.files import write_json
-from fire_opd_trl.evaluation.statistics import Estimate, estimate, paired
 
 
-SKILLS = {"carry": "a+b=, sum with carries", "digits": "a,b=, columns without carries"}
-ROUTES = {  # the teacher that scores the prompts of each skill
-    "right": {"carry": "carry", "digits": "digits"},
-    "wrong": {"carry": "digits", "digits": "carry"},
-    "carry_alone": {"carry": "carry", "digits": "carry"},
-    "digits_alone": {"carry": "digits", "digits": "digits"},
-}
-ARMS = {  # every route with plain distillation; the right one with FiRe's filter and weights; whole distributions
-    **{route: (route, {"method": "opd"}) for route in ROUTES},
-    "right_fire": ("right", {"method": "fire", "statistics_scope": "batch"}),
-    "right_fire_per_teacher": ("right", {"method": "fire", "statistics_scope": "teacher"}),
-    "right_full": ("right", {"method": "opd_full"}),
-    "wrong_full": ("wrong", {"method": "opd_full"}),
-}
-ROWS = 128  # completions in an update, half of them of each skill
-# Made by supervised fine-tuning: the specialist's ends when it is good, the student's while it is mediocre at both.
-FINE_TUNED = {
-    "digits_teacher": {"start": "teacher", "skills": ["digits"], "rows": 64, "steps": 120},
-    "student": {"start": "student", "skills": ["carry", "digits"], "rows": 128, "steps": 50},
-}
+SKILLS, UPDATES, ROLLOUTS = ("carry", "digits"), 40, 128  # a skill and its teacher have the same name
+MODELS = files("fire_opd_trl.demo") / "models"
+tokenizer = AutoTokenizer.from_pretrained(MODELS / "student")
+common = {"output_dir": "outputs/two_teachers", "use_cpu": True, "bf16": False, "save_strategy": "no"}
 
 
-def question(skill: str, a: int, b: int) -> str:
-    """Returns the prompt: `437+85=` for `"carry"`, `437,85=` for `"digits"`."""
-    return task.prompt(a, b) if skill == "carry" else f"{a},{b}="
-
-
-def working(skill: str, a: int, b: int) -> str:
-    """
-    Returns the right completion of `question(skill, a, b)`, without the end token.
-
-    Example:
-
-    ```python
-    >>> working("carry", 437, 85)
-    '7+5+0=12,3+8+1=12,4+0+1=05;522'
-    >>> working("digits", 437, 85)
-    '7+5+0=12,3+8+0=11,4+0+0=04;412'
-    ```
-    """
+def row(skill: str, a: int, b: int) -> dict[str, str]:
+    """Returns a prompt, its right answer, `7+5+0=12,3+8+0=11,4+0+0=04;412` for `437,85=`, and who scores it."""
     if skill == "carry":
-        return task.working(a, b)
-    columns = [(a // 10**column % 10, b // 10**column % 10) for column in range(task.COLUMNS)]
-    answer = sum((x + y) % 10 * 10**column for column, (x, y) in enumerate(columns))
-    return ",".join(f"{x}+{y}+0={x + y:02d}" for x, y in columns) + f";{answer}"
+        return {"prompt": task.prompt(a, b), "completion": task.working(a, b), "teacher_id": "carry"}
+    columns = [(a // 10**place % 10, b // 10**place % 10) for place in range(task.COLUMNS)]
+    answer = sum((x + y) % 10 * 10**place for place, (x, y) in enumerate(columns))
+    text = ",".join(f"{x}+{y}+0={x + y:02d}" for x, y in columns) + f";{answer}"
+    return {"prompt": f"{a},{b}=", "completion": text, "teacher_id": "digits"}
 
 
-def measured(model, tokenizer, problems: int, seed: int) -> dict[str, float]:
-    """Returns the share of held-out problems answered exactly: for each skill, one sample and the likeliest tokens."""
-    pairs, shares = task.problems("test", problems, seed=seed), {}
-    for skill in SKILLS:
-        prompts = [question(skill, a, b) for a, b in pairs]
-        answers = [working(skill, a, b).rpartition(";")[2] for a, b in pairs]
-        for name, temperature in ((skill, 1.0), (f"{skill}_greedy", 0.0)):
-            completions = task.sampled_completions(model, tokenizer, prompts, temperature, seed=seed)
-            shares[name] = sum(task.exact_match(completions, answers)) / len(pairs)
-    return shares
+def dataset(skills, split: str, count: int, seed: int = 0) -> Dataset:
+    """Returns rows that take the skills in turn."""
+    pairs = task.problems(split, count, seed)
+    return Dataset.from_list([row(skills[number % len(skills)], *pair) for number, pair in enumerate(pairs)])
 
 
-def fine_tuned(name: str, folder: Path) -> str:
-    """Returns where a model of `FINE_TUNED` lies. It is made unless it is there already."""
-    path, recipe = folder / "models" / name, FINE_TUNED[name]
-    if not path.is_dir():
-        model, tokenizer = load_embedded(recipe["start"])
-        pairs = task.problems("train", recipe["rows"] * recipe["steps"], seed=1000)  # not those of a run
-        skills = [recipe["skills"][row % len(recipe["skills"])] for row in range(len(pairs))]
-        rows = [(question(skill, *pair), working(skill, *pair)) for skill, pair in zip(skills, pairs, strict=True)]
-        changes = {"learning_rate": 1e-3, "per_device_train_batch_size": recipe["rows"]}
-        trainer = SFTTrainer(
-            model=model,
-            args=sft_config(str(folder), recipe["steps"], seed=0, **changes),
-            train_dataset=Dataset.from_list([{"prompt": prompt, "completion": text} for prompt, text in rows]),
-            processing_class=tokenizer,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.save_model(str(path))
-    return str(path)
+def fine_tuned(name: str, skills, updates: int, batch: int):
+    """Returns an embedded model after supervised fine-tuning on right answers."""
+    model = AutoModelForCausalLM.from_pretrained(MODELS / name, dtype="float32")
+    args = SFTConfig(max_steps=updates, per_device_train_batch_size=batch, learning_rate=1e-3, **common)
+    data = dataset(skills, "train", updates * batch, seed=1).remove_columns("teacher_id")
+    SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
+    return model
 
 
-def routed_prompts(route: dict[str, str], steps: int, seed: int) -> Dataset:
-    """Returns prompts of both skills in turn, each with the name of its teacher; the prompts of a seed are one set."""
-    pairs, skills = task.problems("train", steps * ROWS, seed=seed), list(SKILLS)
-    rows = [(skills[row % len(skills)], a, b) for row, (a, b) in enumerate(pairs)]
-    return Dataset.from_list([{"prompt": question(*row), "teacher_id": route[row[0]]} for row in rows])
+def accuracy(model, skill: str) -> float:
+    """Returns the share of 1000 held-out problems that the model answers exactly, one sample each."""
+    rows = dataset([skill], "test", 1000)
+    answers = [text.rpartition(";")[2] for text in rows["completion"]]
+    return sum(task.exact_match(task.sampled_completions(model, tokenizer, list(rows["prompt"])), answers)) / 1000
 
 
-def distilled(student: str, teachers: dict[str, str], arm: str, options: argparse.Namespace, seed: int):
-    """Returns the student after on-policy distillation: what a user of several teachers has to write."""
-    route, fields = ARMS[arm]
-    fields = {**fields, "per_device_train_batch_size": ROWS, "learning_rate": options.learning_rate}
-    trainer = FiReOPDTrainer(
-        model=student,
-        teacher_model=teachers,  # by name; the column `teacher_id` of the dataset says which one scores a row
-        args=FiReOPDConfig(
-            **{**common_arguments(str(options.output_dir), options.steps, seed), **fields},
-            model_init_kwargs={"dtype": "float32"},
-            teacher_model_init_kwargs={"dtype": "float32"},  # the embedded models are stored in bfloat16
-            shuffle_dataset=False,  # all arms of a seed see the same prompts in the same order
-        ),
-        train_dataset=routed_prompts(ROUTES[route], options.steps, seed),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer.model
-
-
-def summary(before: list[dict], runs: dict[str, list[dict]]) -> dict:
-    """Returns means over seeds with 95 % intervals; gains, and differences to `right`, are paired by seed."""
-    table: dict[str, dict] = {"before": {}, "arms": {}}
-    for model in before[0]:
-        table["before"][model] = {name: estimate([seed[model][name] for seed in before]) for name in before[0][model]}
-    for arm, shares in runs.items():
-        table["arms"][arm] = {}
-        for name in shares[0]:
-            after, start = dict(enumerate(run[name] for run in shares)), [seed["student"][name] for seed in before]
-            row = {"after": estimate(list(after.values())), "gain": paired(after, dict(enumerate(start)))}
-            if arm != "right" and "right" in runs:
-                row["to_right"] = paired(after, dict(enumerate(run[name] for run in runs["right"])))
-            table["arms"][arm][name] = row
-    return table
-
-
-def label(arm: str) -> str:
-    """Returns the name of an arm for a reader, such as `carry alone: opd`."""
-    route, fields = ARMS[arm]
-    scope = ", per teacher" if fields.get("statistics_scope") == "teacher" else ""
-    return f"{route.replace('_', ' ')}: {fields['method']}{scope}"
-
-
-def points(value: Estimate, signed: bool = True) -> str:
-    """Returns `+21.3 [+19.0, +23.6]`: a share in points with its interval, where the seeds give one."""
-    mean, half, sign = 100 * value.mean, value.half_width, "+" if signed else ""
-    return f"{mean:{sign}.1f}" + (
-        f" [{mean - 100 * half:{sign}.1f}, {mean + 100 * half:{sign}.1f}]" if half is not None else ""
-    )
-
-
-def printed(table: dict) -> None:
-    """Prints the table for a reader: first the models as they are, then what each arm makes of the student."""
-    print("\nexact match of held-out problems, %, one sample each; means over seeds [95 % interval]")
-    print(f"{'':28}" + "".join(f"{skill:<32}" for skill in SKILLS.values()))
-    for model, shares in table["before"].items():
-        name = model if model == "student" else f"{model} teacher"
-        print(f"{name:28}" + "".join(f"{points(shares[skill], signed=False):<32}" for skill in SKILLS))
-    for column, title in (
-        ("after", "after"),
-        ("gain", "gain, points"),
-        ("to_right", "difference to right: opd, points"),
-    ):
-        rows = {arm: shares for arm, shares in table["arms"].items() if column in shares["carry"]}
-        print(f"{title}:" if rows else "", end="\n" if rows else "")
-        for arm, shares in rows.items():
-            cells = [points(shares[skill][column], signed=column != "after") for skill in SKILLS]
-            print(f"  {label(arm):26}" + "".join(f"{cell:<32}" for cell in cells))
-
-
-def picture(table: dict, path: Path) -> None:
-    """Draws, for each skill, the student before and after every arm, and the specialist of the skill."""
-    from fire_opd_trl.evaluation.style import BLUE, GREY, ORANGE, STYLE, VERMILION, pyplot
-
-    plt, arms = pyplot(), list(table["arms"])
-    with plt.rc_context(STYLE):
-        size = (9.4, 0.34 * len(arms) + 1.9)
-        figure, panels = plt.subplots(1, len(SKILLS), figsize=size, sharey=True, layout="constrained")
-        for axes, (skill, title) in zip(panels, SKILLS.items(), strict=True):
-            start, best = (100 * table["before"][model][skill].mean for model in ("student", skill))
-            axes.axvline(start, color=GREY, lw=1.2, ls="--", zorder=0)
-            axes.axvline(best, color=ORANGE, lw=2, zorder=0)
-            above = axes.get_xaxis_transform()  # across in points, up in shares of the panel
-            axes.text(start, 1.01, "student before", ha="center", va="bottom", color="#555555", transform=above)
-            axes.text(best, 1.01, "specialist", ha="center", va="bottom", color="#9a6700", transform=above)
-            for place, arm in enumerate(arms):
-                after = table["arms"][arm][skill]["after"]
-                mean, half = 100 * after.mean, 100 * (after.half_width or 0.0)
-                color = BLUE if mean > start else VERMILION
-                axes.plot([start, mean], [place, place], color=color, lw=5, alpha=0.25, solid_capstyle="butt")
-                axes.errorbar(mean, place, xerr=half, fmt="o", ms=5, color=color, capsize=3)
-                side, align = (1, "left") if mean > start else (-1, "right")
-                axes.text(mean + side * (half + 2), place, f"{mean:.0f}", va="center", ha=align, color=color)
-            axes.set_title(title, pad=18, fontweight="bold")
-            axes.set(xlim=(-10, 104), xlabel="held-out exact match after distillation, %")
-            axes.grid(axis="x", alpha=0.25)
-        panels[0].set_yticks(range(len(arms)), [label(arm) for arm in arms])
-        panels[0].set_ylim(len(arms) - 0.5, -0.5)
-        panels[0].set_ylabel("who scores which prompts: method")
-        seeds = table["before"]["student"]["carry"].n
-        figure.suptitle(
-            f"Two skills of one student, before and after distillation (mean, 95 % interval, seeds: {seeds})"
-        )
-        figure.savefig(path, dpi=160)
-        plt.close(figure)
-
-
-def main(argv: list[str] | None = None) -> dict:
-    """Makes the models, trains every arm with every seed, writes and prints the results, and returns the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/two_teachers"), help="where the results go")
-    parser.add_argument("--steps", type=int, default=60, help=f"updates of {ROWS} completions")
-    parser.add_argument("--learning_rate", type=float, default=4e-4, help="peak learning rate, one for all arms")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm; a seed has its own prompts and tests")
-    parser.add_argument("--problems", type=int, default=1000, help="held-out problems of each skill")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which ways to train")
-    options = parser.parse_args(argv)
-
-    folder, tokenizer = options.output_dir, load_embedded("student")[1]
-    print(f"making {' and '.join(FINE_TUNED)}, unless they lie in {folder / 'models'}")
-    student = fine_tuned("student", folder)
-    teachers = {"carry": model_path("teacher"), "digits": fine_tuned("digits_teacher", folder)}
-    before, runs = [], {arm: [] for arm in options.arms}
-    for seed in range(options.seeds):
-        models = {name: AutoModelForCausalLM.from_pretrained(path, dtype="float32") for name, path in teachers.items()}
-        models["student"] = AutoModelForCausalLM.from_pretrained(student, dtype="float32")
-        before.append({name: measured(model, tokenizer, options.problems, seed) for name, model in models.items()})
-
-    progress = tqdm([(seed, arm) for seed in range(options.seeds) for arm in options.arms], unit="run")
-    for seed, arm in progress:
-        progress.set_description(f"{arm}, seed {seed}")
-        started = time.perf_counter()
-        model = distilled(student, teachers, arm, options, seed)
-        runs[arm].append(measured(model, tokenizer, options.problems, seed))
-        run = {"arm": arm, "seed": seed, "after": runs[arm][-1], "seconds": round(time.perf_counter() - started, 1)}
-        write_json(folder / "runs" / f"{arm}-seed{seed}.json", run)
-        progress.write(f"{arm}, seed {seed}: " + ", ".join(f"{name} {run['after'][name]:.1%}" for name in SKILLS))
-
-    table = summary(before, runs)
-    settings = {key: value for key, value in vars(options).items() if key not in ("output_dir", "arms")}
-    settings |= {
-        "rows": ROWS,
-        "fine_tuned": FINE_TUNED,
-        "routes": ROUTES,
-        "arms": {arm: ARMS[arm] for arm in options.arms},
+def main() -> None:
+    teachers = {
+        "carry": AutoModelForCausalLM.from_pretrained(MODELS / "teacher", dtype="float32"),
+        "digits": fine_tuned("teacher", ["digits"], updates=120, batch=64),
     }
-    record = {"settings": settings, "versions": versions(), "table": table, "before": before, "runs": runs}
-    (folder / "results.json").write_text(json.dumps(record, indent=1, default=asdict), encoding="utf-8")
-    printed(table)
-    try:
-        picture(table, folder / "accuracy.png")
-    except ImportError:
-        print("no picture: pip install fire-opd-trl[report]")
-    return table
+    student = fine_tuned("student", SKILLS, updates=50, batch=128)
+    before = {skill: accuracy(student, skill) for skill in SKILLS}
+    args = FiReOPDConfig(
+        method="opd_full",  # compares student and teacher over the whole vocabulary, at every token
+        per_device_train_batch_size=ROLLOUTS,
+        gradient_accumulation_steps=1,
+        max_completion_length=task.MAX_COMPLETION_TOKENS,
+        max_steps=UPDATES,
+        learning_rate=4e-4,
+        **common,
+    )
+    prompts = dataset(SKILLS, "train", UPDATES * ROLLOUTS).remove_columns("completion")
+    FiReOPDTrainer(student, teachers, args, train_dataset=prompts, processing_class=tokenizer).train()
+    for skill in SKILLS:
+        print(f"{skill}: {before[skill]:.1%} of held-out problems before, {accuracy(student, skill):.1%} after")
 
 
 if __name__ == "__main__":
-    silence_libraries()  # one thread, and no word from the libraries
     main()

@@ -1,0 +1,62 @@
+"""The documents: their links lead somewhere, their tables are whole, and the mathematics of the README runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fire_opd_trl
+
+
+ROOT = Path(fire_opd_trl.__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's names of the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_link_inside_the_repository_leads_somewhere(document):
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`\n]*`(?!\])", "", text)  # code such as METHODS["fire"](0.2) is no link
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_a_word_of_the_glossary_is_defined_once():
+    rows = re.findall(r"^\| (?!word |---)([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    words = [word.strip() for row in rows for word in row.split(",")]
+    assert len(words) > 40 and len(set(words)) == len(words)
+    assert {"window", "rollout", "row", "micro-batch", "survivor", "arm"} <= set(words)
+
+
+def test_a_decision_has_a_question_a_choice_and_its_evidence():
+    rows = re.findall(r"^\| (?!---|question )(.*) \|$", (ROOT / "docs" / "decisions.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    for row in rows:
+        question, choice, evidence = row.split(" | ")
+        assert question.endswith("?") and choice.endswith(".") and evidence.endswith("."), row
+
+
+def test_the_readmes_mathematics_runs_with_torch_alone():
+    (block,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+        if "signal = distil(" in block
+    ]
+    names: dict = {}
+    exec(block, names)
+    signal = names["signal"]
+    assert int(signal.keep_B.sum()) == 8 and signal.weight_BT.shape == (10, 7)  # floor(0.2 * 10) = 2 are dropped
