@@ -13,6 +13,10 @@ os.environ.update(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+pytest.register_assert_rewrite("support")
+
 from support.launches import Pair  # noqa: E402
 
 

@@ -6,6 +6,7 @@ launch`, and import everything once (`rank.py`); each case then runs in processe
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -55,13 +57,27 @@ def started(command: list[str], output, **environment: str) -> subprocess.Popen:
     )
 
 
+def kill(process: subprocess.Popen) -> None:
+    """Kill a command with all that it started: the ranks of a launcher have sessions of their own."""
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        started = []
+    with contextlib.suppress(ProcessLookupError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(started, timeout=10)
+
+
 def run_killably(command: list[str], timeout: float = HARD_KILL_SECONDS, **environment: str):
-    """Run a command in a process group of its own; at the timeout the whole group is killed and the test fails."""
+    """Run a command in a process group of its own; at the timeout all of it is killed and the test fails."""
     process = started(command, subprocess.PIPE, **environment)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         output, _ = process.communicate()
         pytest.fail(f"killed after {timeout} s: {' '.join(command)}\n{output[-4000:]}")
     return process.returncode, output
@@ -70,18 +86,20 @@ def run_killably(command: list[str], timeout: float = HARD_KILL_SECONDS, **envir
 class Pair:
     """
     Two ranks of one launcher that wait for work. They are launched when the first is asked for, and again after a
-    work that failed or hung: then the whole process group is killed, so that no later test inherits anything of it.
+    work that failed or hung: then all processes are killed, so that no later test inherits anything of it.
     """
 
-    def __init__(self, launcher: str):
-        self.launcher, self.process, self.number = launcher, None, 0
+    def __init__(self, launcher: str, bare: bool = False):
+        """`bare`: for works that need none of what `rank.py` imports."""
+        self.launcher, self.bare, self.process, self.number = launcher, bare, None, 0
 
     def launch(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"ranks-{self.launcher}-"))
         command = [*LAUNCHERS[self.launcher], str(free_port()), str(SUPPORT / "rank.py")]
         environment = FSDP2_ENVIRONMENT if self.launcher == "fsdp2" else {}
         with (self.folder / "log").open("w") as log:
-            self.process = started([*command, str(self.folder), str(os.getpid())], log, **environment)
+            arguments = [str(self.folder), str(os.getpid()), *(["bare"] if self.bare else [])]
+            self.process = started([*command, *arguments], log, **environment)
         self.number = 0
 
     def run(self, work: str, *arguments, environment: dict | None = None, timeout: float = HARD_KILL_SECONDS) -> None:
@@ -113,8 +131,7 @@ class Pair:
         return (self.folder / "log").read_text()
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):  # all have ended
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill(self.process)
         self.process.wait()
         self.process = None
 
@@ -133,3 +150,4 @@ class Pair:
             code = "none within 30 s"
         self.kill()  # whatever else is left in the group
         assert code == 0, f"{self.launcher}: exit code {code}\n{self.log()[-4000:]}"
+        shutil.rmtree(self.folder)

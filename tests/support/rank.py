@@ -30,10 +30,10 @@ IMPORTED_ONCE = (
 )
 
 
-def awaited(path: Path, asker: int) -> dict | None:
+def awaited(path: Path, asker: int, launcher: int) -> dict | None:
     """The order in a file, once it is there; None when there is no more to do, or nobody left to ask."""
     while not path.exists():
-        if not Path(f"/proc/{asker}").exists():
+        if not Path(f"/proc/{asker}").exists() or os.getppid() != launcher:
             return None
         time.sleep(0.02)
     return json.loads(path.read_text())
@@ -56,10 +56,10 @@ def do(order: dict) -> int:
 
 
 def main() -> None:
-    folder, asker, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ["RANK"]
+    folder, asker, launcher, rank = Path(sys.argv[1]), int(sys.argv[2]), os.getppid(), os.environ["RANK"]
     sys.path.insert(0, str(Path(__file__).parents[1]))
     torch.set_num_threads(1)
-    for module in IMPORTED_ONCE:
+    for module in IMPORTED_ONCE if "bare" not in sys.argv[3:] else ():
         importlib.import_module(module)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         importlib.import_module("deepspeed")
@@ -69,7 +69,7 @@ def main() -> None:
     assert [name for name in threads if not name.startswith("jemalloc")] == [threads[0]], threads
     gc.freeze()  # a collection in a fork then passes over what was imported
     for number in itertools.count():
-        order = awaited(folder / f"{number}.json", asker)
+        order = awaited(folder / f"{number}.json", asker, launcher)
         if order is None:
             os._exit(0)
         process = os.fork()

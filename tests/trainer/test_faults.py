@@ -371,7 +371,7 @@ def test_f20_a_last_partial_window_does_not_hang(on_two_ranks):
 
 @pytest.mark.launch
 def test_f21_ragged_rows_are_gathered_exactly(pairs):
-    pairs("ddp").run("support.gather:ragged_rows", timeout=60)
+    pairs("ddp").run("support.works:ragged_rows", timeout=60)
 
 
 @pytest.mark.launch
