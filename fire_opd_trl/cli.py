@@ -7,7 +7,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from . import METHODS, __version__
+from . import __version__
+from .methods import METHODS, NOTATION
 
 
 # verb: the module whose `main` runs it, and what it does
@@ -53,6 +54,8 @@ def list_methods(argv: list[str]) -> int:
         text = inspect.getdoc(recipe) or ""
         if chosen in (None, name):
             print(f"{name}({knobs})\n" + textwrap.indent(text if chosen else text.split("\n")[0].rstrip(":"), "    "))
+    if chosen:
+        print("\n" + textwrap.indent(NOTATION, "    "))
     return 0
 
 

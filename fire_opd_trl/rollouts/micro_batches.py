@@ -20,23 +20,23 @@ def micro_batches(
     balance: str = "none",
 ) -> list[Batch]:
     """
-    The survivors of a window as the micro-batches of its optimizer steps: dealt to the steps at random, inside a step
-    sorted by length and cut into equally many slices on every rank.
+    The trainer calls this when a window is distilled. It deals the survivors to the optimizer steps at random; inside
+    a step they are sorted by length and cut into equally many micro-batches on every rank.
 
     Args:
         batch (`dict`): The window, with `keep` `[B]` and `train_mask` `[B, T]`.
         steps (`int`): Optimizer steps that share the window.
-        per_step (`int`): Slices of one step (gradient accumulation steps).
+        per_step (`int`): Micro-batches of one step (gradient accumulation steps).
         loss_type (`str`): See [`~fire_opd_trl.stages.row_scale`].
         world, seed, multiple: All ranks, the window's seed, see [`take`].
-        balance (`str`): `"tokens"`: a step is cut from the rows of all ranks together, and a row goes where its slice
-            is, except from windows with images or with whole distributions of the teacher, which are large. `"none"`:
-            every rank trains on the rows that it sampled.
+        balance (`str`): With `"tokens"` the rows of all ranks are cut together, and a row goes to the rank that trains
+            its micro-batch; windows with images or with whole distributions of the teacher stay, since those are
+            large. With `"none"` every rank trains on the rows that it sampled.
 
     Returns:
-        `list[dict]`: `steps * per_step` slices; each carries `scale` `[rows]`, the window-exact normaliser (times the
-        ranks, since DDP, ZeRO and FSDP average over them), 0 for the row that a rank runs when it has none left, and
-        `rows_in_step`, survivors of its step on all ranks.
+        `list[dict]`: `steps * per_step` micro-batches. Each carries `scale` `[rows]`, the window-exact normaliser
+        (times the ranks, since DDP, ZeRO and FSDP average over them), which is 0 for the row that a rank runs when it
+        has none left; and `rows_in_step`, the survivors of its step on all ranks.
     """
     line_B, own, trained_B = lengths(batch), world.local_slice(len(batch["keep"])), batch["train_mask"].sum(dim=1)
     counts_B2 = torch.stack([trained_B, trained_B.new_tensor(line_B)], dim=1)
@@ -75,8 +75,8 @@ def micro_batches(
 
 def layout_metrics(parts: list[Batch], world: World) -> dict[str, float]:
     """
-    How well the update of a window is laid out: `padding`, the share of its tokens that are none, and `rank_excess`,
-    by how much the rank with the most of them exceeds the mean.
+    The trainer logs this for each window: `padding`, the share of the update that is padding, and `rank_excess`, by
+    how much the rank with the most tokens exceeds the mean.
     """
     cuts = [lengths(part) for part in parts]
     padded = sum(padded_tokens(list(range(len(cut))), cut) for cut in cuts)

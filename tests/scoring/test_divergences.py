@@ -24,7 +24,7 @@ THRESHOLD, TOP_K = 0.02, 5  # the demo teacher is hardly ever as unsure as EOPD'
 
 
 def window(case: dict, folder) -> tuple:
-    """A trainer that has not trained, its window of frozen completions, and that window's slices."""
+    """A trainer that has not trained, its window of frozen completions, and that window's micro-batches."""
     trainer = built(case, str(folder))
     trainer.model.train()
     generations = case.get("generations", 1)

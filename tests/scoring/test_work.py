@@ -62,7 +62,7 @@ class Watched:
 
 
 def window_of(trainer) -> tuple[list[dict], dict]:
-    """One window and its slices."""
+    """One window and its micro-batches."""
     trainer.model.train()
     rows = [trainer.train_dataset[row // trainer.num_generations] for row in range(32)]
     batch = trainer._generate_and_score_completions(rows)

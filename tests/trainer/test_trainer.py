@@ -48,7 +48,7 @@ def test_neutral_settings_are_opd_to_the_bit(method, tmp_path):
 def test_another_teacher_gives_another_gradient_and_the_student_as_teacher_gives_none(tmp_path):
     start = parameters(built(CASE, str(tmp_path / "start")))
     teacher = trained(CASE, str(tmp_path / "teacher"))
-    # Nothing is dropped: student and teacher score the same slices, and agree to the last bit.
+    # Nothing is dropped: student and teacher score the same rows together, and agree to the last bit.
     myself = trained({**CASE, "demo_teacher": "student", "config": {"drop_fraction": 0.0}}, str(tmp_path / "student"))
     assert furthest(start, parameters(teacher)) > 1e-3
     assert furthest(start, parameters(myself)) == 0.0
