@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from support.configs import config
 from trl import TrlParser
 
 from fire_opd_trl import METHODS, FiReOPDConfig
@@ -10,10 +11,6 @@ from fire_opd_trl.config import Help, rules_of
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def config(**kwargs) -> FiReOPDConfig:
-    return FiReOPDConfig("output", use_cpu=True, bf16=False, **kwargs)
 
 
 def test_the_defaults_are_the_papers():
@@ -89,6 +86,8 @@ WRONG = {
     "delta": [2.0],
     "use_bias_correction_kl": [True],
 }
+
+
 RULES = rules_of(FiReOPDConfig)
 
 
@@ -117,60 +116,6 @@ def test_an_objective_of_grpo_that_is_not_ours_is_refused_with_the_value_that_le
         config(**{name: WRONG[name][0]})
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "sentence"),
-    [
-        (
-            {"reward_coef": 0.5},
-            "reward_coef=0.5 is refused. GRPO's advantage compares .* num_generations to at least 2",
-        ),
-        ({"num_generations": 3, "per_device_train_batch_size": 4}, "must be divisible by num_generations"),
-        (
-            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
-            "steps_per_generation=3 is refused. A window must not be split .* Make steps_per_generation a multiple",
-        ),
-        ({"teacher_model_revision": "main"}, "teacher_model_revision='main' is refused. .* is not set"),
-        ({"method": "opd", "drop_fraction": 0.3}, "drop_fraction=0.3 has no effect on method='opd'"),
-        ({"method": "fire_released", "statistics_scope": "teacher"}, "statistics_scope='teacher' has no effect"),
-        ({"method_kwargs": {"lambda": 1}}, "'fire' does not take lambda. It takes: drop_fraction, confidence"),
-        ({"method_kwargs": [1]}, "method_kwargs=.* is refused. Give a dict"),
-        ({"method_kwargs": {"scope": "x"}}, "scope='x' is unknown. Use one of: batch"),
-        ({"method": "tip", "method_kwargs": {"keep": 2}}, "keep=2: give a number from .* for example 0.5"),
-        ({"method": "exopd", "confidence": 0.5}, "confidence=0.5 has no effect on method='exopd'"),
-        ({"method_kwargs": {"drop_fraction": "a"}}, "drop_fraction='a': give a number from 0 .* for example 0.2"),
-        ({"method": "eopd", "method_kwargs": {"top_k": 4.5}}, "top_k=4.5: give a whole number from 1 .* example 16"),
-        ({"method": "eopd", "method_kwargs": {"top_k": "16"}}, "top_k='16': give a whole number"),
-        ({"method": "exopd", "method_kwargs": {"extrapolation": True}}, "extrapolation=True: give a number"),
-        (
-            {"method": "opdvr", "method_kwargs": {"group": "false"}},
-            "group='false' is unknown. Use one of: True, False",
-        ),
-        ({"method": "tip", "method_kwargs": {"full": 1}}, "full=1 is unknown. Use one of: True, False"),
-        ({"drop_fraction": 0.1, "method_kwargs": {"drop_fraction": 0.3}}, "drop_fraction=0.1 is also set in"),
-        ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs=3 is refused. Give a dict"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
-    ],
-)
-def test_a_wrong_combination_is_refused(kwargs, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        config(**kwargs)
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(
-    ("kwargs", "sentence"),
-    [
-        ({"per_device_train_batch_size": 4}, "of a window of 4 rows drops none"),
-        ({"statistics_scope": "trajectory", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
-        ({"method": "fire_released", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
-        ({"use_transformers_continuous_batching": True, "bf16": True}, "casts the weights themselves to 16 bits"),
-    ],
-)
-def test_what_has_no_effect_or_a_side_effect_warns(kwargs, sentence):
-    with pytest.warns(UserWarning, match=sentence):
-        FiReOPDConfig("output", **{"use_cpu": True, "bf16": False, **kwargs})
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_the_knobs_reach_the_recipe(name):
     takes_knobs = name.startswith("fire") or name == "random"
@@ -182,35 +127,6 @@ def test_the_knobs_reach_the_recipe(name):
         filter = method.filter.keywords.get("filter", method.filter)  # that of a control lies inside
         assert filter.keywords["fraction"] == 0.5
         assert "teacher_entropy_BT" not in method.signals and "student_entropy_BT" in method.signals
-
-
-# What a control can make random: which trajectories, or which tokens, and how much they weigh.
-ROWS = {"fire", "fire_released", "fire_full", "random", "scope"}
-TOKENS = {"fire", "fire_released", "fire_full", "random", "tip", "eopd", "reopold", "iw_opd", "opdvr", "tropd"}
-
-
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("what", ["filter", "tokens", "both"])
-def test_a_control_is_there_where_something_can_be_random_and_refused_elsewhere(name, what):
-    wanted = {"method": name, "control": what, "num_generations": 2}
-    if name in {"filter": ROWS, "tokens": TOKENS, "both": ROWS | TOKENS}[what]:
-        method = config(**wanted).build_method()
-        assert method.name == f"{name}, random {what}"
-        assert method.signals == METHODS[name]().signals and method.needs == METHODS[name]().needs
-        assert (method.filter, method.reweight, method.row_weight) != (
-            METHODS[name]().filter, METHODS[name]().reweight, METHODS[name]().row_weight)  # fmt: skip
-    else:
-        with pytest.raises(
-            ValueError, match=f"control='{what}' has nothing to randomise: '{name}' .* Leave control at"
-        ):
-            config(**wanted)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if "group_B" in METHODS[name]().needs])
-def test_a_method_that_compares_completions_of_a_prompt_wants_several(name):
-    with pytest.raises(ValueError, match=f"num_generations=1 is refused. method='{name}' compares .* for example 8"):
-        config(method=name)
-    assert config(method=name, num_generations=4).build_method().name == name
 
 
 def test_every_field_of_ours_has_help_a_rule_and_a_fix_and_the_docstring_lists_it():

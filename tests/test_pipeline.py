@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.signals import CONTEXT, assert_bitwise, tensors
 from support.windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
 from fire_opd_trl import METHODS, Context, Method, Rollout, Scores, Signal, control, distil
@@ -13,10 +14,12 @@ from fire_opd_trl.stages import log_ratio
 
 
 GARBAGE = [NAN, INF, -INF, 1e30]
-CONTEXT = Context(seed=7)
+
 
 # They neither select nor weigh trajectories or tokens: they have no control.
 UNCONTROLLED = {"opd", "exopd", "uni_opd", "opd_full", "power_opd", "gc_opd"}
+
+
 # Every method as it is by default, its other modes, and the random control of each.
 RECIPES: dict[str, Method] = {
     **{name: recipe() for name, recipe in METHODS.items()},
@@ -43,6 +46,7 @@ RECIPES: dict[str, Method] = {
     "control of uni_opd, paper": control(METHODS["uni_opd"](calibrate="mask", statistic="minmax")),
 }
 
+
 # The settings in which a method is plain on-policy distillation, with one token or with the whole vocabulary.
 NEUTRAL = [
     ("opd", {}, "opd"),
@@ -66,13 +70,25 @@ NEUTRAL = [
     ("opdvr", {"conflict": 1}, "opd"),
     ("tropd", {"outliers": "opd"}, "opd"),
 ]
+
+
 CONTROLS = {name for name in RECIPES if name.startswith("control of ")}
+
+
 # What depends on the number of the row.
 DRAWS = {"random", "random, per teacher", "tropd", "tropd, mask"} | CONTROLS
+
+
 # What needs nothing from other rows.
 LOCAL = {"opd", "fire_released", "fire, per trajectory", "exopd", "exopd 2", "eopd", "opd_full", "iw_opd"}
+
+
 LOCAL |= {"power_opd", "opdvr", "tropd", "tropd, mask"}
+
+
 LOCAL |= {f"control of {name}" for name in LOCAL}
+
+
 # How many of the 40 rows of a window survive, where not all.
 KEPT = {
     **dict.fromkeys(["fire", "fire_full", "random", "fire, filter only", "fire, hard tokens"], 32),
@@ -80,9 +96,14 @@ KEPT = {
     "opdvr, group": 40 - 4 - 4,  # one prompt is all wrong, one all correct
     "uni_opd, paper": 12,
 }
+
+
 KEPT |= {f"control of {name}": rows for name, rows in KEPT.items() if f"control of {name}" in RECIPES}
 
+
 every_recipe = pytest.mark.parametrize("method", RECIPES.values(), ids=RECIPES)
+
+
 every_named_recipe = pytest.mark.parametrize(("name", "method"), RECIPES.items(), ids=RECIPES)
 
 
@@ -132,7 +153,11 @@ LAW = {
     "iw_opd": between_1_and_1_and_a_half,
     **dict.fromkeys(["opdvr", "opdvr, group", "tropd", "tropd, mask"], zero_or_one),
 }  # and in all others the mean is 1 in each row
+
+
 HARD = {"tip", "tip, sampled token", "fire, hard tokens", "fire, soft rows, hard tokens", "reopold"}
+
+
 HARD |= {"reopold, refining", "opdvr", "opdvr, group", "tropd", "tropd, mask"}  # tokens of survivors may weigh 0
 
 
@@ -153,21 +178,8 @@ def assert_the_law_of_its_weights(name: str, signal: Signal, rollout: Rollout):
 # How signals are compared
 
 
-def tensors(signal: Signal) -> dict[str, torch.Tensor]:
-    """What is said of each token."""
-    named = {name: vars(signal)[name] for name in ("weight_BT", "advantage_BT", "divergence_BT")}
-    return {name: value_BT for name, value_BT in named.items() if value_BT is not None}
-
-
 def changed(signal: Signal, change) -> Signal:
     return replace(signal, **{name: change(value_BT) for name, value_BT in tensors(signal).items()})
-
-
-def assert_bitwise(one: Signal, other: Signal):
-    assert torch.equal(one.keep_B, other.keep_B)
-    assert tensors(one).keys() == tensors(other).keys()
-    assert all(torch.equal(value_BT, tensors(other)[name]) for name, value_BT in tensors(one).items())
-    assert one.metrics == other.metrics  # equal floats; a NaN equals nothing
 
 
 def assert_close(one: Signal, other: Signal, atol: float = 1e-12):
@@ -549,6 +561,8 @@ def test_a_broken_student_stops_the_training_and_broken_padding_does_not(method,
 
 
 SPLITS = {"two ranks": [25, 15], "four ragged ranks": [17, 1, 12, 10], "a rank for each row": [1] * 40}
+
+
 SILENT = 1  # the rank whose rows are all empty
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pipeline import CONTEXT, assert_bitwise, window
+from support.signals import CONTEXT, assert_bitwise
+from support.windows import window
 
 import fire_opd_trl
 from fire_opd_trl import METHODS, Method, distil

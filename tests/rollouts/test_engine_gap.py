@@ -7,22 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.folders import loaded
+from support.configs import cut
+from support.trainers import CASE, sampling_trainer
 from support.windows import on_ranks
 from support.worker import built
-from trainer.test_trainer import CASE, sampling_trainer
-from transformers import AutoModelForCausalLM
 
 import fire_opd_trl.trainer.trainer as trainer_module
-from fire_opd_trl import METHODS, FiReOPDConfig, Rollout
+from fire_opd_trl import FiReOPDConfig, Rollout
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import ROLLOUTS
-from fire_opd_trl.refusals import WHOLE, chosen_method
 from fire_opd_trl.rollouts.engine_gap import ONE_SIDED, EngineMonitor, Gap, engine_gaps
 from fire_opd_trl.stages import World
 
 
 LIMIT = 0.05  # the config's default
+
+
 NAN = float("nan")
 
 
@@ -72,13 +72,6 @@ def samples(logits_NV: torch.Tensor, engine_NV: torch.Tensor) -> Gap:
         logp_NV.gather(1, token_N1).view(-1, 10) for logp_NV in (engine_NV, logits_NV.log_softmax(dim=1))
     )
     return gap_of(sampled_BT, student_BT, torch.ones(sampled_BT.shape, dtype=torch.bool))
-
-
-def cut(logits_NV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Nucleus sampling: the fewest tokens that hold `top_p` of the probability."""
-    prob_NV, order_NV = logits_NV.softmax(dim=1).sort(dim=1, descending=True)
-    outside_NV = prob_NV.cumsum(dim=1) - prob_NV >= top_p
-    return logits_NV.masked_fill(outside_NV.gather(1, order_NV.argsort(dim=1)), -torch.inf)
 
 
 def test_noise_of_kernels_is_no_alarm_and_another_distribution_is():
@@ -233,97 +226,6 @@ def test_some_tokens_without_a_log_probability(tmp_path):
     assert (ratio_BT[unknown_BT] == 1).all() and (ratio_BT[mask_BT & ~unknown_BT] == 5).all()  # 5: its cap
     assert log["fire/sampling_unknown"] == unknown_BT.sum() > 0
     assert math.isfinite(log["loss"]) and all(value.isfinite().all() for value in trainer.model.parameters())
-
-
-@pytest.mark.parametrize("method", ["opd", "fire"])
-def test_a_teacher_that_guesses_stops_the_run_before_a_weight_moves(tmp_path, method):
-    config = loaded("teacher").config
-    torch.manual_seed(0)
-    untrained = AutoModelForCausalLM.from_config(config)
-    trainer = sampling_trainer(tmp_path, rows=32, teacher=untrained, method=method)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    guess = r"step 0: teacher 'teacher' .* -2\.\d\d in the mean.*16 tokens gives -2\.77.*random or lost"
-    with pytest.raises(FloatingPointError, match=guess):
-        trainer.train()
-    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
-
-
-def test_a_guessing_teacher_is_let_through_when_asked_for(tmp_path):
-    untrained = AutoModelForCausalLM.from_config(loaded("teacher").config)
-    trainer = sampling_trainer(tmp_path, rows=32, teacher=untrained, allow_guessing_teacher=True)
-    trainer.train()
-    assert trainer.state.global_step == 1
-
-
-def test_of_several_teachers_the_guessing_one_is_named(tmp_path):
-    torch.manual_seed(0)
-    untrained = AutoModelForCausalLM.from_config(loaded("teacher").config)
-    trainer = sampling_trainer(tmp_path, rows=32, teacher={"good": loaded("teacher"), "lost": untrained},
-                               dataset=routed(64))  # fmt: skip
-    with pytest.raises(FloatingPointError, match="teacher 'lost'"):
-        trainer.train()
-
-
-def routed(rows: int):
-    dataset = task.dataset("train", rows, seed=0)
-    return dataset.add_column("teacher_id", ["good" if row % 3 == 0 else "lost" for row in range(rows)])
-
-
-# Sampling that is not the student's
-
-
-def config(**kwargs):
-    return FiReOPDConfig("output", use_cpu=True, bf16=False, per_device_train_batch_size=8, **kwargs)
-
-
-CUTS = [
-    ({"top_p": 0.9}, "top_p=0.9 is refused"),
-    ({"top_k": 20}, "top_k=20 is refused"),
-    ({"min_p": 0.1}, "min_p=0.1 is refused"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 is refused"),
-    ({"generation_kwargs": {"top_p": 0.9}}, r"generation_kwargs\['top_p'\]=0.9 is refused"),
-    ({"generation_kwargs": {"presence_penalty": 0.5}}, r"generation_kwargs\['presence_penalty'\]=0.5 is refused"),
-    ({"generation_kwargs": {"guidance_scale": 1.5}}, r"generation_kwargs\['guidance_scale'\]=1.5 is refused"),
-    ({"vllm_structured_outputs_regex": "[0-9]+"}, "vllm_structured_outputs_regex='.*' is refused"),
-]
-
-
-@pytest.mark.parametrize(("cut", "sentence"), CUTS)
-def test_truncated_sampling_is_refused_where_sampled_tokens_are_read(cut, sentence):
-    with pytest.raises(
-        ValueError, match=sentence + r".*'fire'.*(Leave it at|Remove it).*opd_full.*allow_truncated_sampling=True"
-    ):
-        chosen_method(None, config(**cut), rewarded=False)
-    with pytest.warns(UserWarning, match="fire/reverse_kl and eval_loss are estimates .* and are biased"):
-        chosen_method(None, config(**cut, allow_truncated_sampling=True), rewarded=False)
-        chosen_method(None, config(**cut, method="opd_full"), rewarded=False)
-        chosen_method(METHODS["tip"](), config(**cut), rewarded=False)  # the trainer's, not the config's
-
-
-def test_what_changes_no_distribution_is_not_refused():
-    kwargs = {"stop": ["."], "max_tokens": 5, "seed": 1, "top_p": 1.0, "repetition_penalty": 1.0}
-    chosen_method(None, config(top_k=-1, min_p=0.0, generation_kwargs=kwargs), rewarded=False)
-
-
-def test_a_second_temperature_is_refused_always():
-    with pytest.raises(ValueError, match="Set `temperature`"):
-        chosen_method(None, config(generation_kwargs={"temperature": 0.7}, allow_truncated_sampling=True), False)
-
-
-@pytest.mark.parametrize("name", ["n", "logprobs"])
-def test_what_the_trainer_itself_counts_on_is_refused_always(name):
-    with pytest.raises(ValueError, match=rf"generation_kwargs\['{name}'\]=5 is refused"):
-        chosen_method(None, config(generation_kwargs={name: 5}, allow_truncated_sampling=True), False)
-
-
-def test_rewards_that_are_mixed_in_read_sampled_tokens_too():
-    with pytest.raises(ValueError, match="top_p=0.9 is refused.*without reward_coef"):
-        mixed = config(method="opd_full", reward_coef=0.5, num_generations=2, top_p=0.9)
-        chosen_method(None, mixed, rewarded=True)
-
-
-def test_the_methods_over_the_whole_vocabulary():
-    assert set(WHOLE) == {"fire_full", "tip", "opd_full"}
 
 
 # Engines that report nothing: transformers' own

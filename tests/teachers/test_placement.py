@@ -7,15 +7,19 @@ import json
 
 import pytest
 from support.folders import adapter_folder, loaded, mixture_folder
+from support.layouts import assert_same, in_this_process, layout
 from support.worker import built, result, trained
-from trainer.test_layouts import assert_same, in_this_process, layout
 
 from fire_opd_trl.demo.run import model_path
 
 
 STIRRED = {"lora": "stirred", "learning_rate": 0.003}  # an adapter that differs from its base from the start
+
+
 # W x + B (A x) and (W + B A) x round differently: their log-probabilities agree to 1e-5, and so do norms of gradients.
 MERGED = 3e-5
+
+
 TWO = {"method": "fire", "two_teachers": True, "config": {"statistics_scope": "teacher"}}
 
 
@@ -106,12 +110,6 @@ def test_a_teacher_that_is_read_layer_by_layer_says_the_same(references, tmp_pat
     assert streamed == {name for name in parameters if ".layers." in name} and streamed
 
 
-def test_a_teacher_with_a_deepspeed_file_wants_a_run_under_deepspeed(tmp_path):
-    case = {"method": "fire", "config": {"teacher_deepspeed": {"zero_optimization": {"stage": 0}}}}
-    with pytest.raises(ValueError, match="teacher_deepspeed is set, and this run is not one of DeepSpeed's"):
-        built(layout(32, 1, case), str(tmp_path))
-
-
 # Several teachers, and a rank without a row for one of them
 
 
@@ -121,7 +119,7 @@ def test_a_teacher_with_a_deepspeed_file_wants_a_run_under_deepspeed(tmp_path):
 def test_a_rank_without_a_row_for_a_teacher_joins_its_forwards(launcher, method, references, on_two_ranks):
     case = {"method": method, "two_teachers": True, "routing": "halves"}
     two = on_two_ranks(launcher, layout(4, 4, case))
-    # TIP's norms: see tests/test_layouts.py
+    # TIP's norms: see tests/trainer/test_layouts.py
     assert_same(references(case), two, 1e-4 if method == "tip" else 1e-5)
     last = two["metrics"][-1]
     assert (last["fire/a/rows"], last["fire/b/rows"]) == (16, 16)
@@ -239,20 +237,6 @@ def test_a_streamed_mixture_says_the_same_and_its_experts_go_where_one_says(fold
     offload = {**case, **kwargs, "config": {"teacher_placement": "offload"}}
     assert_same(references(case), in_this_process(layout(8, 4, offload), tmp_path / "out"))
     assert list((tmp_path / "experts").iterdir())
-
-
-def test_every_kind_of_mixture_is_gathered_whole():
-    """DeepSpeed itself knows three kinds by name."""
-    deepspeed = pytest.importorskip("deepspeed")
-    from transformers import OlmoeConfig, OlmoeForCausalLM
-
-    from fire_opd_trl.teachers.deepspeed import keep_mixtures_whole
-
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_experts": 4, "vocab_size": 16}
-    model = OlmoeForCausalLM(OlmoeConfig(**small, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0))
-    keep_mixtures_whole(model)
-    leaves = {name for name, module in model.named_modules() if deepspeed.utils.z3_leaf_module(module)}
-    assert leaves == {"model.layers.0.mlp", "model.layers.1.mlp"}
 
 
 # Quantized teachers

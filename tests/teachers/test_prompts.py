@@ -3,38 +3,23 @@ What a teacher reads before the student's answer. Whatever that is, it scores th
 every token is compared with the model run alone, in float64, on the literal prompt and the literal completion.
 """
 
-import random
 import re
 import shutil
 
 import pytest
 import torch
-from datasets import Dataset
-from preflight.test_inspection import asked, fault, looked, said
-from scoring.test_divergences import TOP_K, dense_eopd, dense_fire_full, dense_opd_full, dense_tip
+from support.dense import TOP_K, dense_eopd, dense_fire_full, dense_opd_full, dense_tip
+from support.inspections import asked, fault, looked, said
+from support.prompts import HINTED, HINTS, PROMPTS, STUDENT, TEACHER, frozen, scores_of, trainer_of, window
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import fire_opd_trl.trainer.trainer as trainer_module
-from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
-from fire_opd_trl.demo.run import model_path
 
-
-TEACHER, STUDENT = model_path("teacher"), model_path("student")
 BUDGETS = [1, 150, 10_000]  # padded tokens in one forward: each row alone, some together, all together
-PROMPTS = ["12+34=", "5+6=", "123+456=", "7+8=", "99+1=", "10+20=", "250+250=", "3+4="]
-HINTS = ["46;", "", "579;579;579;579;", "1", "1+9+9=;;", "30;" * 12, ",", "0123456789"]
-LENGTHS = [3, 1, 33, 7, 12, 5, 20, 9]
 
 
 def ids_of(text: str) -> list[int]:
     """By hand: `<pad>`, `<eos>`, and then one id a character."""
     return [2 + "0123456789+=,;".index(character) for character in text]
-
-
-def frozen() -> list[list[int]]:
-    """Ragged completions, every other one with its end token."""
-    draw = random.Random(0)
-    return [[*(draw.randrange(2, 16) for _ in range(n - n % 2)), *[1] * (n % 2)] for n in LENGTHS]
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +36,6 @@ def alone(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
 
 def entropy(logp_TV: torch.Tensor) -> torch.Tensor:
     return -(logp_TV.exp() * logp_TV).sum(dim=-1)
-
-
-def trainer_of(folder, rows, teacher=TEACHER, tokenizer=None, budget=150, **config) -> FiReOPDTrainer:
-    """A trainer whose student answers `frozen()`, after prompts that TRL itself has tokenized."""
-    args = FiReOPDConfig(
-        str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, max_completion_length=33, max_steps=1,
-        scoring_token_budget=budget, model_init_kwargs={"dtype": "float32"}, disable_tqdm=True, preflight=False,
-        teacher_model_init_kwargs={"dtype": "float32"}, **config,
-    )  # fmt: skip
-    trainer = FiReOPDTrainer(STUDENT, teacher, args, Dataset.from_list(rows), processing_class=tokenizer)
-    trainer._generate_single_turn = lambda *_, **__: (frozen(), None)
-    return trainer
-
-
-def window(trainer) -> tuple:
-    """The window as a batch, and its scores."""
-    seen, distil = [], trainer_module.distil
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "distil", lambda *args: seen.append(args[1]) or distil(*args))
-        trainer.model.train()
-        batch = trainer._generate_and_score_completions([trainer.train_dataset[row] for row in range(8)])
-    (scores,) = seen
-    return batch, scores
-
-
-def scores_of(folder, rows, **kwargs):
-    everything = {} if "method" in kwargs else {"drop_fraction": 0.0}  # else the student scores survivors alone
-    return window(trainer_of(folder, rows, **everything, **kwargs))[1]
 
 
 # float32 against float64: the error grows with the log-probability. One processor gave 1.007e-4 at -1.89.
@@ -105,7 +62,6 @@ def routed(rows: list[dict]) -> list[dict]:
     return [{**row, "teacher_id": "ab"[number % 2]} for number, row in enumerate(rows)]
 
 
-HINTED = [{"prompt": prompt, "teacher_prompt": hint + prompt} for prompt, hint in zip(PROMPTS, HINTS, strict=True)]
 READ = [row["teacher_prompt"] for row in HINTED]
 
 
@@ -228,7 +184,11 @@ TEMPLATE = (
     "{% for message in messages %}{{ {'system': ';;', 'user': ','}[message['role']] + message['content'] }}"
     "{% endfor %}{% if enable_thinking %}==;{% endif %}{% if add_generation_prompt %}={% endif %}"
 )
+
+
 OTHER = "{% for message in messages %}0{{ message['content'] }}{% endfor %};{{ '9' * (nines or 0) }}"
+
+
 CHATS = [{"prompt": asked(prompt)} for prompt in PROMPTS]
 
 
@@ -250,6 +210,8 @@ def chat_scores(folder, rows=CHATS, **kwargs):
 
 
 STUDENTS = [f",{prompt}=" for prompt in PROMPTS]
+
+
 THINKING = [f",{prompt}==;=" for prompt in PROMPTS]
 
 
@@ -333,7 +295,11 @@ def test_messages_for_the_teacher_alone_are_rendered_with_its_own_template(model
 
 
 THINKS = {"teacher_chat_template_kwargs": {"enable_thinking": True}}
+
+
 IMAGES = [{**CHATS[0], "images": []}]
+
+
 HINTED_TWO = [{"prompt": "1+1=", "teacher_prompt": hint} for hint in ("2;1+1=", "1+1=")]
 
 

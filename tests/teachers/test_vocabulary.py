@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from preflight.test_inspection import asked, fault, looked, said
-from teachers.test_prompts import HINTED, PROMPTS, frozen, scores_of, window
+from support.inspections import asked, fault, looked, said
+from support.prompts import HINTED, PROMPTS, frozen, scores_of, window
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer

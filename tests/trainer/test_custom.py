@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.trainers import loaded, sampling_trainer
 from support.worker import built
-from trainer.test_trainer import loaded, sampling_trainer
 
 import fire_opd_trl
 from fire_opd_trl import METHODS, Context, Divergence, FiReOPDConfig, FiReOPDTrainer, Method, Rollout, Scores, distil

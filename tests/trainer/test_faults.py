@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from datasets import Dataset
 from support.launches import SUPPORT
 from support.scorers import change_scores
+from support.trainers import CASE, GOOD, furthest, logs_of, parameters, sample_trainer
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM
 
@@ -17,22 +17,6 @@ import fire_opd_trl.trainer.trainer as trainer_module
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.rollouts.from_trl import fill_empty_completions
-
-
-CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
-
-
-def parameters(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def furthest(one, other) -> float:
-    return max((one[name] - other[name]).abs().max().item() for name in one)
-
-
-def logs_of(trainer) -> list[dict]:
-    return [log for log in trainer.state.log_history if "grad_norm" in log]
 
 
 def poison_scores(trainer, name: str, rows: list[int], value: float = float("nan")):
@@ -114,109 +98,11 @@ def test_f4_a_nan_loss_is_an_error_before_the_step(monkeypatch, tmp_path):
 # F5, F6: nothing to learn from
 
 
-def test_f5_empty_completions_are_filled_with_a_token_that_never_trains():
-    output = {
-        "completion_ids": [[5], [], [6, 7]],
-        "logprobs": [[-1.0], [], [-2.0, -3.0]],
-        "env_mask": [[1], [], [1, 1]],
-    }
-    filled = fill_empty_completions(output, pad_token_id=0)
-    assert filled["completion_ids"] == [[5], [0], [6, 7]]
-    assert filled["logprobs"] == [[-1.0], [0.0], [-2.0, -3.0]] and filled["env_mask"] == [[1], [0], [1, 1]]
-    assert output["completion_ids"][1] == []  # the caller's own lists stay
-
-
-def test_f5_empty_and_eos_only_rows_are_counted_and_never_kept(tmp_path):
-    trainer = built({**CASE, "max_steps": 1}, str(tmp_path))
-    rollout = trainer.rollout_func
-
-    def some_eos(prompts, trainer):
-        output = rollout(prompts, trainer)
-        ids = [[1] if place < 4 else row for place, row in enumerate(output["completion_ids"])]  # <eos>
-        return {**output, "completion_ids": ids}
-
-    trainer.rollout_func = some_eos
-    trainer.train()
-    (log,) = logs_of(trainer)
-    assert log["fire/empty"] == 9  # four of nothing but EOS, five of nothing at all
-    assert log["fire/kept_rows"] == 23 - 4  # floor(0.2 * 23) = 4 dropped
-
-
-def test_f6_an_empty_window_moves_nothing_and_five_in_a_row_stop(tmp_path):
-    case = {**CASE, "holes": "all", "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 8}
-    trainer = built(case, str(tmp_path))
-    before = parameters(trainer)
-    with pytest.raises(RuntimeError, match="step 4: nothing was left to train on in 5 windows in a row"):
-        trainer.train()
-    assert furthest(before, parameters(trainer)) == 0.0
-    assert [log["loss"] for log in logs_of(trainer)] == [0.0] * 4
-    assert all(log["fire/empty_steps"] == 1.0 and log["fire/empty"] == 32 for log in logs_of(trainer))
-
-
-def test_f6_momentum_does_not_move_the_weights_in_an_empty_step_and_training_goes_on(tmp_path):
-    case = {**CASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 3, "config": {"weight_decay": 0.1}}
-    trainer = built(case, str(tmp_path))
-    rollout, ends = trainer.rollout_func, []
-
-    def empty_in_the_second_window(prompts, trainer):
-        ends.append(parameters(trainer))
-        output = rollout(prompts, trainer)
-        empty = len(ends) == 2
-        return {**output, "completion_ids": [[0]] * len(prompts) if empty else output["completion_ids"]}
-
-    trainer.rollout_func = empty_in_the_second_window
-    trainer.train()
-    ends.append(parameters(trainer))
-    assert [furthest(a, b) > 0 for a, b in zip(ends, ends[1:], strict=False)] == [True, False, True]
-    assert [log["learning_rate"] for log in logs_of(trainer)][-1] == 1e-3
-
-
-@pytest.mark.parametrize("scheduler", ["recursive cosine", "lambda"])
-def test_f6_an_empty_step_leaves_the_learning_rates_to_their_schedule(scheduler, tmp_path):
-    def rates(empty_window: int) -> list[float]:
-        trainer = built({**CASE, "max_steps": 4, "learning_rate": 1e-3}, str(tmp_path / f"{scheduler}{empty_window}"))
-        trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
-        trainer.lr_scheduler = (
-            torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, T_max=6, eta_min=1e-5)
-            if scheduler == "recursive cosine"
-            else torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: 1 - step / 8)
-        )
-        rollout, windows = trainer.rollout_func, []
-
-        def one_empty(prompts, trainer):
-            windows.append(1)
-            output = rollout(prompts, trainer)
-            empty = len(windows) == empty_window
-            return {**output, "completion_ids": [[0]] * len(prompts) if empty else output["completion_ids"]}
-
-        trainer.rollout_func = one_empty
-        trainer.train()
-        return [log["learning_rate"] for log in logs_of(trainer)]
-
-    assert rates(empty_window=2) == pytest.approx(rates(empty_window=99))
-
-
 def test_f1_the_limit_of_broken_teacher_values_is_the_configured_one(monkeypatch, tmp_path):
     trainer = built({**CASE, "max_steps": 1, "config": {"teacher_nonfinite_limit": 0.02}}, str(tmp_path))
     poison_scores(trainer, "teacher", [3])
     with pytest.raises(FloatingPointError, match="3% of the window"):
         trainer.train()
-
-
-@pytest.mark.launch
-def test_f6_an_empty_window_moves_nothing_under_zero3(on_two_ranks, tmp_path):
-    case = {
-        "batch": 4,
-        "accumulation": 4,
-        "holes": "all",
-        "optim": "adamw_torch",
-        "learning_rate": 0.1,
-        "max_steps": 3,
-    }
-    two = on_two_ranks("zero3", {**case, "config": {"weight_decay": 0.1}})
-    start = parameters(built({**CASE, "holes": "all"}, str(tmp_path / "start")))
-    assert furthest({name: start[name] for name in two["parameters"]}, two["parameters"]) == 0.0
-    assert two["loss"] == [0.0] * 3 and two["survivors_of_ranks"] == [0, 0]
 
 
 # F7, F11, F45: small windows, truncation, EOS
@@ -277,88 +163,12 @@ def test_f45_pad_equal_to_eos_is_masked_from_the_first_eos(tmp_path):
 # F12, F16, F47: the dataset
 
 
-def sample_trainer(tmp_path, rows, teacher_model=None, **config):
-    return FiReOPDTrainer(
-        model=model_path("student"),
-        teacher_model=teacher_model or model_path("teacher"),
-        args=FiReOPDConfig(
-            str(tmp_path),
-            use_cpu=True,
-            bf16=False,
-            per_device_train_batch_size=1,
-            **{"max_completion_length": 33, **config},
-        ),
-        train_dataset=Dataset.from_list(rows),
-    )
-
-
-GOOD = {"prompt": "12+34="}
-
-
-@pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
-        ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
-        ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
-        ({"prompt": "   "}, "train_dataset row 1: the prompt has no token"),
-    ],
-)
-def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):
-    monkeypatch.setattr(
-        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: pytest.fail("model loaded")
-    )
-    with pytest.raises(ValueError, match=sentence):
-        sample_trainer(tmp_path, [GOOD, row])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "sentence"),
-    [
-        ([{"role": "robot", "content": "hi"}], "row 1: the role 'robot' is unknown"),
-        ([{"role": "user", "content": None}], "row 1: the message .* has no `content`"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1: the last message is the"),
-        ([], "row 1: `prompt` is \\[\\]"),
-    ],
-)
-def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
-    from fire_opd_trl.rollouts.prompts import refuse_malformed
-
-    with pytest.raises(ValueError, match=sentence):
-        refuse_malformed({"prompt": prompt}, 1, "train_dataset")
-    tool_call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    user = {"role": "user", "content": "a"}
-    refuse_malformed({"prompt": [user, tool_call, {"role": "tool", "content": "1"}, user]}, 1, "train_dataset")
-
-
-def test_f47_a_dataset_without_prompts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_dataset row 0: `prompt` is missing"):
-        sample_trainer(tmp_path, [{"question": "1+1="}])
-
-
-def test_f12_long_rows_are_left_out_and_counted_when_asked(tmp_path):
-    rows = [GOOD, {"prompt": "1" * 30}, GOOD, {"prompt": "1" * 31}]
-    with pytest.warns(
-        UserWarning, match="train_dataset: 1 of 4 rows left out, their prompts are longer than 30 tokens"
-    ):
-        trainer = sample_trainer(tmp_path, rows, max_prompt_length=30, overlong_prompts="drop")
-    assert len(trainer.train_dataset) == 3
-
-
-@pytest.mark.parametrize("name", [None, "Left", "centre"])
-def test_f16_a_row_without_a_known_teacher_is_refused(tmp_path, name):
-    teachers = {"left": model_path("teacher"), "right": model_path("teacher")}
-    rows = [{**GOOD, "teacher_id": "left"}, {**GOOD, "teacher_id": name}]
-    with pytest.raises(ValueError, match=f"row 1: `teacher_id` is {name!r}.* names one of: left, right"):
-        sample_trainer(tmp_path, rows, teacher_model=teachers)
-
-
 def test_f20_a_dataset_smaller_than_a_window_is_refused(tmp_path):
     with pytest.raises(ValueError, match="train_dataset has 2 rows, and one window takes 4 prompts"):
         sample_trainer(tmp_path, [GOOD, GOOD], gradient_accumulation_steps=4)
 
 
-# F13: see test_trainer.py. F18, F19, F20, F21: two ranks
+# F13: see test_trainer.py. F18, F19, F21: see tests/rollouts/test_ranks.py. F20: two ranks
 
 
 @pytest.mark.launch
@@ -367,17 +177,6 @@ def test_f20_a_last_partial_window_does_not_hang(on_two_ranks):
         "ddp", {"batch": 2, "accumulation": 1, "rows": 5, "max_steps": -1, "config": {"num_train_epochs": 2}}
     )
     assert len(result["loss"]) == 2  # one window of four in each epoch; the fifth row is left
-
-
-@pytest.mark.launch
-def test_f21_ragged_rows_are_gathered_exactly(pairs):
-    pairs("ddp").run("support.works:ragged_rows", timeout=60)
-
-
-@pytest.mark.launch
-def test_f21_collectives_agree_in_debug_mode(on_two_ranks):
-    result = on_two_ranks("ddp", {**CASE, "batch": 4, "accumulation": 4}, ACCELERATE_DEBUG_MODE="1")
-    assert result["debug_mode"] and sum(result["survivors_of_ranks"]) == 22
 
 
 # F46: no network

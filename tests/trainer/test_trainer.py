@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.scorers import watch_scorers
+from support.trainers import CASE, furthest, loaded, parameters, sampling_trainer
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
@@ -20,21 +21,6 @@ from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.teachers.placement import from_pretrained_kwargs
 from fire_opd_trl.teachers.sources import teacher_source
-
-
-CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
-
-
-def parameters(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return max((one[name] - other[name]).abs().max().item() for name in one)
-
-
-def loaded(name: str):
-    return AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("method", ["fire", "random", "fire_released"])
@@ -122,27 +108,6 @@ def test_a_teacher_with_too_few_rows_is_refused(teacher_folder, tmp_path):
         built({**CASE, "teacher": str(teacher_folder)}, str(tmp_path))
 
 
-def sampling_trainer(tmp_path, rows=8, reward_funcs=None, teacher=None, dataset=None, evaluates=False, **config):
-    """A trainer that really samples."""
-    config = {"bf16": False, "per_device_train_batch_size": rows, "max_steps": 1, "learning_rate": 1e-3, **config}
-    dataset = dataset if dataset is not None else task.dataset("train", 64, seed=0)
-    return FiReOPDTrainer(
-        model=loaded("student"),
-        teacher_model=teacher or loaded("teacher"),
-        args=FiReOPDConfig(
-            str(tmp_path),
-            use_cpu=True,
-            max_completion_length=33,
-            logging_steps=1,
-            disable_tqdm=True,
-            **config,
-        ),
-        train_dataset=dataset,
-        eval_dataset=task.dataset("test", 16, seed=0) if evaluates else None,
-        reward_funcs=reward_funcs,
-    )
-
-
 def test_evaluation_sees_all_rows_and_reports_the_reverse_kl_and_avg_at_k(tmp_path):
     trainer = sampling_trainer(
         tmp_path, evaluates=True, reward_funcs=[task.exact_match], num_generations_eval=4, per_device_eval_batch_size=8
@@ -169,45 +134,11 @@ def test_an_evaluation_in_the_middle_of_a_window_changes_nothing(tmp_path):
     assert furthest(parameters(plain), parameters(other)) == 0.0
 
 
-def test_the_completions_table_says_what_was_kept(tmp_path):
-    trainer = sampling_trainer(tmp_path, log_completions=True, num_completions_to_print=1)
-    trainer.train()
-    import pandas as pd
-
-    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-    assert len(table) == 8 and table["kept"].sum() == 7  # floor(0.2 * 8) = 1 is dropped
-    assert table.loc[~table["kept"], "teacher_logp"].item() == table["teacher_logp"].min()
-    assert "no_reward" not in table
-
-
 def test_bf16_trains(tmp_path):
     trainer = sampling_trainer(tmp_path, bf16=True)
     start = parameters(trainer)
     trainer.train()
     assert trainer.accelerator.mixed_precision == "bf16" and furthest(start, parameters(trainer)) > 0
-
-
-def test_without_rewards_the_logs_say_nothing_of_rewards(tmp_path):
-    trainer = sampling_trainer(tmp_path)
-    trainer.train()
-    assert not [name for log in trainer.state.log_history for name in log if "reward" in name]
-    assert trainer._logs["rewards"] == {}
-    assert len(trainer._logs["advantages"]) == len(trainer._logs["extra"]["kept"]) == 8
-
-
-def test_rewards_are_logged_and_do_not_train_unless_mixed_in(tmp_path):
-    ends = {}
-    for name, rewards, coefficient in (("none", None, 0.0), ("logged", 1, 0.0), ("mixed", 1, 0.5)):
-        torch.manual_seed(0)
-        reward_funcs = [task.exact_match] if rewards else None
-        trainer = sampling_trainer(
-            tmp_path / name, reward_funcs=reward_funcs, num_generations=4, reward_coef=coefficient, rows=16
-        )
-        trainer.train()
-        ends[name] = parameters(trainer)
-        assert ("reward" in trainer.state.log_history[0]) == bool(rewards)
-    assert furthest(ends["none"], ends["logged"]) == 0.0
-    assert furthest(ends["logged"], ends["mixed"]) > 1e-5
 
 
 def test_mixing_rewards_without_a_reward_is_refused(tmp_path):

@@ -1,0 +1,30 @@
+"""What the package ships is found and loads."""
+
+import yaml
+from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
+
+from fire_opd_trl.preflight import packaged
+
+
+def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys):
+    message = refusal(capsys, "train", "--accelerate_config", "zero4")
+    assert f"zero4 is neither a file nor one of: {', '.join(ACCELERATE_CONFIGS)}." in message
+
+
+def test_the_packaged_accelerate_configs_are_found_and_load():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = {file.stem: file for file in (CONFIGS / "accelerate").glob("*.yaml")}
+    assert sorted(files) == sorted(ACCELERATE_CONFIGS)
+    for name, file in files.items():
+        config = load_config_from_file(str(file))
+        assert (config.distributed_type, config.num_processes) == ACCELERATE_CONFIGS[name]
+        assert f"fire-opd train --accelerate_config {name} " in file.read_text()
+
+
+def test_the_recipes_set_only_arguments_that_exist():
+    parser = packaged.load_module(SCRIPT).make_parser()
+    recipes = list((CONFIGS / "recipes").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        assert parser.set_defaults_with_config(**yaml.safe_load(recipe.read_text())) == [], recipe.name

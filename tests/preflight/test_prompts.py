@@ -1,0 +1,21 @@
+"""One prompt as each model sees it."""
+
+from support.inspections import ROUTED, TWO, asked, looked, with_template
+
+
+def test_one_prompt_of_each_teacher_is_shown_as_each_model_sees_it():
+    rows = [{**ROUTED[0], "teacher_prompt": "46;12+34="}, {**ROUTED[1], "teacher_prompt": None}]
+    assert looked(TWO, rows).example == (
+        "\na prompt as the student sees it: 6 tokens, '12+34='\n"
+        "and as teacher a sees it:        9 tokens, '46;12+34='\n"
+        "\na prompt as the student sees it: 8 tokens, '123+456='\n"
+        "and as teacher b sees it:        the same tokens"
+    )
+
+
+def test_the_example_is_attributed_to_its_own_teacher_where_another_has_no_view():
+    rows = [{**row, "prompt": asked(row["prompt"])} for row in ROUTED]
+    checked = looked(TWO, rows, tokenizer=with_template(), teacher_chat_template={"a": "own"})
+    assert [f.subject for f in checked.findings if f.outcome == "fault"] == ["teacher a, prompt"]
+    assert "teacher a sees it" not in checked.example
+    assert "'123+456==;'\nand as teacher b sees it:        the same tokens" in checked.example

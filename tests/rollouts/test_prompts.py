@@ -1,0 +1,54 @@
+"""Prompts that are malformed or too long are named before a model is loaded."""
+
+import pytest
+from support.trainers import GOOD, sample_trainer
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
+        ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
+        ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
+        ({"prompt": "   "}, "train_dataset row 1: the prompt has no token"),
+    ],
+)
+def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: pytest.fail("model loaded")
+    )
+    with pytest.raises(ValueError, match=sentence):
+        sample_trainer(tmp_path, [GOOD, row])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ([{"role": "robot", "content": "hi"}], "row 1: the role 'robot' is unknown"),
+        ([{"role": "user", "content": None}], "row 1: the message .* has no `content`"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1: the last message is the"),
+        ([], "row 1: `prompt` is \\[\\]"),
+    ],
+)
+def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
+    from fire_opd_trl.rollouts.prompts import refuse_malformed
+
+    with pytest.raises(ValueError, match=sentence):
+        refuse_malformed({"prompt": prompt}, 1, "train_dataset")
+    tool_call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    user = {"role": "user", "content": "a"}
+    refuse_malformed({"prompt": [user, tool_call, {"role": "tool", "content": "1"}, user]}, 1, "train_dataset")
+
+
+def test_f47_a_dataset_without_prompts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train_dataset row 0: `prompt` is missing"):
+        sample_trainer(tmp_path, [{"question": "1+1="}])
+
+
+def test_f12_long_rows_are_left_out_and_counted_when_asked(tmp_path):
+    rows = [GOOD, {"prompt": "1" * 30}, GOOD, {"prompt": "1" * 31}]
+    with pytest.warns(
+        UserWarning, match="train_dataset: 1 of 4 rows left out, their prompts are longer than 30 tokens"
+    ):
+        trainer = sample_trainer(tmp_path, rows, max_prompt_length=30, overlong_prompts="drop")
+    assert len(trainer.train_dataset) == 3

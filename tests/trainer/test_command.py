@@ -1,0 +1,119 @@
+"""`fire-opd train`: exact in what it passes on, one sentence for what is wrong."""
+
+import dataclasses
+import sys
+
+import pytest
+from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
+from support.launches import run_killably
+
+from fire_opd_trl import cli
+from fire_opd_trl.preflight import packaged
+
+
+MODELS = packaged.packaged_folder("demo") / "models"
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What would have been launched, by `fire-opd train *argv`."""
+    seen = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", seen.append)
+
+    def launch(*argv: str):
+        assert cli.main(["train", *argv]) == 0
+        return seen.pop()
+
+    return launch
+
+
+def test_train_help_shows_every_field(capsys):
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from fire_opd_trl import FiReOPDConfig
+
+    with pytest.raises(SystemExit) as exit:  # a stray % in a help text would raise here
+        cli.main(["train", "--help"])
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    for owner in (ScriptArguments, FiReOPDConfig, ModelConfig, DatasetMixtureConfig):
+        for field in dataclasses.fields(owner):
+            assert not field.init or f"--{field.name} " in shown or f"--{field.name}," in shown, field.name
+    assert "--reward_funcs" in shown
+    assert all(name in shown.split("--accelerate_config")[1] for name in ACCELERATE_CONFIGS)
+
+
+def test_arguments_go_to_the_script_and_launch_options_to_accelerate(launched):
+    launch = launched(
+        *("--max_steps", "2", "--num_processes", "2", "--method", "opd", "--config", "recipe.yaml"),
+        *("--accelerate_config", "zero3", "--mixed_precision", "no", "--use_vllm", "--main_process_port=0"),
+    )
+    assert launch.config_file == str(CONFIGS / "accelerate" / "zero3.yaml")
+    assert (launch.num_processes, launch.mixed_precision, launch.main_process_port) == (2, "no", 0)
+    assert launch.training_script == str(SCRIPT)
+    assert launch.training_script_args == (
+        ["--config", "recipe.yaml", "--max_steps", "2", "--method", "opd", "--use_vllm"]
+    )
+
+
+def test_an_accelerate_config_may_be_a_file(launched, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((CONFIGS / "accelerate" / "cpu.yaml").read_text())
+    assert launched("--accelerate_config", str(file)).config_file == str(file)
+    assert launched(f"--accelerate_config={file}").config_file == str(file)
+    assert launched().config_file is None
+
+
+def test_the_launcher_does_not_judge_windows_by_its_one_process(launched):
+    # 1 x 1 on one process cannot hold 8 completions of a prompt; on eight processes it can.
+    window = ("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--num_generations", "8")
+    assert launched(*window, "--num_processes", "8").training_script_args == list(window)
+
+
+def test_a_misspelt_argument_is_refused_before_anything_starts(capsys):
+    message = refusal(capsys, "train", "--learning_rat", "1e-5")
+    assert "--learning_rat is an argument of neither the training nor `accelerate launch`." in message
+    assert message.endswith("Did you mean --learning_rate?")
+
+
+def test_a_stray_word_is_refused(capsys):
+    assert "oops is an argument of neither" in refusal(capsys, "train", "oops", "--max_steps", "2")
+
+
+def test_a_value_of_the_wrong_type_is_refused_in_two_lines(capsys):
+    assert refusal(capsys, "train", "--max_steps", "many").endswith("invalid int value: 'many'")
+
+
+def test_fire_opd_train_trains(tmp_path):
+    from fire_opd_trl.demo.task import dataset
+
+    dataset("train", 32).to_parquet(tmp_path / "data" / "train.parquet")
+    code, output = run_killably(
+        [
+            *(sys.executable, "-m", "fire_opd_trl.cli", "train", "--accelerate_config", "cpu"),
+            *("--num_cpu_threads_per_process", "1", "--config", str(CONFIGS / "recipes" / "smoke.yaml")),
+            *("--model_name_or_path", str(MODELS / "student")),
+            *("--teacher_model_name_or_path", str(MODELS / "teacher")),
+            *("--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "student")),
+        ],
+        HF_HOME=str(tmp_path / "hf"),
+    )
+    assert code == 0, output
+    assert "fire/keep_ratio" in output and "reward" not in output
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "FiRe-OPD" in card and "2606.02684" in card
+
+
+def test_a_wrong_value_ends_in_one_sentence_and_an_exit_code():
+    code, output = run_killably(
+        [
+            *(sys.executable, "-m", "fire_opd_trl.cli", "train", "--accelerate_config", "cpu"),
+            *("--config", str(CONFIGS / "recipes" / "smoke.yaml"), "--drop_fraction", "1.5"),
+        ]
+    )
+    assert code != 0
+    assert "Traceback" not in output
+    assert output.endswith(
+        "error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.\n"
+    )
