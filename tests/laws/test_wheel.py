@@ -116,11 +116,11 @@ def test_every_packaged_config_loads(installed, tmp_path):
     code = """
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from fire_opd_trl import cli
-configs = cli.packaged_folder("configs")
+from fire_opd_trl.preflight import packaged
+configs = packaged.packaged_folder("configs")
 for file in (configs / "accelerate").glob("*.yaml"):
     print("accelerate", file.stem, load_config_from_file(str(file)).num_processes)
-parser = cli.loaded_module(cli.packaged_folder("examples") / "train_fire.py").make_parser()
+parser = packaged.load_module(packaged.packaged_folder("examples") / "train_fire.py").make_parser()
 for file in (configs / "recipes").glob("*.yaml"):
     assert parser.set_defaults_with_config(**yaml.safe_load(file.read_text())) == [], file
     print("recipes", file.stem)

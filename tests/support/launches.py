@@ -99,7 +99,8 @@ class Pair:
         environment = FSDP2_ENVIRONMENT if self.launcher == "fsdp2" else {}
         with (self.folder / "log").open("w") as log:
             arguments = [str(self.folder), str(os.getpid()), *(["bare"] if self.bare else [])]
-            self.process = started([*command, *arguments], log, **environment)
+            # What a work leaves in the temporary folder goes with this one: forks do not clean up at their exit.
+            self.process = started([*command, *arguments], log, TMPDIR=str(self.folder), **environment)
         self.number = 0
 
     def run(self, work: str, *arguments, environment: dict | None = None, timeout: float = HARD_KILL_SECONDS) -> None:
