@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.recipes import EXPECTED
 from support.windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of, rows_of, window
 
 from fire_opd_trl import METHODS, Context, Divergence, Method, Signal, control, distil
@@ -18,60 +19,31 @@ CONTEXT = Context(seed=7)
 
 # Defaults
 
-FIRE = {"drop_fraction": 0.2, "confidence": 1.0, "confusion": 1.0}  # 18: p = 20 %, alpha = beta = 1
-# Section of the notes on the literature, and what stands there.
-LITERATURE = {
-    "opd": ("1a", {}),
-    "fire": ("18", {**FIRE, "scope": "batch", "rows": "hard", "tokens": "soft", "keep_tokens": 0.5}),
-    "fire_released": ("18", FIRE),
-    "fire_full": ("18 and 1b, ours", {**FIRE, "scope": "batch"}),
-    "random": ("18, its control", {**FIRE, "scope": "batch"}),
-    "exopd": ("2", {"extrapolation": 1.25}),
-    "tip": ("3", {"keep": 0.5, "clip_quantile": 0.98, "full": True}),
-    "eopd": ("4", {"threshold": 0.8, "top_k": 16, "coef": 1.0}),
-    "reopold": ("5", {"floor": 0.2, "keep": 0.5, "switch": 0.5}),
-    "uni_opd": ("6", {"margin": 0.4, "statistic": "mean", "direction": "both", "calibrate": "shift"}),
-    "opd_full": ("1b", {"mixture": 1.0}),
-    "iw_opd": ("17a", {"strength": 0.5}),
-    "power_opd": ("19.2", {"power": 5.0}),
-    "gc_opd": ("19.1", {"strength": 0.1, "largest": 10.0}),
-    "scope": ("7", {"temperature": 1.0, "imitate": True}),
-    "opdvr": ("19.4", {"conflict": 0.0, "group": False}),
-    "tropd": ("9", {"top_k": 64, "outliers": "forward_kl"}),
-}
-
 
 def test_every_method_stands_in_the_literature():
-    assert set(LITERATURE) == set(METHODS)
+    assert set(EXPECTED) == set(METHODS) and all(expected.section for expected in EXPECTED.values())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_those_of_the_literature(name):
     parameters = inspect.signature(METHODS[name]).parameters
-    assert {key: parameter.default for key, parameter in parameters.items()} == LITERATURE[name][1]
+    assert {key: parameter.default for key, parameter in parameters.items()} == EXPECTED[name].defaults
     method = METHODS[name]()
     assert method.name == name and inspect.getdoc(METHODS[name])
-    settings = LITERATURE[name][1]
+    settings = EXPECTED[name].defaults
     if method.divergence:
         assert method.divergence.top_k == settings.get("top_k", 0)
         assert method.divergence.mixture == settings.get("mixture", 1.0)
 
 
-def test_a_method_asks_for_no_more_than_it_reads():
-    pair = {"teacher_logp_BT", "student_logp_BT"}
-    more = {name: set(recipe().signals) - pair for name, recipe in METHODS.items()}
-    both = {"teacher_entropy_BT", "student_entropy_BT"}
-    assert {name: signals for name, signals in more.items() if signals} == {
-        **dict.fromkeys(["fire", "fire_released", "fire_full", "random"], both),
-        "exopd": {"reference_logp_BT"},
-        "tip": {"student_entropy_BT", "reverse_kl_BT"},
-        "eopd": {"teacher_entropy_BT"},
-        "reopold": {"student_entropy_BT"},
-    }
-    assert all(pair <= set(recipe().signals) for recipe in METHODS.values())
-    outcomes = dict.fromkeys(["uni_opd", "gc_opd", "scope"], ("reward_B", "group_B"))
-    needs = {name: recipe().needs for name, recipe in METHODS.items()}
-    assert {name: fields for name, fields in needs.items() if fields} == {**outcomes, "opdvr": ("reward_B",)}
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_asks_for_no_more_than_it_reads(name):
+    method, expected = METHODS[name](), EXPECTED[name]
+    assert sorted(method.signals) == sorted(("teacher_logp_BT", "student_logp_BT", *expected.reads))
+    assert method.needs == expected.needs
+
+
+def test_a_method_over_groups_needs_them():
     assert METHODS["opdvr"](group=True).needs == ("reward_B", "group_B")
 
 
@@ -136,7 +108,7 @@ def test_a_setting_without_meaning_is_refused_with_name_value_and_fix(name, wron
 
 def test_every_number_and_every_choice_of_a_method_can_be_refused():
     refused = {(name, field) for name, wrong, _ in WRONG for field in wrong}
-    assert {(name, key) for name, (_, settings) in LITERATURE.items() for key in settings} <= refused
+    assert {(name, key) for name, expected in EXPECTED.items() for key in expected.defaults} <= refused
 
 
 @pytest.mark.parametrize(
@@ -248,20 +220,13 @@ def test_another_seed_is_another_control(what):
     assert torch.equal(one.keep_B, two.keep_B) == (what == "tokens")
 
 
-SELECT_ROWS = {"fire", "fire_released", "fire_full", "random", "scope"}  # or weigh them
-SELECT_TOKENS = {"fire", "fire_released", "fire_full", "random", "tip", "eopd", "reopold", "iw_opd", "opdvr", "tropd"}
-
-
-@pytest.mark.parametrize(
-    ("what", "names"),
-    [("filter", SELECT_ROWS), ("tokens", SELECT_TOKENS), ("both", SELECT_ROWS | SELECT_TOKENS)],
-    ids=["filter", "tokens", "both"],
-)
+@pytest.mark.parametrize("what", ["filter", "tokens", "both"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_a_control_of_what_it_selects_or_weighs_and_of_nothing_else(name, what, names):
+def test_a_method_has_a_control_of_what_it_selects_or_weighs_and_of_nothing_else(name, what):
     method = METHODS[name]()
     assert control(method, "none") is method
-    if name not in names:
+    controls = EXPECTED[name].controls
+    if controls == "none" or {controls, what} == {"filter", "tokens"}:
         with pytest.raises(
             ValueError, match=f"^control='{what}' has nothing to randomise: '{name}' .*Leave control at"
         ):

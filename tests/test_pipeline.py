@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.recipes import EXPECTED
 from support.signals import CONTEXT, assert_bitwise, tensors
 from support.windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
@@ -14,10 +15,6 @@ from fire_opd_trl.stages import log_ratio
 
 
 GARBAGE = [NAN, INF, -INF, 1e30]
-
-
-# They neither select nor weigh trajectories or tokens: they have no control.
-UNCONTROLLED = {"opd", "exopd", "uni_opd", "opd_full", "power_opd", "gc_opd"}
 
 
 # Every method as it is by default, its other modes, and the random control of each.
@@ -40,7 +37,11 @@ RECIPES: dict[str, Method] = {
     "scope, distilling": METHODS["scope"](imitate=False),
     "opdvr, group": METHODS["opdvr"](group=True),
     "tropd, mask": METHODS["tropd"](outliers="mask"),
-    **{f"control of {name}": control(recipe()) for name, recipe in METHODS.items() if name not in UNCONTROLLED},
+    **{
+        f"control of {name}": control(recipe())
+        for name, recipe in METHODS.items()
+        if EXPECTED[name].controls != "none"
+    },
     "control of fire, soft rows": control(METHODS["fire"](rows="soft")),
     "control of opdvr, group": control(METHODS["opdvr"](group=True)),
     "control of uni_opd, paper": control(METHODS["uni_opd"](calibrate="mask", statistic="minmax")),
@@ -48,28 +49,7 @@ RECIPES: dict[str, Method] = {
 
 
 # The settings in which a method is plain on-policy distillation, with one token or with the whole vocabulary.
-NEUTRAL = [
-    ("opd", {}, "opd"),
-    ("fire", {"drop_fraction": 0, "confidence": 0, "confusion": 0}, "opd"),
-    ("fire", {"drop_fraction": 0, "confidence": 0, "confusion": 0, "rows": "soft"}, "opd"),
-    ("fire_released", {"drop_fraction": 0, "confidence": 0, "confusion": 0}, "opd"),
-    ("fire_full", {"drop_fraction": 0, "confidence": 0, "confusion": 0}, "opd_full"),
-    ("random", {"drop_fraction": 0, "confidence": 0, "confusion": 0}, "opd"),
-    ("exopd", {"extrapolation": 1}, "opd"),
-    ("tip", {"keep": 1, "full": False}, "opd"),
-    ("tip", {"keep": 1}, "opd_full"),
-    ("eopd", {"coef": 0}, "opd"),
-    ("reopold", {"floor": 0, "keep": 1}, "opd"),
-    ("uni_opd", {"margin": -INF}, "opd"),
-    ("uni_opd", {"margin": -INF, "calibrate": "mask", "statistic": "minmax"}, "opd"),
-    ("opd_full", {}, "opd_full"),  # never `opd`: of that it is the expectation
-    ("iw_opd", {"strength": 0}, "opd"),
-    ("power_opd", {"power": 0}, "opd"),
-    ("gc_opd", {"strength": 0, "largest": INF}, "opd"),
-    ("scope", {"temperature": INF, "imitate": False}, "opd"),
-    ("opdvr", {"conflict": 1}, "opd"),
-    ("tropd", {"outliers": "opd"}, "opd"),
-]
+NEUTRAL = [(name, *settings) for name, expected in EXPECTED.items() for settings in expected.neutral]
 
 
 CONTROLS = {name for name in RECIPES if name.startswith("control of ")}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from support.recipes import EXPECTED
 from support.worker import result, trained
 
 
@@ -12,20 +13,9 @@ METHODS = {
 }
 
 
-GROUP = {"generations": 4, "rewards": True}
-
-
-# The demo teacher is hardly ever as unsure as EOPD's 0.8 nats, and has 16 tokens.
-UNSURE = {"config": {"method_kwargs": {"threshold": 0.02, "top_k": 4}}}
-
-
 # Every other recipe, on one process and on two ZeRO-3 ranks.
 OTHERS = {
-    **{name: {"method": name} for name in ("fire_released", "fire_full", "random", "exopd", "tip", "reopold")},
-    **{name: {"method": name} for name in ("opd_full", "iw_opd", "power_opd")},
-    "eopd": {"method": "eopd", **UNSURE},
-    "tropd": {"method": "tropd", "config": {"method_kwargs": {"top_k": 4}}},
-    **{name: {"method": name, **GROUP} for name in ("uni_opd", "gc_opd", "scope", "opdvr")},
+    **{name: {"method": name, **expected.layout} for name, expected in EXPECTED.items() if name not in METHODS},
     "tip, two teachers": {"method": "tip", "two_teachers": True},
     # At the 0.1 of fire's LoRA test TIP's first steps are so large that rounding grows to 4e-6.
     "tip, LoRA": {"method": "tip", "lora": True, "learning_rate": 0.03},
