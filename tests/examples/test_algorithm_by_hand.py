@@ -6,9 +6,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer, Rollout, Scores, distil
-from fire_opd_trl.cli import loaded_module, packaged_folder
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 from fire_opd_trl.stages import aggregate, clipped_surrogate, row_scale
 
 
@@ -17,7 +17,7 @@ ROWS = 32  # floor(0.2 * 32) = 6 of them are dropped
 
 @pytest.fixture(scope="module")
 def example():
-    return loaded_module(packaged_folder("examples") / "algorithm_by_hand.py")
+    return load_module(packaged_folder("examples") / "algorithm_by_hand.py")
 
 
 @pytest.fixture(scope="module")
