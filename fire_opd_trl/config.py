@@ -68,7 +68,7 @@ def described(default: Any, help: str, rule: Rule, fix: str) -> Any:
 def list_arguments(config: type) -> type:
     """Class decorator: append the help of the class's own fields to its docstring."""
     lines = []
-    for name in vars(config)["__annotations__"]:
+    for name in inspect.get_annotations(config):
         own = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
         kind = inspect.formatannotation(own.type)
         lines.append(f"    {name} (`{kind}`, *optional*, defaults to `{own.default!r}`):")
@@ -102,10 +102,16 @@ RULES_OF_GRPO_FIELDS: dict[str, tuple[Rule, str]] = {
 
 
 def rules_of(config: type) -> dict[str, tuple[Rule, str]]:
-    """The rule for the value of every field that has one, and what to do about any other value."""
-    helps = {own.name: own.metadata.get("help") for own in fields(config)}
-    own = {name: (help.rule, help.fix) for name, help in helps.items() if isinstance(help, Help)}
-    return {**own, **RULES_OF_GRPO_FIELDS}
+    """
+    The rule for the value of every field that has one, and what to do about any other value. A subclass that declares
+    a field anew, with another default or another help, keeps its rule.
+    """
+    rules: dict[str, tuple[Rule, str]] = {}
+    for base in reversed(config.__mro__):
+        for name, own in vars(base).get("__dataclass_fields__", {}).items():
+            if isinstance(help := own.metadata.get("help"), Help):
+                rules[name] = (help.rule, help.fix)
+    return {**rules, **RULES_OF_GRPO_FIELDS}
 
 
 @list_arguments

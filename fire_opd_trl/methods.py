@@ -277,7 +277,7 @@ def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Metho
 
 def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both", calibrate: str = "shift") -> Method:
     """
-    Uni-OPD (arXiv 2605.03677) makes the teacher prefer correct to wrong answers of the same prompt.
+    Uni-OPD (arXiv 2605.03677) shifts advantages until the correct answers of a prompt stand above its wrong ones.
 
     Where the mean a_t of the correct rows exceeds that of the wrong ones by a gap below `margin`, s = `margin` - gap:
 

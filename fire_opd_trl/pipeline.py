@@ -57,6 +57,12 @@ class Method:
     rollout_correction: bool = True
     needs: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        # A method that spells out what `None` stands for is the same method.
+        for stage, default in (("score", mean_teacher_logp), ("filter", keep_all), ("reweight", uniform)):
+            if getattr(self, stage) is default:
+                object.__setattr__(self, stage, None)
+
     def unfiltered(self) -> "Method":
         """The same method on every trajectory, as evaluation sees it."""
         return replace(self, filter=None)

@@ -1,6 +1,7 @@
 """Defaults of the paper, and every wrong value and combination refused with field, value and what to do."""
 
 import dataclasses
+from dataclasses import dataclass, field
 
 import pytest
 from support.configs import config
@@ -146,3 +147,19 @@ def test_arguments_of_the_command_line_get_the_same_help():
     shown = {action.dest: action.help for action in TrlParser(FiReOPDConfig)._actions}
     helps = {field.name: field.metadata["help"] for field in dataclasses.fields(FiReOPDConfig)}
     assert {name: shown[name] for name in RULES} == {name: helps[name] for name in RULES}
+
+
+ON_CPU = {"use_cpu": True, "bf16": False}
+
+
+def test_a_subclass_that_declares_a_field_anew_keeps_its_rule():
+    @dataclass
+    class Mine(FiReOPDConfig):
+        drop_fraction: float = 0.3
+        balance: str = field(default="none", metadata={"help": "Where survivors train."})
+
+    assert (Mine("output", **ON_CPU).drop_fraction, Mine("output", **ON_CPU).balance) == (0.3, "none")
+    with pytest.raises(ValueError, match="balance='nonsense' is refused"):
+        Mine("output", **ON_CPU, balance="nonsense")
+    with pytest.raises(ValueError, match="drop_fraction=1.0 is refused. Give a share"):
+        Mine("output", **ON_CPU, drop_fraction=1.0)

@@ -9,7 +9,7 @@ from support.recipes import EXPECTED
 from support.signals import CONTEXT, assert_bitwise, tensors
 from support.windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
-from fire_opd_trl import METHODS, Context, Method, Rollout, Scores, Signal, control, distil
+from fire_opd_trl import METHODS, Context, Divergence, Method, Rollout, Scores, Signal, control, distil, stages
 from fire_opd_trl.pipeline import survivors
 from fire_opd_trl.stages import log_ratio
 
@@ -637,3 +637,39 @@ def test_who_survives_is_known_before_the_student_has_scored(name):
     assert teacher.student_logp_BT is None and teacher.student_entropy_BT is None
     kept = survivors(rollout, teacher, method, CONTEXT)[2]
     assert torch.equal(kept.alive_B, distil(rollout, scores, method, CONTEXT).keep_B)
+
+
+# A method that spells out what `None` stands for, and names of former days
+
+
+def test_a_method_that_spells_out_its_defaults_is_the_one_that_lacks_them():
+    spelled = Method(
+        "mine",
+        score=stages.mean_teacher_logp,
+        filter=stages.keep_all,
+        reweight=stages.even,
+        divergence=Divergence(top_k=2, weight=stages.uniform),
+    )
+    assert spelled == Method("mine", divergence=Divergence(top_k=2))
+    with pytest.raises(ValueError, match="has nothing to randomise"):
+        control(spelled)
+
+
+def test_stages_can_be_imported_by_their_former_names():
+    from fire_opd_trl.stages import even, mixed, nothing, sound
+
+    assert (even, mixed, sound) == (stages.uniform, stages.combined, stages.checked_output)
+    rollout, scores = window()
+    one, other = (Method("mine", advantage=advantage) for advantage in (nothing, None))
+    assert_bitwise(*(distil(rollout, scores, method, CONTEXT) for method in (one, other)))
+    with pytest.raises(AttributeError, match="no_such_stage"):
+        stages.no_such_stage  # noqa: B018
+
+
+def test_a_world_of_former_days_is_asked_where_its_rows_lie():
+    class Second(stages.World):
+        def own(self, rows):
+            return slice(4, 4 + rows)
+
+    assert stages.global_row_B(2, Second(), torch.device("cpu")).tolist() == [4, 5]
+    assert stages.World().own(3) == stages.World().local_slice(3) == slice(0, 3)

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="presets:\n"
         + "\n".join(f"  {name:<8}{preset.about}" for name, preset in SIZE_PRESETS.items())
         + "\n\narms:\n"
-        + "\n".join(f"  {name:<15}{what}" for name, what in ARMS.items()),
+        + "\n".join(f"  {name:<20}{what}" for name, what in ARMS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

@@ -1,10 +1,10 @@
 """`python -m benchmarks.two_teachers`."""
 
-from fire_opd_trl.evaluation.compare.runs import quiet
+from fire_opd_trl.evaluation.compare.runs import silence_libraries
 
 from .main import main
 
 
 if __name__ == "__main__":
-    quiet()  # one thread, and no word from the libraries
+    silence_libraries()  # one thread, and no word from the libraries
     main()

@@ -17,6 +17,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -42,7 +43,8 @@ ROUTES = {  # the teacher that scores the prompts of each skill
     "carry_alone": {"carry": "carry", "digits": "carry"},
     "digits_alone": {"carry": "digits", "digits": "digits"},
 }
-ARMS = {  # every route with plain distillation; the right one with FiRe's filter and weights; whole distributions
+# Every route with plain distillation; the right one with FiRe's filter and weights; whole distributions.
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     **{route: (route, {"method": "opd"}) for route in ROUTES},
     "right_fire": ("right", {"method": "fire", "statistics_scope": "batch"}),
     "right_fire_per_teacher": ("right", {"method": "fire", "statistics_scope": "teacher"}),
@@ -51,7 +53,7 @@ ARMS = {  # every route with plain distillation; the right one with FiRe's filte
 }
 ROWS = 128  # completions in an update, half of them of each skill
 # Made by supervised fine-tuning: the specialist's ends when it is good, the student's while it is mediocre at both.
-FINE_TUNED = {
+FINE_TUNED: dict[str, dict[str, Any]] = {
     "digits_teacher": {"start": "teacher", "skills": ["digits"], "rows": 64, "steps": 120},
     "student": {"start": "student", "skills": ["carry", "digits"], "rows": 128, "steps": 50},
 }
@@ -221,7 +223,8 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"making {' and '.join(FINE_TUNED)}, unless they lie in {folder / 'models'}")
     student = fine_tuned("student", folder)
     teachers = {"carry": model_path("teacher"), "digits": fine_tuned("digits_teacher", folder)}
-    before, runs = [], {arm: [] for arm in options.arms}
+    before: list[dict[str, dict[str, float]]] = []
+    runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     for seed in range(options.seeds):
         models = {name: AutoModelForCausalLM.from_pretrained(path, dtype="float32") for name, path in teachers.items()}
         models["student"] = AutoModelForCausalLM.from_pretrained(student, dtype="float32")

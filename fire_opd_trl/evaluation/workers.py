@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe, connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 
 Job = dict[str, Any]
@@ -31,6 +31,8 @@ function, link = sys.argv[1], Connection(int(sys.argv[2]))
 sys.path[:], arguments = link.recv()
 pkgutil.resolve_name(function)(link, *arguments)
 """
+
+Entered = TypeVar("Entered", bound="Worker")
 
 
 class WorkerFailed(RuntimeError):
@@ -73,7 +75,7 @@ class Worker:
             )
         self.send((sys.path, arguments))
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self: Entered) -> Entered:
         return self
 
     def __exit__(self, *error) -> None:

@@ -102,10 +102,10 @@ def check_teacher(
             engine = others.get("engine", sharding_engine(args))
             report_teacher(checked, source, config, theirs, student, args, engine)
     with checked.check(f"{subject}, prompt"):
-        view = prompt_renderer(name, names, args, checked.tokenizer, tokenizer)
+        renderer = prompt_renderer(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")
-        reader.ids = lambda rows: view.ids(rows, tools)
-        checked.renderers[name] = view
+        reader.ids = lambda rows: renderer.ids(rows, tools)
+        checked.renderers[name] = renderer
     return reader
 
 

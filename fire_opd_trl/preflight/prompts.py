@@ -51,11 +51,12 @@ def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[st
 
 def report_prompts(checked: Checked, facts: Facts) -> None:
     """Record which prompt each teacher reads."""
-    for name, view in checked.renderers.items():
+    for name, renderer in checked.renderers.items():
         subject = f"{title_of(name)}, prompt"
-        own, template = facts.own[name], view.tokenizer.chat_template
+        own, template = facts.own[name], renderer.tokenizer.chat_template
         if own:
-            how = f", rendered with {view.template_kwargs}" if view.rendered and view.template_kwargs else ""
+            told = renderer.rendered and renderer.template_kwargs
+            how = f", rendered with {renderer.template_kwargs}" if told else ""
             checked.record(subject, f"one of its own in {own} of {facts.routed[name]} rows{how}")
         elif name not in facts.first or isinstance(facts.first[name]["prompt"], str):
             checked.record(subject, "the student's")
@@ -71,12 +72,12 @@ def report_prompts(checked: Checked, facts: Facts) -> None:
 def example_prompts(checked: Checked, facts: Facts, student: Reader) -> str:
     """Returns the text that shows one prompt of each teacher, as the student and as the teacher see it."""
     lines: list[str] = []
-    for name, view in checked.renderers.items():
+    for name, renderer in checked.renderers.items():
         row = facts.first.get(name)
         if row is None:
             continue
-        (mine,), (own,) = student.ids([row]), view.ids([row])
-        text = "the same tokens" if own is None else describe_tokens(own, view.tokenizer)
+        (mine,), (own,) = student.ids([row]), renderer.ids([row])
+        text = "the same tokens" if own is None else describe_tokens(own, renderer.tokenizer)
         heads = "a prompt as the student sees it:", f"and as {title_of(name)} sees it:"
         width = max(len(head) for head in heads)
         lines += ["", f"{heads[0]:<{width}} {describe_tokens(mine, checked.tokenizer)}", f"{heads[1]:<{width}} {text}"]

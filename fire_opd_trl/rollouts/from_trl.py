@@ -62,4 +62,4 @@ def fill_empty_completions(output: dict[str, Any], pad_token_id: int) -> dict[st
 
 def wrap_rollout_func(rollout_func: Callable, pad_token_id: int) -> Callable:
     """A rollout function of the user whose empty completions are filled; TRL calls it with prompts and itself."""
-    return lambda *args: fill_empty_completions(rollout_func(*args), pad_token_id)
+    return lambda prompts, caller: fill_empty_completions(rollout_func(prompts, caller), pad_token_id)

@@ -90,19 +90,19 @@ class ModelScorer:
             rows (`list[int]`, *optional*): Rows to score, by default all.
             observe (`Callable`, *optional*): What looks at each forward.
         """
-        started, vocabulary = perf_counter(), self.base().config.get_text_config().vocab_size
+        vocabulary = self.base().config.get_text_config().vocab_size
         with self.active() as model:
 
             def forward(part: Batch) -> ForwardOutput:
                 return self.forward(model, part, observe(part) if observe else None, compute_entropy=self.entropies)
 
-            training = model.training
+            started, training = perf_counter(), model.training
             model.eval()  # no chaining: DeepSpeed's eval() returns None
             scores = score_rows(
                 forward, batch, self.token_budget, self.world, vocabulary, rows, self.multiple, self.unknown
             )
             model.train(training)
-        self.on_time(perf_counter() - started)
+            self.on_time(perf_counter() - started)
         return scores
 
 

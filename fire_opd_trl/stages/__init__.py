@@ -10,6 +10,7 @@ from .advantage import (
     imitate_correct,
     margin_shifted,
     mixture_floor,
+    no_policy_gradient,
     power_difference,
 )
 from .divergence import Divergence, distrusted, trusted, uncertain_teacher
@@ -41,3 +42,13 @@ from .select import (
 )
 from .soundness import checked_output, refuse_broken_student, refuse_incomplete, refuse_missing, usable_B
 from .world import Context, World, global_row_B, order_by_draw, random_order_N, uniform_hash
+
+
+def __getattr__(name: str):
+    """The names that some functions had before they were named plainly; methods of one's own may import them."""
+    if name == "nothing":
+        return no_policy_gradient
+    renamed = {"even": uniform, "mixed": combined, "sound": checked_output}
+    if name in renamed:
+        return renamed[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,11 @@ STATISTICS = ("mean", "minmax")
 DIRECTIONS = ("both", "correct_up", "incorrect_down")
 
 
+def no_policy_gradient(rollout: Rollout, scores: Scores, context: Context) -> torch.Tensor:
+    """No policy gradient, as `advantage=None` says more shortly and more cheaply. Returns `advantage_BT`, all 0."""
+    return torch.zeros_like(scores.teacher_logp_BT)
+
+
 def extrapolated(rollout: Rollout, scores: Scores, context: Context, *, extrapolation: float) -> torch.Tensor:
     """
     An advantage that leads beyond the teacher, away from a reference model (ExOPD): `A_t = a_t + (lambda - 1)(log pi_T

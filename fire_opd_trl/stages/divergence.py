@@ -33,6 +33,10 @@ class Divergence:
     mixture: float = 1.0
     weight: Callable[[Rollout, Scores, Context], torch.Tensor] | None = None
 
+    def __post_init__(self):
+        if self.weight is uniform:  # what `None` stands for
+            object.__setattr__(self, "weight", None)
+
 
 def uncertain_teacher(
     rollout: Rollout, scores: Scores, context: Context, *, threshold: float, coef: float

@@ -54,9 +54,9 @@ def teacher_prompts(
     reads it; `None` where that is the student's prompt.
     """
     ids: dict[int, list[int] | None] = {}
-    for number, view in enumerate(renderers):
+    for number, renderer in enumerate(renderers):
         mine = [row for row, teacher in enumerate(teacher_B) if teacher == number]
-        ids.update(zip(mine, view.ids([inputs[row] for row in mine], tools), strict=True))
+        ids.update(zip(mine, renderer.ids([inputs[row] for row in mine], tools), strict=True))
     return [ids[row] for row in range(len(inputs))]
 
 

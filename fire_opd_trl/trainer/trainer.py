@@ -297,6 +297,7 @@ class FiReOPDTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, -logits_to_keep:],
             **{key: value for key, value in kwargs.items() if value is not None},
         }
+        assert model is self.model or model is self.ref_model, "GRPO scores its student and its reference alone"
         scorer = None if model is self.model else self._trl_reference
         scores = self.window_scorer.asked_by_trl(batch, scorer)
         return scores.logp_BT, scores.entropy_BT, None

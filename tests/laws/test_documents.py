@@ -60,3 +60,11 @@ def test_the_readmes_mathematics_runs_with_torch_alone():
     exec(block, names)
     signal = names["signal"]
     assert int(signal.keep_B.sum()) == 8 and signal.weight_BT.shape == (10, 7)  # floor(0.2 * 10) = 2 are dropped
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=named)
+def test_every_path_that_a_document_names_exists(document):
+    """In code and in commands; the changelog also names what was."""
+    starts = "|".join(("benchmarks", "configs", "docs", "examples", "fire_opd_trl", "tests"))
+    paths = re.findall(rf"(?<![\w/.-])(?:{starts})/[\w./-]*\w(?=[`\s:,)\]]|$)", document.read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []

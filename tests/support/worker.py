@@ -221,8 +221,8 @@ def result(trainer) -> dict:
     fsdp = getattr(state, "fsdp_plugin", None)  # absent in a run without FSDP
     parameters = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
-    rows_of_slices = [int((part["scale"] > 0).sum()) for part in trainer._buffered_inputs]
-    survivors = trainer.world.gather(torch.tensor([sum(rows_of_slices)])).tolist()
+    rows_of_parts = [int((part["scale"] > 0).sum()) for part in trainer._buffered_inputs]
+    survivors = trainer.world.gather(torch.tensor([sum(rows_of_parts)])).tolist()
     if trainer.accelerator.is_main_process:
         parameters = {name.removeprefix("module."): value.detach().cpu().clone() for name, value in parameters.items()}
     return {

@@ -183,7 +183,7 @@ def test_of_40_rollouts_exactly_8_are_dropped(batch, accumulation, tmp_path):
     assert (len(trainer._buffered_inputs), trained_rows) == (accumulation, 32)
 
 
-def test_dropped_rows_cost_no_update_and_slices_are_short(tmp_path):
+def test_dropped_rows_cost_no_update_and_micro_batches_are_short(tmp_path):
     trainer = trained({"method": "fire", "batch": 4, "accumulation": 8, "max_steps": 1}, str(tmp_path))
     parts = trainer._buffered_inputs
     widths = [part["completion_ids"].shape[1] for part in parts]

@@ -420,4 +420,4 @@ def test_the_docstring_names_every_method_of_grpo_that_is_overridden():
         for name, value in vars(FiReOPDTrainer).items()
         if callable(value) and hasattr(GRPOTrainer, name) and getattr(GRPOTrainer, name) is not value
     }
-    assert set(re.findall(r"^    - `(\w+)`: \w+", FiReOPDTrainer.__doc__, re.MULTILINE)) == overridden
+    assert set(re.findall(r"^- `(\w+)`: \w+", inspect.getdoc(FiReOPDTrainer), re.MULTILINE)) == overridden
