@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, their tables are whole, and the mathematics of the README runs."""
+"""The documents: their links lead somewhere, their tables are whole, and the mathematics in them runs."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ import fire_opd_trl
 
 
 ROOT = Path(fire_opd_trl.__file__).parent.parent
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
 
 
@@ -50,10 +51,10 @@ def test_a_decision_has_a_question_a_choice_and_its_evidence():
         assert question.endswith("?") and choice.endswith(".") and evidence.endswith("."), row
 
 
-def test_the_readmes_mathematics_runs_with_torch_alone():
+def test_the_mathematics_of_the_methods_page_runs_with_torch_alone():
     (block,) = [
         block
-        for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```python\n(.*?)^```", METHODS_PAGE.read_text(), re.MULTILINE | re.DOTALL)
         if "signal = distil(" in block
     ]
     names: dict = {}

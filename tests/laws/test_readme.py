@@ -1,73 +1,101 @@
-"""The README's table of methods is METHODS: names, what each reads, and the setting in which it is `opd`."""
+"""The README: short, with a picture, and what it shows runs: its Python, its change from GRPO, its command lines."""
 
+import argparse
+import ast
 import re
+import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from support.signals import CONTEXT, assert_bitwise
-from support.windows import window
 
 import fire_opd_trl
-from fire_opd_trl import METHODS, Method, distil
+from fire_opd_trl import METHODS, FiReOPDConfig
+from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight import packaged
 
 
-README = (Path(fire_opd_trl.__file__).parent.parent / "README.md").read_text()
+ROOT = Path(fire_opd_trl.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODELS = {'"Qwen/Qwen3-0.6B"': model_path("student"), '"Qwen/Qwen3-4B"': model_path("teacher")}
+# Beside these every setting is the README's. The embedded student may answer with 33 tokens.
+ON_A_CPU = {"max_steps": 1, "max_completion_length": 33, "use_cpu": True, "bf16": False, "preflight": False}
 
 
-def table() -> dict[str, list[str]]:
-    """The cells behind each method's name."""
-    lines = README[README.index("| method | what it changes |") :].split("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0].strip("`"): row[1:] for row in rows}
+def blocks(language: str, heading: str) -> list[str]:
+    """The fenced blocks of a section."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
-def reads(method: Method) -> str:
-    whole = "reverse_kl_BT" in method.signals or (method.divergence and not method.divergence.top_k)
-    said = {
-        "rewards": "reward_B" in method.needs,
-        "groups": "group_B" in method.needs,
-        "entropies": any("entropy" in name for name in method.signals),
-        "reference model": "reference_logp_BT" in method.signals,
-        "whole vocabulary": whole,
-        "teacher's top k": bool(method.divergence and method.divergence.top_k),
-    }
-    return ", ".join(name for name, is_so in said.items() if is_so) or "–"
+def command_lines() -> list[list[str]]:
+    """The words of each command of the section that starts runs."""
+    lines = "".join(blocks("bash", "Start")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def test_the_table_has_every_method_in_the_order_of_the_source():
-    assert list(table()) == list(METHODS)
-    assert all(len(cells) == 4 for cells in table().values())
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Executes a source of the README with the embedded models, for one step; the trainer that it makes."""
+    dataset = task.dataset("train", 64)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: dataset)
+    monkeypatch.setattr(fire_opd_trl, "FiReOPDConfig", partial(FiReOPDConfig, **ON_A_CPU), raising=False)
+
+    def train(source: str):
+        for name, path in MODELS.items():
+            assert name in source
+            source = source.replace(name, repr(path))
+        names = {"dataset": dataset}
+        exec(source, names)
+        return names["trainer"]
+
+    return train
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_table_says_what_a_method_reads(name):
-    assert table()[name][2] == reads(METHODS[name]())
+def test_the_first_screen_has_a_sentence_a_picture_and_the_install_line():
+    screen = "\n".join(README.splitlines()[:40])
+    (picture,) = re.findall(r'<img src="([^"]+)"[^>]* alt="[^"]{20,}"', screen)
+    assert 1_000 < (ROOT / picture).stat().st_size < 200_000
+    assert README.splitlines()[2].startswith("**") and "pip install -e ." in screen
+    assert README.count("\n") < 200  # what is looked up rather than read has a page in docs/
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_table_says_in_which_setting_a_method_is_opd(name):
-    cell = table()[name][3]
-    calls = re.findall(r"`(\w+\(.*?\))`", cell)
-    assert calls or cell == "–"
-    target = "opd_full" if "opd_full" in cell else "opd"
-    rollout, scores = window(dtype=torch.float32)
-    for call in calls:
-        assert call.startswith(name)
-        assert METHODS[name]().signals is not None
-        method = eval(call, {**METHODS, "inf": float("inf")})
-        one, other = distil(rollout, scores, method, CONTEXT), distil(rollout, scores, METHODS[target](), CONTEXT)
-        shared = set(one.metrics) & set(other.metrics)  # a method that reads an entropy logs it
-        for signal in (one, other):
-            object.__setattr__(signal, "metrics", {key: signal.metrics[key] for key in sorted(shared)})
-        assert_bitwise(one, other)
-        if other.divergence_BT is not None:
-            assert torch.equal(one.divergence_BT, other.divergence_BT)
+def test_the_readme_counts_the_methods():
+    assert "Seventeen methods" in README and len(METHODS) == 17
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_table_names_the_paper_of_the_docstring(name):
-    cited = re.findall(r"arxiv.org/abs/([\d.]+\d)", table()[name][1])
-    assert all(f"arXiv {number}" in METHODS[name].__doc__ for number in cited)
-    second_hand = "described in" in " ".join(METHODS[name].__doc__.split())
-    assert second_hand == ("†" in table()[name][1])
+def test_the_readmes_python_trains(trained):
+    (source,) = blocks("python", "Start")
+    assert len(source.replace("\n\n", "\n").splitlines()) <= 10
+    trainer = trained(source)
+    assert trainer.state.global_step == 1 and trainer.method.name == "fire"
+    assert any(log.get("fire/rows") == 64 for log in trainer.state.log_history)  # 4 x 16
+
+
+def test_a_script_for_grpo_distils_after_a_change_of_two_lines(trained):
+    from trl import GRPOTrainer
+
+    (diff,) = blocks("diff", "Coming from GRPO: change two lines")
+    lines = diff.splitlines()
+    assert [sum(line.startswith(sign) for line in lines) for sign in "-+"] == [2, 2]
+    before, after = ("\n".join(line[1:] for line in lines if not line.startswith(sign)) for sign in "+-")
+    ast.parse(before)
+    assert "from trl import GRPOConfig, GRPOTrainer" in before
+    trainer = trained(after)
+    assert trainer.state.global_step == 1 and isinstance(trainer, GRPOTrainer)
+
+
+def test_every_flag_of_the_readmes_command_lines_exists():
+    script, configs = "examples/train_fire.py", ROOT / "configs"
+    of_the_launch = argparse.ArgumentParser(allow_abbrev=False)
+    of_the_launch.add_argument("--accelerate_config", choices=packaged.accelerate_configs())
+    of_the_launch.add_argument("--config_file", type=lambda name: (ROOT / name).resolve(strict=True))
+    of_the_launch.add_argument("--config", choices=[file.stem for file in (configs / "recipes").glob("*.yaml")])
+    of_the_training = packaged.load_module(ROOT / script).make_parser()
+    launches = [words[2:] for words in command_lines() if words[0] in ("fire-opd", "accelerate")]
+    assert len(launches) == 4
+    for words in launches:
+        arguments = of_the_launch.parse_known_args([word for word in words if word != script])[1]
+        assert of_the_training.parse_known_args(arguments)[1] == []
