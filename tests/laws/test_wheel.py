@@ -84,47 +84,84 @@ def test_the_command_says_its_version_and_explains_a_method(installed, tmp_path)
     assert "2606.02684" in run(installed / "fire-opd", "methods", "fire", cwd=tmp_path)
 
 
-def test_the_command_explains_training(installed, tmp_path):
-    shown = run(installed / "fire-opd", "train", "--help", cwd=tmp_path)
-    assert "--drop_fraction" in shown and "zero3_offload" in shown
+# What a user does with the package, in one process: its imports take longer than all of it. Each part prints into its
+# own list, so that one that fails says so alone.
+USED = """
+import contextlib, io, json, sys, traceback
+from pathlib import Path
 
-
-def test_the_smoke_recipe_passes_preflight_with_the_embedded_models(installed, tmp_path):
-    packaged = Path(
-        run(installed / "python", "-c", "import fire_opd_trl as f; print(f.__path__[0])", cwd=tmp_path).strip()
-    )
-    rows = [json.dumps({"prompt": f"{number}+{number}="}) for number in range(10, 42)]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text("\n".join(rows))
-    models = packaged / "demo" / "models"
-    said = run(
-        *(installed / "fire-opd", "preflight", "--config", packaged / "configs" / "recipes" / "smoke.yaml"),
-        *("--model_name_or_path", models / "student", "--teacher_model_name_or_path", models / "teacher"),
-        *("--dataset_name", tmp_path / "data"),
-        cwd=tmp_path,
-    )
-    assert "teacher, tokens" in said and "fault" not in said
-
-
-def test_the_demo_takes_two_steps(installed, tmp_path):
-    command = ("demo", "--steps", "2", "--problems", "8", "--output_dir", tmp_path / "demo")
-    assert "before: student" in run(installed / "fire-opd", *command, cwd=tmp_path)
-    assert list((tmp_path / "demo").iterdir())
-
-
-def test_every_packaged_config_loads(installed, tmp_path):
-    code = """
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+
+from fire_opd_trl import cli
+from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.preflight import packaged
-configs = packaged.packaged_folder("configs")
-for file in (configs / "accelerate").glob("*.yaml"):
-    print("accelerate", file.stem, load_config_from_file(str(file)).num_processes)
-parser = packaged.load_module(packaged.packaged_folder("examples") / "train_fire.py").make_parser()
-for file in (configs / "recipes").glob("*.yaml"):
-    assert parser.set_defaults_with_config(**yaml.safe_load(file.read_text())) == [], file
-    print("recipes", file.stem)
+
+configs, said = packaged.packaged_folder("configs"), {}
+
+
+def configs_loaded():
+    for file in (configs / "accelerate").glob("*.yaml"):
+        print("accelerate", file.stem, load_config_from_file(str(file)).num_processes)
+    parser = packaged.load_module(packaged.packaged_folder("examples") / "train_fire.py").make_parser()
+    for file in (configs / "recipes").glob("*.yaml"):
+        assert parser.set_defaults_with_config(**yaml.safe_load(file.read_text())) == [], file
+        print("recipes", file.stem)
+
+
+models = ("--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", model_path("teacher"))
+parts = {
+    "help": lambda: cli.main(["train", "--help"]),
+    "configs": configs_loaded,
+    "preflight": lambda: cli.main(
+        ["preflight", "--config", str(configs / "recipes" / "smoke.yaml"), *models, "--dataset_name", "data"]
+    ),
+    "demo": lambda: cli.main(["demo", "--steps", "2", "--problems", "8", "--output_dir", "demo"]),
+}
+for name, part in parts.items():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            code = part()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = traceback.format_exc()
+    said[name] = [code or 0, printed.getvalue()]
+Path("said.json").write_text(json.dumps(said))
 """
-    loaded = {tuple(line.split()[:2]) for line in run(installed / "python", "-c", code, cwd=tmp_path).splitlines()}
+
+
+@pytest.fixture(scope="module")
+def used(installed, tmp_path_factory) -> tuple[dict, Path]:
+    """What each part of `USED` printed, and the folder in which it ran."""
+    folder = tmp_path_factory.mktemp("used")
+    (folder / "data").mkdir()
+    rows = [json.dumps({"prompt": f"{number}+{number}="}) for number in range(10, 42)]
+    (folder / "data" / "train.jsonl").write_text("\n".join(rows))
+    run(installed / "python", "-c", USED, cwd=folder)
+    return json.loads((folder / "said.json").read_text()), folder
+
+
+def test_the_command_explains_training(used):
+    code, shown = used[0]["help"]
+    assert code == 0 and "--drop_fraction" in shown and "zero3_offload" in shown
+
+
+def test_the_smoke_recipe_passes_preflight_with_the_embedded_models(used):
+    code, said = used[0]["preflight"]
+    assert code == 0 and "teacher, tokens" in said and "fault" not in said
+
+
+def test_the_demo_takes_two_steps(used):
+    said, folder = used
+    code, shown = said["demo"]
+    assert code == 0 and "before: student" in shown
+    assert (folder / "demo" / "metrics.json").is_file() and any((folder / "demo" / "student").iterdir())
+
+
+def test_every_packaged_config_loads(used):
+    code, shown = used[0]["configs"]
+    loaded = {tuple(line.split()[:2]) for line in shown.splitlines()}
     folders = ("accelerate", "recipes")
+    assert code == 0
     assert loaded == {(name, file.stem) for name in folders for file in (CHECKOUT / "configs" / name).glob("*.yaml")}

@@ -2,21 +2,24 @@
 Resident memory and scoring time of teachers of about 380 MB, wherever they are placed.
 
     python placement_worker.py make FOLDER                  # once: the teacher and two adapters, random weights
-    python placement_worker.py CASE FOLDER                  # replicated, offload, apart, shared, copy, self
+    python placement_worker.py CASE... FOLDER               # replicated, offload, apart, shared, copy, self
     accelerate launch --config_file zero3_cpu.yaml placement_worker.py CASE FOLDER      # replicated, sharded, offload
 
-Prints one JSON line for each rank: by how many MB the process grew at most, from just before the teachers are loaded,
-while they are loaded (`load_mb`), and while two windows are scored and trained on (`peak_mb`); and seconds of teacher
-scoring for the second window. Set MALLOC_MMAP_THRESHOLD_=65536, so that what is freed goes back to the system.
+Prints one JSON line for each case and rank: by how many MB the process grew at most, from just before the teachers are
+loaded, while they are loaded (`load_mb`), and while two windows are scored and trained on (`peak_mb`); and seconds of
+teacher scoring for the second window. Of several cases each has a process of its own, which is forked when all is
+imported.
 
 ZeRO-3 keeps up to 10^9 gathered parameters (stage3_max_live_parameters), ten times this teacher, which would then be
 whole on every rank: the teachers get a DeepSpeed configuration of their own, which keeps about a layer.
 """
 
+import ctypes
 import json
 import os
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import torch
@@ -79,14 +82,18 @@ def start_anew() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def main() -> None:
-    case, folder = sys.argv[1], Path(sys.argv[2])
-    if case == "make":
-        return make(folder)
-    torch.set_num_threads(1)
+def give_back_what_is_freed() -> None:
+    """Let glibc return freed blocks of 64 kB and more to the system, so that a peak is what was in use together."""
+    assert ctypes.CDLL(None).mallopt(-3, 65536) == 1  # M_MMAP_THRESHOLD; setting it also ends its adaptation
+
+
+def measured(case: str, folder: Path) -> dict:
+    """What a process takes for a case; `folder` has the teachers. Works of the tests call it on two ranks too."""
+    give_back_what_is_freed()
     from datasets import Dataset
     from peft import LoraConfig
-    from worker import frozen_rows
+
+    from support.worker import frozen_rows
 
     import fire_opd_trl.trainer.trainer as trainer_module
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
@@ -143,7 +150,7 @@ def main() -> None:
     trainer.train()
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     seconds = sum(value for name, value in logs[-1].items() if name in [f"time/score_{t}" for t in trainer.teachers])
-    measured = {
+    return {
         "case": case,
         "ranks": trainer.accelerator.num_processes,
         "load_mb": round(before["loaded"] - before["mb"]),
@@ -151,8 +158,43 @@ def main() -> None:
         "seconds": round(seconds, 2),
         "loss": logs[0]["loss"],
     }
-    print(json.dumps(measured) + "\n", end="", flush=True)  # one write: ranks share the terminal
+
+
+def write(case: str, folder: str, output: str) -> None:
+    """The work of one of two ranks: what `measured` returns, in a file of this rank."""
+    Path(f"{output}-{os.environ['RANK']}.json").write_text(json.dumps(measured(case, Path(folder))))
+
+
+def in_a_fork(case: str, folder: Path) -> None:
+    """Print what `measured` returns in a process of its own."""
+    process = os.fork()
+    if process == 0:
+        try:
+            print(json.dumps(measured(case, folder)) + "\n", end="", flush=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, case
+
+
+def main() -> None:
+    *cases, folder = sys.argv[1:]
+    if cases == ["make"]:
+        return make(Path(folder))
+    torch.set_num_threads(1)
+    if len(cases) == 1:  # one write: ranks share the terminal
+        return print(json.dumps(measured(cases[0], Path(folder))) + "\n", end="", flush=True)
+    import peft  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+    import trl.trainer.grpo_trainer  # noqa: F401
+
+    import fire_opd_trl.trainer.trainer  # noqa: F401
+
+    for case in cases:
+        in_a_fork(case, Path(folder))
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()
