@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-fast test-launch test-vllm check bench clean
+.PHONY: help demo test test-fast test-launch test-vllm check notebook bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,9 @@ check: $(VENV)/.with-dev ## lint, format and type check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+notebook: $(VENV)/.with-test ## execute the notebook of examples/ on the CPU, and keep its outputs
+	$(BIN)/python tests/support/notebook.py
 
 bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
 	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)  # one process computes at a time

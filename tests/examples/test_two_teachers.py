@@ -18,10 +18,12 @@ def example():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An output folder with the specialist and the student, which are made once."""
+    """An output folder with the specialist and the student, which are made once: half of the steps make one too."""
     folder = tmp_path_factory.mktemp("two_teachers")
-    for name in benchmark.FINE_TUNED:
-        benchmark.fine_tuned(name, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark.FINE_TUNED["digits_teacher"], "steps", 60)
+        for name in benchmark.FINE_TUNED:
+            benchmark.fine_tuned(name, folder)
     return folder
 
 
@@ -52,7 +54,7 @@ def test_the_routes_differ_in_the_teacher_alone():
 
 def test_the_right_teachers_teach_both_skills_and_the_wrong_ones_neither(folder, capsys):
     arms = ["right_full", "wrong_full"]
-    quick = ["--steps", "25", "--seeds", "1", "--problems", "300", "--arms", *arms]
+    quick = ["--steps", "12", "--seeds", "1", "--problems", "200", "--arms", *arms]
     table = benchmark.main(["--output_dir", str(folder), *quick])
 
     before, after = table["before"], table["arms"]

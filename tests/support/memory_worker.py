@@ -1,16 +1,16 @@
 """
 Peak memory of one update at a vocabulary of 50 000, ours through the trainer or dense with everything materialised.
 
-    python memory_worker.py opd_full ours      # or: dense
+    python memory_worker.py opd_full ours opd_full dense       # pairs of a method and `ours` or `dense`
 
-Prints one JSON line: by how many MB the process grew above the loaded models, and its largest tensor against the
-logits.
+Prints one JSON line for each pair, from a process of its own: by how many MB it grew above the loaded models, and its
+largest tensor against the logits.
 """
 
-import json
 import resource
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -107,17 +107,21 @@ def dense(method: str, student, teacher, ids):
     return step
 
 
-def main() -> None:
-    method, how = sys.argv[1:]
-    torch.set_num_threads(1)
+def measured(method: str, how: str) -> dict:
+    """What a process takes for an update. It has done nothing else before."""
     ids = torch.randint(2, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     step = {"ours": ours, "dense": dense}[how](method, model(64, 0), model(96, 1), ids)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Largest() as largest:
         step()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({"peak_mb": round(grown), "largest_of_logits": largest.numbers / (ROWS * LENGTH * VOCABULARY)}))
+    share = largest.numbers / (ROWS * LENGTH * VOCABULARY)
+    return {"method": method, "how": how, "peak_mb": round(grown), "largest_of_logits": share}
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from support.forks import print_in_forks
+
+    torch.set_num_threads(1)
+    print_in_forks(measured, zip(sys.argv[1::2], sys.argv[2::2], strict=True))

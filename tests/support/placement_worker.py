@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import torch
@@ -93,11 +92,10 @@ def measured(case: str, folder: Path) -> dict:
     from datasets import Dataset
     from peft import LoraConfig
 
-    from support.worker import frozen_rows
-
     import fire_opd_trl.trainer.trainer as trainer_module
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
     from fire_opd_trl.demo.run import model_path
+    from support.worker import frozen_rows
 
     teachers, placement = CASES[case]
     if isinstance(teachers, dict):
@@ -165,34 +163,16 @@ def write(case: str, folder: str, output: str) -> None:
     Path(f"{output}-{os.environ['RANK']}.json").write_text(json.dumps(measured(case, Path(folder))))
 
 
-def in_a_fork(case: str, folder: Path) -> None:
-    """Print what `measured` returns in a process of its own."""
-    process = os.fork()
-    if process == 0:
-        try:
-            print(json.dumps(measured(case, folder)) + "\n", end="", flush=True)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, case
-
-
 def main() -> None:
     *cases, folder = sys.argv[1:]
     if cases == ["make"]:
         return make(Path(folder))
     torch.set_num_threads(1)
-    if len(cases) == 1:  # one write: ranks share the terminal
+    if len(cases) == 1:  # perhaps one of several ranks, which share the terminal: one write
         return print(json.dumps(measured(cases[0], Path(folder))) + "\n", end="", flush=True)
-    import peft  # noqa: F401
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
-    import trl.trainer.grpo_trainer  # noqa: F401
+    from support.forks import print_in_forks
 
-    import fire_opd_trl.trainer.trainer  # noqa: F401
-
-    for case in cases:
-        in_a_fork(case, Path(folder))
+    print_in_forks(measured, [(case, Path(folder)) for case in cases])
 
 
 if __name__ == "__main__":
