@@ -43,6 +43,16 @@ def test_a_word_of_the_glossary_is_defined_once():
     assert {"window", "rollout", "row", "micro-batch", "survivor", "arm"} <= set(words)
 
 
+def test_the_memory_of_a_gpu_is_the_sum_of_its_rows_and_what_the_readme_says():
+    page, readme = (ROOT / "docs" / "hardware.md").read_text(), (ROOT / "README.md").read_text()
+    sums = []
+    for table in page.split("| what | GB |")[1:]:
+        *parts, total = (float(number) for number in re.findall(r"^\| [^|]+ \| ([\d.]+) \|", table, re.MULTILINE))
+        assert total == pytest.approx(sum(parts)) and len(parts) >= 4
+        sums.append(round(total))
+    assert [f"{total} GB" in readme for total in sums] == [True, True]
+
+
 def test_a_decision_has_a_question_a_choice_and_its_evidence():
     rows = re.findall(r"^\| (?!---|question )(.*) \|$", (ROOT / "docs" / "decisions.md").read_text(), re.MULTILINE)
     assert len(rows) > 40
