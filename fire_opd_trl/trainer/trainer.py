@@ -20,7 +20,7 @@ from ..rollouts.ranks import AcceleratorWorld
 from ..scoring.forward import ForwardOutput, score_lines, trl_rectangle
 from ..scoring.heads import Observer, base_of, make_observable, observing
 from ..scoring.token_scores import ModelScorer
-from ..scoring.window import Mode, WindowScorer, refuse_unscored
+from ..scoring.window import Mode, WindowScorer
 from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
 from ..teachers.placement import load_reference, load_teachers
@@ -207,13 +207,13 @@ class FiReOPDTrainer(GRPOTrainer):
         rollout = self._rollout(batch, mode)
         context = Context(world, step / max(1, self.state.max_steps), self._window_seed)
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            scores, scored_rows, for_loss = self.window_scorer.scored(batch, rollout, context)
+            scores, for_loss = self.window_scorer.scored(batch)
         with errors_name_step(step):
             signal = distil(rollout, scores, method, context)
-        self._refuse_what_cannot_train(inputs, rollout, scores, signal, scored_rows)
+        self._refuse_what_cannot_train(inputs, rollout, scores, signal)
 
         sampled_BT = batch.get("sampling_per_token_logps")
-        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, scored_rows, world, step)
+        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, world, step)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = combined(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
@@ -236,10 +236,9 @@ class FiReOPDTrainer(GRPOTrainer):
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         return rollout_from_trl(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
 
-    def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal, scored_rows) -> None:
-        """Stop all ranks where the filter contradicts itself, or a teacher is broken or guesses."""
+    def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal) -> None:
+        """Stop all ranks where a teacher is broken or guesses."""
         args, step = self.args, self.state.global_step
-        refuse_unscored(signal.keep_B, scored_rows, self.world)
         limit, signals = args.teacher_nonfinite_limit, self.method.signals
         refuse_broken_teacher(inputs, rollout, scores, signal, signals=signals, limit=limit, step=step)
         if not args.allow_guessing_teacher:
