@@ -1,7 +1,7 @@
 """One window under all models: every teacher, the student and the reference score it, each once."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -13,19 +13,6 @@ from .token_scores import ModelScorer, Scorer, TokenScores
 
 
 Mode = Literal["train", "eval"]
-
-
-class ScoredWindow(NamedTuple):
-    """
-    What the models say of one window.
-
-    Args:
-        scores ([`Scores`]): What the method reads of it.
-        for_loss (`dict`): What the loss needs of the teachers, by name: for each row a tensor of the row's own length.
-    """
-
-    scores: Scores
-    for_loss: dict[str, list[torch.Tensor]]
 
 
 @dataclass
@@ -90,9 +77,22 @@ class WindowScorer:
         """
         self.window = Window(mode, method, teacher_B, prompts)
 
-    def end(self) -> None:
-        """The trainer calls this when a window is distilled: its hidden states are large."""
-        self.window = None
+    def end(self, keep_B: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """
+        The trainer calls this as soon as the filter has decided, since hidden states are large. Returns what the loss
+        needs of the teachers, by name: for each survivor a tensor of the row's own length, for other rows an empty
+        one. What was observed of those is freed with the window.
+        """
+        teacher, self.window = self._window().teacher, None
+        assert teacher is not None
+        kept = keep_B.tolist()
+        return {
+            name: [
+                value if keep else value.new_empty((0, *value.shape[1:]))
+                for value, keep in zip(rows, kept, strict=True)
+            ]
+            for name, rows in teacher.observed.items()
+        }
 
     def asked_by_trl(self, batch: Batch, scorer: Scorer | None = None) -> TokenScores:
         """
@@ -109,8 +109,8 @@ class WindowScorer:
         window.for_trl.append(scores)
         return scores
 
-    def scored(self, batch: Batch) -> ScoredWindow:
-        """The trainer calls this once for each window, when TRL has sampled it. `batch` is in TRL's layout."""
+    def scored(self, batch: Batch) -> Scores:
+        """The trainer calls this once for each window, when TRL has sampled it, for what the method reads of it."""
         method, teacher = self._window().method, self._teacher(batch)
         student = self._old_policy(batch) or self._student(batch)
         divergence = student.observed.get("divergence")
@@ -122,7 +122,7 @@ class WindowScorer:
             reference_logp_BT=self.reference.token_scores(batch).logp_BT if self.reference else None,
             reverse_kl_BT=None if divergence is None else pad_ragged(divergence, teacher.logp_BT),
         )
-        return ScoredWindow(scores.only(method.signals), teacher.observed)  # OPD needs no entropy
+        return scores.only(method.signals)  # OPD needs no entropy
 
     def loss_observer(self, part: Batch, divergence: Divergence | None) -> Observer | None:
         """The loss calls this for each micro-batch: what compares the student with its teachers in its forward."""

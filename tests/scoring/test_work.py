@@ -44,9 +44,9 @@ class Watched:
                 self.heads[self.last] += hidden.shape[0]
                 return whole(hidden, *rest)
 
-        def tiled(rows, width):
+        def tiled(rows, width, device):
             self.heads["top k"] += rows if width == 16 else 0  # the whole vocabulary, not the k columns of a student
-            return top(rows, width)
+            return top(rows, width, device)
 
         monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Spy)
         monkeypatch.setattr(vocabulary, "tiles", tiled)
