@@ -60,7 +60,8 @@ def report_states(
     """Record how much memory a rank needs for what the loss will read of a teacher, if the method reads any of it."""
     if size := bytes_of_states(config, named_dtype(config, dtype), args, method):
         where = "host memory" if args.offload_teacher_states else "the device's (host: offload_teacher_states=True)"
-        what = "hidden states" if method.reads_whole_distributions else f"top {method.divergence.top_k}"
+        top_k = method.divergence.top_k if method.divergence else 0
+        what = f"top {top_k}" if top_k else "hidden states"
         checked.record(
             f"{title_of(name)}, states",
             f"{method.name} holds the teacher's {what} of a window's completions, of survivors until their update: at "
