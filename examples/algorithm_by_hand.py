@@ -134,7 +134,8 @@ def fire_loss(student, teacher, rollouts: Rollouts) -> tuple[torch.Tensor, dict[
     weight_BT = token_weights(teacher_entropy_BT, student_entropy_BT.detach(), kept.mask_BT)
     advantage_BT = advantages(weight_BT, teacher_logp_BT, old_logp_BT)
     loss = clipped_loss(logp_BT, old_logp_BT, advantage_BT, kept.mask_BT)
-    kl = (old_logp_BT - teacher_logp_BT)[kept.mask_BT].mean()  # an estimate of KL(student || teacher)
+    # An estimate of KL(student || teacher); too low, since the teacher chose the survivors that it is over.
+    kl = (old_logp_BT - teacher_logp_BT)[kept.mask_BT].mean()
     return loss, {"keep_B": keep_B, "weight_BT": weight_BT, "advantage_BT": advantage_BT, "kl": kl}
 
 

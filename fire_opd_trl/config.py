@@ -259,9 +259,17 @@ class FiReOPDConfig(GRPOConfig):
     scoring_token_budget: int = described(
         16384,
         "Padded tokens (rows x longest) in one forward of teacher or student scoring. A row longer than "
-        "this is scored alone. Lower it when scoring runs out of memory.",
+        "this is scored alone. Lower it when scoring runs out of memory; raise it where a teacher is sharded or "
+        "offloaded, since each forward then brings its weights anew.",
         whole_number(1),
         "Give a whole number of at least 1, for example 16384.",
+    )
+    offload_teacher_states: bool = described(
+        False,
+        "Methods that compare whole distributions, or the teacher's top k, hold what the teacher said of each "
+        "surviving token from scoring until its update. If true, they hold it in host memory (pinned beside a CUDA "
+        "device), and a micro-batch's rows come back when its loss runs. The result is the same to the bit.",
+        *YES_OR_NO,
     )
 
     balance: str = described(

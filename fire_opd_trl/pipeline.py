@@ -31,8 +31,7 @@ class Method:
         name (`str`): Its name in logs and model cards.
         signals (`tuple[str, ...]`): Fields of [`Scores`] that it reads. Only these are computed; none may be absent.
         score (`Callable`, *optional*): `(rollout, scores, context) -> score_B`, one number for each trajectory.
-            `None`: how likely the teacher finds it, `mean_teacher_logp`. That reads the teacher alone, so that the
-            student does not have to score the trajectories that the filter drops.
+            `None`: how likely the teacher finds it, `mean_teacher_logp`.
         filter (`Callable`, *optional*): `(score_B, rollout, context) -> keep_B`, which of them train.
             `None`: all of them.
         reweight (`Callable`, *optional*): `(rollout, scores, context) -> weight_BT`, how much each of their tokens

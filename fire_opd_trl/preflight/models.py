@@ -16,6 +16,7 @@ from ..teachers.sources import Source
 from ..teachers.vocabulary import Teacher, Vocabulary, config_of, end_token_warning, tokenizer_of, unknown_ids
 from .dataset import Reader, no_ids
 from .findings import Checked, title_of
+from .window import bytes_of_states
 
 
 def room_for_prompt(config: PretrainedConfig, args: FiReOPDConfig, who: str) -> int | None:
@@ -34,7 +35,7 @@ def describe_model(model: Teacher | None, config: PretrainedConfig, vocabulary: 
     kind, text = (config.architectures or [type(config).__name__])[0], config.get_text_config()
     if isinstance(dtype, str) and dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise ValueError(f"dtype={dtype!r} is refused. Use 'auto', 'bfloat16', 'float16' or 'float32'.")
-    dtype = str(getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype).removeprefix("torch.")
+    dtype = named_dtype(config, dtype)
     size = count_parameters(model, config)
     width = torch.finfo(getattr(torch, dtype)).bits / 8 if isinstance(getattr(torch, dtype, None), torch.dtype) else 0
     facts = [kind]
@@ -46,6 +47,26 @@ def describe_model(model: Teacher | None, config: PretrainedConfig, vocabulary: 
         facts.append(f"context {text.max_position_embeddings}")
     facts.append(f"ends with {vocabulary.named(vocabulary.ends)}" if vocabulary.ends else "")
     return ", ".join(fact for fact in facts if fact)
+
+
+def named_dtype(config: PretrainedConfig, dtype: Any) -> str:
+    """Returns the precision that a model is loaded in, by name."""
+    return str(getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype).removeprefix("torch.")
+
+
+def report_states(
+    checked: Checked, name: str, config: PretrainedConfig, dtype: Any, args: FiReOPDConfig, method: Method
+) -> None:
+    """Record how much memory a rank needs for what the loss will read of a teacher, if the method reads any of it."""
+    if size := bytes_of_states(config, named_dtype(config, dtype), args, method):
+        where = "host memory" if args.offload_teacher_states else "the device's (host: offload_teacher_states=True)"
+        top_k = method.divergence.top_k if method.divergence else 0
+        what = f"top {top_k}" if top_k else "hidden states"
+        checked.record(
+            f"{title_of(name)}, states",
+            f"{method.name} holds the teacher's {what} of a window's completions, of survivors until their update: at "
+            f"most {short_number(size)}B a rank, in {where}",
+        )
 
 
 def count_parameters(model: Teacher | None, config: PretrainedConfig) -> int | None:
@@ -80,6 +101,9 @@ def check_teacher(
             refuse_self_without_effect(names, args, method)
             checked.unknown[name], reader.limit = frozenset(), room_for_prompt(student_config, args, subject)
             checked.record(subject, "the student with its adapter switched off: no second model")
+            report_states(
+                checked, name, student_config, (args.model_init_kwargs or {}).get("dtype", "float32"), args, method
+            )
         else:
             config = config_of(source.base, **source.hub)
             if not isinstance(source.base, str):
@@ -101,6 +125,7 @@ def check_teacher(
                 )
             engine = others.get("engine", sharding_engine(args))
             report_teacher(checked, source, config, theirs, student, args, engine)
+            report_states(checked, name, config, source.init_kwargs.get("dtype", "auto"), args, method)
     with checked.check(f"{subject}, prompt"):
         renderer = prompt_renderer(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from transformers import PretrainedConfig
 
 from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout
@@ -53,3 +54,20 @@ def describe_filter(method: Method, rows: int, names: list[str], facts: Facts) -
     keep_B = method.filter(torch.arange(rows, dtype=torch.float32), window, Context())
     kept = int(keep_B.sum())
     return f"{method.name} drops {rows - kept} of {rows} trajectories and updates on {kept}, if all are sound"
+
+
+def bytes_of_states(config: PretrainedConfig, dtype: str, args: FiReOPDConfig, method: Method) -> int:
+    """
+    Returns how many bytes a rank holds of a teacher at most, if all of its rows are this teacher's, none is dropped
+    and each is as long as it may be: hidden states, or the top k with ids and log-probabilities in 32 bits.
+
+    Args:
+        config (`PretrainedConfig`): The teacher's.
+        dtype (`str`): The precision of the teacher's weights.
+    """
+    tokens = args.per_device_train_batch_size * args.steps_per_generation * args.max_completion_length
+    of_token = 8 * method.divergence.top_k if method.divergence else 0
+    if method.reads_whole_distributions:
+        half = (args.bf16 or args.fp16) and not args.cast_lm_head_to_fp32  # the precision of the head's products
+        of_token += config.get_text_config().hidden_size * (2 if half else getattr(torch, dtype).itemsize)
+    return tokens * of_token

@@ -66,7 +66,7 @@ def row_sums(sampled_BT: torch.Tensor, student_BT: torch.Tensor, mask_BT: torch.
     Args:
         sampled_BT (`torch.Tensor`): The engine's log-probabilities; not finite where it gave none.
         student_BT (`torch.Tensor`): Those of training, of the same weights.
-        mask_BT (`torch.Tensor`): Tokens that train and were scored.
+        mask_BT (`torch.Tensor`): Tokens that train.
     """
     known_BT = mask_BT & sampled_BT.isfinite() & student_BT.isfinite()
     gap_BT = torch.where(known_BT, sampled_BT - student_BT, 0.0).float()
@@ -105,7 +105,6 @@ class EngineMonitor:
         sampled_BT: torch.Tensor | None,
         rollout: Rollout,
         scores: Scores,
-        rows: list[int] | None,
         world: World,
         step: int,
     ) -> dict[str, float]:
@@ -116,16 +115,12 @@ class EngineMonitor:
             sampled_BT (`torch.Tensor`, *optional*): The log-probabilities that the engine reported, if it did.
             rollout ([`Rollout`]): The window.
             scores ([`Scores`]): What the models say of it.
-            rows (`list[int]`, *optional*): The rows that the student scored, by default all.
             world ([`World`]): All ranks.
             step (`int`): The step that is named in the warning.
         """
         if sampled_BT is None:
             return {}
-        scored_B = torch.zeros_like(rollout.alive_B)
-        scored_B[slice(None) if rows is None else rows] = True
-        mask_BT = rollout.mask_BT & scored_B.unsqueeze(1)
-        gap, of_ranks = engine_gaps(sampled_BT, scores.student_logp_BT, mask_BT, world)
+        gap, of_ranks = engine_gaps(sampled_BT, scores.student_logp_BT, rollout.mask_BT, world)
         metrics = {"sampling_unknown": float(gap.unknown)}
         if gap.tokens:
             metrics |= {"sampling_gap": gap.mean, "sampling_kl": gap.kl}

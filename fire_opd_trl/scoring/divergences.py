@@ -11,15 +11,20 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..rollouts.layout import Batch
-from .heads import LARGEST_TILE, Head, Observer
+from .heads import LARGEST_TILE, LARGEST_TILE_ON_GPU, Head, Observer
 
 
 # What is observed of a teacher
 
 
 def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The observer that keeps what a full-vocabulary divergence needs of a teacher: `H` numbers a token, not `V`."""
-    return {"teacher_hidden": hidden_BTH}
+    """
+    The observer that keeps what a full-vocabulary divergence needs of a teacher: `H` numbers a token, not `V`, in the
+    precision in which the loss will multiply them with the head.
+    """
+    device = hidden_BTH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BTH.dtype
+    return {"teacher_hidden": hidden_BTH.to(dtype)}
 
 
 @dataclass
@@ -38,11 +43,12 @@ class TopK:
     inside_BT: torch.Tensor
 
     def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        hidden_NH = hidden_BTH[self.inside_BT]
+        hidden_NH = head.read(hidden_BTH[self.inside_BT])
         ids, logps = [], []
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
-            for rows in tiles(len(hidden_NH), len(head.weight)):
-                raw_NV = torch.nn.functional.linear(hidden_NH[rows], head.weight.to(hidden_NH.dtype), head.bias)
+            weight_VH = head.weight.to(hidden_NH.dtype)
+            for rows in tiles(len(hidden_NH), len(weight_VH), hidden_NH.device):
+                raw_NV = torch.nn.functional.linear(hidden_NH[rows], weight_VH, head.bias)
                 logits_NV = head.logits(raw_NV.float(), self.temperature)
                 top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
                 ids.append(top.indices.int())
@@ -54,9 +60,9 @@ class TopK:
         return observed
 
 
-def tiles(rows: int, width: int) -> list[slice]:
-    """Cuts `rows` rows of `width` numbers into tiles of bounded size; at least one, so that shapes exist."""
-    step = max(1, LARGEST_TILE // width)
+def tiles(rows: int, width: int, device: torch.device) -> list[slice]:
+    """Cuts `rows` rows of `width` numbers into tiles of the device's size; at least one, so that shapes exist."""
+    step = max(1, (LARGEST_TILE if device.type == "cpu" else LARGEST_TILE_ON_GPU) // width)
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
 
@@ -84,18 +90,19 @@ class FullDivergence:
     temperature: float
 
     def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        value_BT = torch.zeros(self.chosen_BT.shape, dtype=torch.float32, device=hidden_BTH.device)
+        device, student_BTH = hidden_BTH.device, head.read(hidden_BTH)
+        value_BT = torch.zeros(self.chosen_BT.shape, dtype=torch.float32, device=device)
         for number, teacher in enumerate(self.teachers):
             mine_BT = self.chosen_BT & (self.part["teacher_number"] == number).unsqueeze(1)
             theirs = Head.of(teacher, head.float32)
             pairs = zip(self.part["teacher_hidden"], mine_BT, strict=True)
-            rows = [states[mine_T[: len(states)]] for states, mine_T in pairs if mine_T.any()]
-            states_NH = torch.cat(rows) if rows else hidden_BTH.new_zeros((0, theirs.width))
+            rows = [states.to(device)[mine_T[: len(states)]] for states, mine_T in pairs if mine_T.any()]
+            states_NH = torch.cat(rows) if rows else student_BTH.new_zeros((0, theirs.width))
             value_N, _ = ChunkedDivergenceFunction.apply(
-                hidden_BTH[mine_BT],
+                student_BTH[mine_BT],
                 head.weight,
                 head.bias,
-                states_NH.to(hidden_BTH.device),
+                theirs.read(states_NH),
                 theirs.weight,
                 theirs.bias,
                 self.mixture,
@@ -125,12 +132,16 @@ class TopKDivergence:
     temperature: float
 
     def __call__(self, hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        chosen_BT = self.chosen_BT
+        chosen_BT, device = self.chosen_BT, hidden_BTH.device
         picked = zip(self.part["top_ids"], self.part["top_logps"], chosen_BT, strict=True)
-        rows = [(ids[mine[: len(ids)]].long(), logps[mine[: len(ids)]]) for ids, logps, mine in picked]
+        rows = [
+            (ids.to(device)[mine[: len(ids)]].long(), logps.to(device)[mine[: len(ids)]])
+            for ids, logps, mine in picked
+        ]
         ids_NK, top_logp_NK = (torch.cat(values) for values in zip(*rows, strict=True))
         sampled_N1 = self.part["completion_ids"][chosen_BT].unsqueeze(1)
-        raw_NK = HeadColumns.apply(hidden_BTH[chosen_BT], head.weight, head.bias, torch.cat([ids_NK, sampled_N1], 1))
+        hidden_NH = head.read(hidden_BTH[chosen_BT])
+        raw_NK = HeadColumns.apply(hidden_NH, head.weight, head.bias, torch.cat([ids_NK, sampled_N1], 1))
         logits_NK = head.logits(raw_NK, self.temperature)
         normaliser_N1 = logits_NK[:, -1:] - logp_BT[chosen_BT].unsqueeze(1)
         kl_N = (top_logp_NK.exp() * (top_logp_NK - (logits_NK[:, :-1] - normaliser_N1))).sum(dim=1)
@@ -176,9 +187,9 @@ class HeadColumns(torch.autograd.Function):
         return *(None if g is None else g.to(value.dtype) for g, value in grads), None
 
 
-def column_shape(hidden_NH: torch.Tensor, ids_NK: torch.Tensor) -> tuple[int, int]:
-    """Returns the number of rows, and of numbers in a row, of the gathered columns."""
-    return len(hidden_NH), ids_NK.shape[1] * hidden_NH.shape[1]
+def column_shape(hidden_NH: torch.Tensor, ids_NK: torch.Tensor) -> tuple[int, int, torch.device]:
+    """Returns the number of rows, and of numbers in a row, of the gathered columns, and where they are."""
+    return len(hidden_NH), ids_NK.shape[1] * hidden_NH.shape[1], hidden_NH.device
 
 
 def observe_all(observers: list[Observer]) -> Observer:
@@ -189,6 +200,14 @@ def observe_all(observers: list[Observer]) -> Observer:
         return {name: value for values in observed for name, value in values.items()}
 
     return observe
+
+
+def on_host(value: torch.Tensor) -> torch.Tensor:
+    """
+    Returns a copy in host memory, from where the loss brings it back for its micro-batch; pinned where a CUDA device
+    made it, so that both ways are fast.
+    """
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda).copy_(value)
 
 
 def pad_ragged(rows: list[torch.Tensor], like_BT: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,12 +11,11 @@ from transformers import PreTrainedModel
 from ..rollouts.layout import Batch, lengths, take
 from ..rollouts.packing import cut_at_least_cost, cut_to_count, shortest_row
 from ..stages import World
+from .clock import clock
 from .forward import ForwardOutput
+from .forward_cost import LAUNCH, forward_cost
 from .heads import Observer
 
-
-# What a forward costs beside its tokens, in tokens: little where kernels are slow, much where launching them is.
-FORWARD = {"cpu": 128, "cuda": 1024}
 
 Observe = Callable[[Batch], Observer | None]  # from the rows of a forward to what looks at it
 
@@ -67,6 +65,7 @@ class ModelScorer:
         multiple (`int`): See [`~fire_opd_trl.rollouts.layout.take`].
         entropies (`bool`): Whether entropies are wanted.
         unknown (`frozenset[int]`): Ids that mean nothing to the model.
+        keep (`Callable`): Makes the copy of what was observed of a row, which lives until the loss has read it.
         on_time (`Callable`): Is told the seconds that each call took.
     """
 
@@ -79,6 +78,7 @@ class ModelScorer:
     entropies: bool
     unknown: frozenset[int]
     on_time: Callable[[float], None]
+    keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone
 
     def token_scores(self, batch: Batch, rows: list[int] | None = None, observe: Observe | None = None) -> TokenScores:
         """
@@ -90,19 +90,28 @@ class ModelScorer:
             rows (`list[int]`, *optional*): Rows to score, by default all.
             observe (`Callable`, *optional*): What looks at each forward.
         """
-        vocabulary = self.base().config.get_text_config().vocab_size
+        config, device = self.base().config.get_text_config(), batch["completion_ids"].device
         with self.active() as model:
 
             def forward(part: Batch) -> ForwardOutput:
                 return self.forward(model, part, observe(part) if observe else None, compute_entropy=self.entropies)
 
-            started, training = perf_counter(), model.training
+            started, training = clock(device), model.training
             model.eval()  # no chaining: DeepSpeed's eval() returns None
             scores = score_rows(
-                forward, batch, self.token_budget, self.world, vocabulary, rows, self.multiple, self.unknown
+                forward,
+                batch,
+                self.token_budget,
+                self.world,
+                config.vocab_size,
+                rows,
+                self.multiple,
+                self.unknown,
+                cost=forward_cost(model, config, device.type),
+                keep=self.keep,
             )
             model.train(training)
-            self.on_time(perf_counter() - started)
+            self.on_time(clock(device) - started)
         return scores
 
 
@@ -116,6 +125,8 @@ def score_rows(
     rows: list[int] | None = None,
     multiple: int = 1,
     unknown: frozenset[int] = frozenset(),
+    cost: int = LAUNCH["cpu"],
+    keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
 ) -> TokenScores:
     """
     Score rows of a batch under one model. They are sorted by length and cut where it costs least, at most
@@ -132,11 +143,13 @@ def score_rows(
         rows (`list[int]`, *optional*): Rows to score, by default all.
         multiple (`int`): See [`~fire_opd_trl.rollouts.layout.take`].
         unknown (`frozenset[int]`): Further ids that mean nothing to the model, and are treated alike.
+        cost (`int`): What a forward costs beside its tokens, in tokens.
+        keep (`Callable`): Makes the copy of what was observed of a row.
     """
     length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
     rows = list(range(len(length_B))) if rows is None else rows
     device = batch["completion_ids"].device
-    cuts = cut_at_least_cost(rows, length_B, token_budget, FORWARD.get(device.type, 1024))
+    cuts = cut_at_least_cost(rows, length_B, token_budget, cost)
     count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)
@@ -158,5 +171,5 @@ def score_rows(
             for name, values in output.observed.items():
                 ragged = observed.setdefault(name, [values.new_zeros((0, *values.shape[2:]))] * len(length_B))
                 for row, value in zip(cut, values, strict=True):
-                    ragged[row] = value[: completion_B[row]].clone()
+                    ragged[row] = keep(value[: completion_B[row]])
     return TokenScores(logp_BT, entropy_BT, observed)

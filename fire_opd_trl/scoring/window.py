@@ -1,34 +1,18 @@
 """One window under all models: every teacher, the student and the reference score it, each once."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
-from ..pipeline import Context, Divergence, Method, Rollout, Scores, survivors
+from ..pipeline import Divergence, Method, Scores
 from ..rollouts.layout import Batch, with_prompts
-from ..stages import World
 from .divergences import FullDivergence, TopK, TopKDivergence, hidden_states, observe_all, pad_ragged
 from .heads import Observer
 from .token_scores import ModelScorer, Scorer, TokenScores
 
 
 Mode = Literal["train", "eval"]
-
-
-class ScoredWindow(NamedTuple):
-    """
-    What the models say of one window.
-
-    Args:
-        scores ([`Scores`]): What the method reads of it.
-        rows (`list[int]`, *optional*): The rows of this rank that the student scored; `None`: all.
-        for_loss (`dict`): What the loss needs of the teachers, by name: for each row a tensor of the row's own length.
-    """
-
-    scores: Scores
-    rows: list[int] | None
-    for_loss: dict[str, list[torch.Tensor]]
 
 
 @dataclass
@@ -93,9 +77,22 @@ class WindowScorer:
         """
         self.window = Window(mode, method, teacher_B, prompts)
 
-    def end(self) -> None:
-        """The trainer calls this when a window is distilled: its hidden states are large."""
-        self.window = None
+    def end(self, keep_B: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """
+        The trainer calls this as soon as the filter has decided, since hidden states are large. Returns what the loss
+        needs of the teachers, by name: for each survivor a tensor of the row's own length, for other rows an empty
+        one. What was observed of those is freed with the window.
+        """
+        teacher, self.window = self._window().teacher, None
+        assert teacher is not None
+        kept = keep_B.tolist()
+        return {
+            name: [
+                value if keep else value.new_empty((0, *value.shape[1:]))
+                for value, keep in zip(rows, kept, strict=True)
+            ]
+            for name, rows in teacher.observed.items()
+        }
 
     def asked_by_trl(self, batch: Batch, scorer: Scorer | None = None) -> TokenScores:
         """
@@ -108,35 +105,24 @@ class WindowScorer:
                 too when TRL has switched its adapter off.
         """
         window = self._window()
-        scores = scorer.token_scores(batch) if scorer else self._student(batch, None)
+        scores = scorer.token_scores(batch) if scorer else self._student(batch)
         window.for_trl.append(scores)
         return scores
 
-    def scored(self, batch: Batch, rollout: Rollout, context: Context) -> ScoredWindow:
-        """
-        The trainer calls this once for each window, when TRL has sampled it. The student does not score what the
-        filter drops, where that is known from the teachers alone.
-
-        Args:
-            batch (`dict`): The window in TRL's layout.
-            rollout ([`Rollout`]): The same window as the pipeline sees it.
-            context ([`Context`]): The other ranks, the progress of training, the seed.
-        """
-        method, teacher, rows = self._window().method, self._teacher(batch), None
-        student = self._old_policy(batch)
-        if student is None:
-            rows = rows_to_score(rollout, teacher, method, context)
-            student = self._student(batch, rows)
+    def scored(self, batch: Batch) -> Scores:
+        """The trainer calls this once for each window, when TRL has sampled it, for what the method reads of it."""
+        method, teacher = self._window().method, self._teacher(batch)
+        student = self._old_policy(batch) or self._student(batch)
         divergence = student.observed.get("divergence")
         scores = Scores(
             teacher_logp_BT=teacher.logp_BT,
             student_logp_BT=student.logp_BT,
             teacher_entropy_BT=teacher.entropy_BT,
             student_entropy_BT=student.entropy_BT,
-            reference_logp_BT=self.reference.token_scores(batch, rows).logp_BT if self.reference else None,
+            reference_logp_BT=self.reference.token_scores(batch).logp_BT if self.reference else None,
             reverse_kl_BT=None if divergence is None else pad_ragged(divergence, teacher.logp_BT),
         )
-        return ScoredWindow(scores.only(method.signals), rows, teacher.observed)  # OPD needs no entropy
+        return scores.only(method.signals)  # OPD needs no entropy
 
     def loss_observer(self, part: Batch, divergence: Divergence | None) -> Observer | None:
         """The loss calls this for each micro-batch: what compares the student with its teachers in its forward."""
@@ -168,15 +154,14 @@ class WindowScorer:
             )
         return window.teacher
 
-    def _student(self, batch: Batch, rows: list[int] | None) -> TokenScores:
+    def _student(self, batch: Batch) -> TokenScores:
         """The student, compared with its teachers in the same forward if the method reads that."""
         if "reverse_kl_BT" not in self._window().method.signals:
-            return self.student.token_scores(batch, rows)
+            return self.student.token_scores(batch)
         observed = self._teacher(batch).observed
         return self.student.token_scores(
             {**batch, **observed, "teacher_number": self._window().teacher_B},
-            rows,
-            lambda part: self._comparison(part, part["completion_mask"] != 0),
+            observe=lambda part: self._comparison(part, part["completion_mask"] != 0),
         )
 
     def _old_policy(self, batch: Batch) -> TokenScores | None:
@@ -215,29 +200,3 @@ class WindowScorer:
             return TopKDivergence(part, chosen_BT, self.temperature)
         heads: list[Any] = [teacher.base() for teacher in self.teachers.values()]
         return FullDivergence(part, chosen_BT, heads, divergence.mixture if divergence else 1.0, self.temperature)
-
-
-@torch.no_grad()
-def rows_to_score(rollout: Rollout, teacher: TokenScores, method: Method, context: Context) -> list[int] | None:
-    """
-    The rows of this rank that the student must score: all (`None`), or, where the filter drops some and needs nothing
-    but what the teacher said, the survivors. [`distil`] filters again, by the same numbers.
-    """
-    known = ("teacher_logp_BT", "teacher_entropy_BT")
-    unknown = [name for name in method.signals if name not in known and not name.startswith("student")]
-    if method.score or unknown:  # a filter reads nothing but the scores and the rollout
-        return None
-    scores = Scores(teacher.logp_BT, teacher.logp_BT, teacher.entropy_BT).only(known)
-    usable, _, kept = survivors(rollout, scores, method, context)
-    return None if torch.equal(usable.alive_B, kept.alive_B) else kept.alive_B.nonzero().flatten().tolist()
-
-
-def refuse_unscored(keep_B: torch.Tensor, rows: list[int] | None, world: World) -> None:
-    """A filter that keeps other trajectories when it is asked again would train on what the student has not scored."""
-    unscored_B = keep_B.clone()
-    unscored_B[slice(None) if rows is None else rows] = False
-    if world.max(unscored_B.any().long()):
-        raise ValueError(
-            "The method's filter kept other trajectories of the same window when it was called again. It must depend "
-            "on its arguments alone: draw random numbers from context.seed, as stages.uniform_hash does."
-        )

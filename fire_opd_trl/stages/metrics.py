@@ -33,11 +33,12 @@ def window_metrics(
     Returns:
         `dict[str, float]`: `rows`, `empty`, `nonfinite_teacher`, `kept_rows`; the shares `keep_ratio`,
         `kept_token_ratio` (tokens of survivors), `active_token_ratio` (tokens with any weight), `keep_ratio_finished`,
-        `keep_ratio_truncated`; over usable rows `teacher_logp` (row mean of log-probability a token); over survivors,
-        the only ones that the student must have scored, `reverse_kl` (token mean of `log pi_S - log pi_T`, an estimate
-        of KL(student || teacher)), `weight_max`, `weight_ess` (effective share of tokens, `(sum w)^2 / (n sum w^2)`),
-        `advantage_abs`, and, where entropies exist, the means of the entropies, of confidence and of confusion. Both
-        are relative to the maximum of the whole window, whatever scope a method takes.
+        `keep_ratio_truncated`; over usable rows `teacher_logp` (row mean of log-probability a token) and `reverse_kl`
+        (token mean of `log pi_S - log pi_T`, an estimate of KL(student || teacher)); over survivors `reverse_kl_kept`
+        (the same, too low an estimate where the teacher's likelihood chose them), `weight_max`, `weight_ess`
+        (effective share of tokens, `(sum w)^2 / (n sum w^2)`), `advantage_abs`, and, where entropies exist, the means
+        of the entropies, of confidence and of confusion. Both are relative to the maximum of the whole window,
+        whatever scope a method takes.
     """
     world, usable_BT, kept_BT = context.world, usable.mask_BT, kept.mask_BT
     minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
@@ -50,7 +51,8 @@ def window_metrics(
         "kept": kept.alive_B,
         "usable_tokens": usable_BT,
         "kept_tokens": kept_BT,
-        "reverse_kl": masked_sum_B(minus_ratio_BT, kept_BT),
+        "reverse_kl": masked_sum_B(minus_ratio_BT, usable_BT),
+        "reverse_kl_kept": masked_sum_B(minus_ratio_BT, kept_BT),
         "teacher_logp": masked_mean_B(scores.teacher_logp_BT, usable_BT),
         "weight": weight_BT,
         "weight_squared": weight_BT.square(),
@@ -78,7 +80,8 @@ def window_metrics(
         "keep_ratio": share(total["kept"], total["usable"]),
         "kept_token_ratio": share(total["kept_tokens"], total["usable_tokens"]),
         "active_token_ratio": share(total["active_tokens"], total["usable_tokens"]),
-        "reverse_kl": share(total["reverse_kl"], total["kept_tokens"]),
+        "reverse_kl": share(total["reverse_kl"], total["usable_tokens"]),
+        "reverse_kl_kept": share(total["reverse_kl_kept"], total["kept_tokens"]),
         "teacher_logp": share(total["teacher_logp"], total["usable"]),
         "weight_max": largest["weight"],
         "weight_ess": share(total["weight"] ** 2, total["kept_tokens"] * total["weight_squared"]),
@@ -104,8 +107,8 @@ def metrics_by_teacher(
 ) -> list[dict[str, float]]:
     """
     Statistics of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of
-    `log pi_S - log pi_T` over survivors), `teacher_logp` (mean over trajectories), and `teacher_entropy` where it is
-    known. A teacher without usable rows has `rows` alone.
+    `log pi_S - log pi_T`) and `reverse_kl_kept` (the same over survivors), `teacher_logp` (mean over trajectories),
+    and `teacher_entropy` where it is known. A teacher without usable rows has `rows` alone.
 
     Args:
         rollout ([`Rollout`]): Every row as it was sampled; `teacher_B` numbers the teachers.
@@ -116,23 +119,25 @@ def metrics_by_teacher(
     assert rollout.teacher_B is not None
     usable = rollout.only(usable_B(rollout, scores, signals))
     entropy_BT, tokens_B, kept_BT = scores.teacher_entropy_BT, usable.mask_BT.sum(dim=1), usable.only(keep_B).mask_BT
+    minus_ratio_BT = scores.student_logp_BT - scores.teacher_logp_BT
     values = [
         torch.ones_like(usable.alive_B),
         usable.alive_B,
         keep_B,
         tokens_B,
         kept_BT.sum(dim=1),
-        masked_sum_B(scores.student_logp_BT - scores.teacher_logp_BT, kept_BT),
+        masked_sum_B(minus_ratio_BT, usable.mask_BT),
+        masked_sum_B(minus_ratio_BT, kept_BT),
         masked_mean_B(scores.teacher_logp_BT, usable.mask_BT),
         tokens_B * 0 if entropy_BT is None else masked_sum_B(entropy_BT, usable.mask_BT),
     ]
     value_BX = torch.stack([value_B.float() for value_B in values], dim=1)
     value_NX = value_BX.new_zeros((teachers, len(values))).index_add(0, rollout.teacher_B, value_BX)
     metrics = []
-    for rows, alive, kept, tokens, kept_tokens, reverse_kl, logp, entropy in world.sum(value_NX).tolist():
+    for rows, alive, kept, tokens, kept_tokens, reverse_kl, of_kept, logp, entropy in world.sum(value_NX).tolist():
         metrics.append({"rows": rows})
         if alive and tokens:
-            metrics[-1].update(keep_ratio=kept / alive, teacher_logp=logp / alive)
-            metrics[-1].update({"reverse_kl": reverse_kl / kept_tokens} if kept_tokens else {})
+            metrics[-1].update(keep_ratio=kept / alive, reverse_kl=reverse_kl / tokens, teacher_logp=logp / alive)
+            metrics[-1].update({"reverse_kl_kept": of_kept / kept_tokens} if kept_tokens else {})
             metrics[-1].update({} if entropy_BT is None else {"teacher_entropy": entropy / tokens})
     return metrics

@@ -1,8 +1,12 @@
 """What happens between the steps of a run."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
+
+from ..scoring.clock import clock
 
 
 class EmptyStepGuard(TrainerCallback):
@@ -38,3 +42,26 @@ class EmptyStepGuard(TrainerCallback):
         for group, rate in self.held:
             group["lr"] = group["lr"] or rate  # DeepSpeed's scheduler has already set the next one
         self.held = []
+
+
+class UpdateTimer(TrainerCallback):
+    """
+    Takes the time of every optimizer step: its forwards, backwards and the step itself, without rollout and scoring.
+
+    Args:
+        device (`torch.device`): Where the step is computed.
+        log (`Callable`): Is told the seconds.
+    """
+
+    def __init__(self, device: torch.device, log: Callable[[float], None]):
+        self.device, self.log = device, log
+        self.started: float | None = None
+
+    def start(self) -> None:
+        """The trainer calls this when the first micro-batch of a step is ready."""
+        self.started = clock(self.device)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.started is not None:
+            self.log(clock(self.device) - self.started)
+        self.started = None

@@ -17,10 +17,12 @@ from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_r
 from ..rollouts.layout import Batch, model_kwargs
 from ..rollouts.micro_batches import layout_metrics, micro_batches
 from ..rollouts.ranks import AcceleratorWorld
+from ..scoring.clock import clock
+from ..scoring.divergences import on_host
 from ..scoring.forward import ForwardOutput, score_lines, trl_rectangle
 from ..scoring.heads import Observer, base_of, make_observable, observing
 from ..scoring.token_scores import ModelScorer
-from ..scoring.window import Mode, WindowScorer, refuse_unscored
+from ..scoring.window import Mode, WindowScorer
 from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
 from ..teachers.placement import load_reference, load_teachers
@@ -29,7 +31,7 @@ from ..teachers.routing import route_to_teachers
 from ..teachers.setup import RunSetup
 from ..teachers.sources import reference_source, teacher_sources
 from ..teachers.vocabulary import Teacher
-from .callbacks import EmptyStepGuard
+from .callbacks import EmptyStepGuard, UpdateTimer
 from .logs import (
     CITATION,
     StepSums,
@@ -74,6 +76,7 @@ class FiReOPDTrainer(GRPOTrainer):
     - `_send_telemetry`: sends nothing.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
     - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
+    - `_generate`: takes the time of a rollout.
     - `_generate_single_turn`: fills empty completions, which GRPO cannot measure.
     - `_calculate_rewards`: keeps the rewards of each function, which some methods read.
     - `_get_per_token_logps_and_entropies`: scores in short forwards, and remembers what GRPO asked for.
@@ -121,6 +124,10 @@ class FiReOPDTrainer(GRPOTrainer):
         self.engine_monitor = EngineMonitor(args)
         self._empty_steps = EmptyStepGuard()
         self.add_callback(self._empty_steps)
+        self._update_timer = UpdateTimer(
+            self.accelerator.device, lambda seconds: self._metrics["train"]["time/update"].append(seconds)
+        )
+        self.add_callback(self._update_timer)
         self._step_sums = StepSums(self.world)
         setup = RunSetup(self.accelerator, args, self.method, self.temperature, self.checked.student_rows)
         for model in [model for model in (self.model, self.ref_model) if model is not None]:
@@ -132,7 +139,9 @@ class FiReOPDTrainer(GRPOTrainer):
     def _window_scorer(self, setup: RunSetup) -> WindowScorer:
         """The student, the teachers and the reference as what scores windows."""
 
-        def scorer(name: str, active, base, entropies: bool, unknown: frozenset[int] = frozenset()) -> ModelScorer:
+        def scorer(
+            name: str, active, base, entropies: bool, unknown: frozenset[int] = frozenset(), keep=torch.clone
+        ) -> ModelScorer:
             return ModelScorer(
                 active=active,
                 base=base,
@@ -143,17 +152,19 @@ class FiReOPDTrainer(GRPOTrainer):
                 entropies=entropies,
                 unknown=unknown,
                 on_time=lambda seconds: self._log_window(f"time/score_{name}", seconds),
+                keep=keep,
             )
 
         def of_module(name: str, module, entropies: bool = False) -> ModelScorer:
             return scorer(name, lambda: nullcontext(module()), lambda: setup.base_of(module()), entropies)
 
         entropies = "teacher_entropy_BT" in self.method.signals
+        keep = on_host if self.args.offload_teacher_states else torch.clone
         self._trl_reference = of_module("reference", lambda: self.ref_model)
         return WindowScorer(
             student=of_module("student", lambda: self.model, entropies=True),
             teachers={
-                name: scorer(name, placed.active, placed.base, entropies, placed.unknown)
+                name: scorer(name, placed.active, placed.base, entropies, placed.unknown, keep)
                 for name, placed in self.teachers.items()
             },
             reference=of_module("reference", lambda: self.reference) if self.reference is not None else None,
@@ -182,6 +193,12 @@ class FiReOPDTrainer(GRPOTrainer):
 
     # Rollout and signal: once for each window
 
+    def _generate(self, prompts: list):
+        started = clock(self.accelerator.device)
+        sampled = super()._generate(prompts)
+        self._log_window("time/rollout", clock(self.accelerator.device) - started)
+        return sampled
+
     def _generate_single_turn(self, *args, **kwargs):
         output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
         return tuple(fill_empty_completions(output, self._tokenizer.pad_token_id).values())
@@ -207,13 +224,14 @@ class FiReOPDTrainer(GRPOTrainer):
         rollout = self._rollout(batch, mode)
         context = Context(world, step / max(1, self.state.max_steps), self._window_seed)
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            scores, scored_rows, for_loss = self.window_scorer.scored(batch, rollout, context)
+            scores = self.window_scorer.scored(batch)
         with errors_name_step(step):
             signal = distil(rollout, scores, method, context)
-        self._refuse_what_cannot_train(inputs, rollout, scores, signal, scored_rows)
+        for_loss = self.window_scorer.end(signal.keep_B)
+        self._refuse_what_cannot_train(inputs, rollout, scores, signal)
 
         sampled_BT = batch.get("sampling_per_token_logps")
-        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, scored_rows, world, step)
+        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, world, step)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = combined(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
@@ -226,7 +244,6 @@ class FiReOPDTrainer(GRPOTrainer):
         batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
         if mode == "train" and signal.divergence_BT is not None:
             batch.update(for_loss, divergence=signal.divergence_BT)
-        self.window_scorer.end()
         return batch
 
     def _rollout(self, batch: Batch, mode: str) -> Rollout:
@@ -236,10 +253,9 @@ class FiReOPDTrainer(GRPOTrainer):
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         return rollout_from_trl(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
 
-    def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal, scored_rows) -> None:
-        """Stop all ranks where the filter contradicts itself, or a teacher is broken or guesses."""
+    def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal) -> None:
+        """Stop all ranks where a teacher is broken or guesses."""
         args, step = self.args, self.state.global_step
-        refuse_unscored(signal.keep_B, scored_rows, self.world)
         limit, signals = args.teacher_nonfinite_limit, self.method.signals
         refuse_broken_teacher(inputs, rollout, scores, signal, signals=signals, limit=limit, step=step)
         if not args.allow_guessing_teacher:
@@ -316,6 +332,8 @@ class FiReOPDTrainer(GRPOTrainer):
             for name, value in layout_metrics(self._buffered_inputs, self.world).items():
                 self._log_window(f"fire/{name}", value)
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._update_timer.start()
         if part["rows_in_step"] == 0:
             self._empty_steps.hold(self.optimizer.param_groups)
             self._metrics["train"]["fire/empty_steps"].append(1.0)

@@ -43,7 +43,8 @@ refusals
 config
 rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange
 rollouts/micro_batches rollouts/ranks rollouts/engine_gap
-scoring/__init__ scoring/heads scoring/forward scoring/token_scores scoring/divergences scoring/window
+scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forward scoring/token_scores
+scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/cost preflight/dataset preflight/prompts

@@ -1,5 +1,7 @@
 """The window in numbers, and what the filter drops of it."""
 
+import re
+
 import pytest
 from support.inspections import TEACHER, looked, said
 
@@ -48,3 +50,21 @@ def test_a_filter_within_each_teacher_drops_a_share_of_each():
     findings = said(looked({"a": TEACHER, "b": TEACHER}, rows=rows, per_device_train_batch_size=8,
                            method="fire", statistics_scope="teacher", drop_fraction=0.4))  # fmt: skip
     assert "drops 3 of 8 trajectories" in findings["filter"][1]  # floor(0.4 x 5) + floor(0.4 x 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        # 4 x 2 rows of at most 100 tokens, of each 128 numbers with 2 bytes: 204 800 bytes
+        ({"method": "opd_full"}, "hidden states of a window's completions, .* at most 205 kB a rank, in the device's"),
+        ({"method": "opd_full", "offload_teacher_states": True}, "at most 205 kB a rank, in host memory"),
+        # 800 tokens, of each 16 ids and 16 log-probabilities with 4 bytes: 102 400 bytes
+        ({"method": "eopd"}, "top 16 of a window's completions, .* at most 102 kB a rank"),
+        ({"method": "opd"}, None),
+    ],
+)
+def test_the_memory_of_what_the_loss_reads_of_a_teacher_is_said(config, size):
+    rows = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": 100}
+    findings = said(looked(**rows, **config))
+    assert ("teacher, states" in findings) == (size is not None)
+    assert size is None or re.search(size, findings["teacher, states"][1])

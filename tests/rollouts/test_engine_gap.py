@@ -118,7 +118,7 @@ def test_a_row_whose_tokens_err_together_is_no_evidence_of_many():
     assert alarms < 5
 
 
-def watched(monitor, sampled_BT, student_BT, rank=0, rows=None, world=None, **fields):
+def watched(monitor, sampled_BT, student_BT, rank=0, world=None, **fields):
     """One look at a window, as from a trainer."""
     args = FiReOPDConfig("output", use_cpu=True, bf16=False, per_device_train_batch_size=8, **fields)
     if world is None:
@@ -127,7 +127,7 @@ def watched(monitor, sampled_BT, student_BT, rank=0, rows=None, world=None, **fi
     monitor = monitor or EngineMonitor(args)
     rollout = Rollout(torch.ones(sampled_BT.shape, dtype=torch.bool))
     scores = SimpleNamespace(student_logp_BT=student_BT)
-    return monitor.observe(sampled_BT, rollout, scores, rows, world, step=7)
+    return monitor.observe(sampled_BT, rollout, scores, world, step=7)
 
 
 def texts(said) -> list[str]:
@@ -178,12 +178,6 @@ def test_an_engine_that_says_nothing_is_no_engine_that_agrees():
     student_BT = torch.full((4, 10), -1.0)
     with pytest.warns(UserWarning, match="no log-probability for 40 of 40 tokens"):
         assert watched(None, torch.full_like(student_BT, NAN), student_BT) == {"sampling_unknown": 40.0}
-
-
-def test_rows_that_the_student_did_not_score_are_not_compared():
-    student_BT = torch.full((4, 10), -1.0)
-    student_BT[2:] = 0.0  # as where nothing was computed
-    assert watched(None, torch.full((4, 10), -1.0), student_BT, rows=[0, 1])["sampling_gap"] == 0.0
 
 
 # Through the trainer

@@ -4,6 +4,7 @@ materialises everything, in values and gradients, at far less memory.
 """
 
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 import fire_opd_trl.scoring.divergences as vocabulary_module
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.scoring.divergences import FullDivergence, TopK, TopKDivergence
+from fire_opd_trl.scoring.divergences import FullDivergence, TopK, TopKDivergence, hidden_states
 from fire_opd_trl.scoring.heads import Head
 
 
@@ -281,3 +282,33 @@ def test_peak_memory_at_a_vocabulary_of_50_000_is_far_below_the_dense_version(me
     ours, dense = peak(method, "ours"), peak("eopd" if method == "eopd" else "opd_full", "dense")
     assert ours["peak_mb"] * 2 < dense["peak_mb"], (ours, dense)
     assert ours["largest_of_logits"] < 0.1 and dense["largest_of_logits"] >= 1, (ours, dense)
+
+
+def test_a_gpu_reads_the_head_few_times():
+    """Of 16384 tokens at a vocabulary of 151936: 2^23 // 151936 = 55 rows a tile on a CPU, 2^27 // 151936 = 883."""
+    reads = {kind: len(vocabulary_module.tiles(16384, 151936, torch.device(kind))) for kind in ("cpu", "cuda")}
+    assert reads == {"cpu": math.ceil(16384 / 55), "cuda": math.ceil(16384 / 883)} == {"cpu": 298, "cuda": 19}
+
+
+def test_hidden_states_are_kept_in_the_precision_in_which_the_head_multiplies_them():
+    torch.manual_seed(0)
+    states_TH, student_BTH = torch.randn(6, 8), torch.randn(1, 6, 8)
+    teacher = torch.nn.Linear(8, 16, bias=False)
+    model = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace()), get_output_embeddings=lambda: teacher
+    )
+    head = Head(torch.randn(16, 8), None, 1.0, None, 8, False)
+
+    def divergence(states_TH):
+        part = {"teacher_hidden": [states_TH], "teacher_number": torch.tensor([0])}
+        chosen_BT = torch.ones((1, 6), dtype=torch.bool)
+        return FullDivergence(part, chosen_BT, [model], 1.0, 1.0)(student_BTH, head, None)["divergence"]
+
+    for autocast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            kept_TH = hidden_states(states_TH[None], head, None)["teacher_hidden"][0]
+            assert kept_TH.dtype == dtype and torch.equal(divergence(kept_TH), divergence(states_TH))
+    with torch.no_grad():  # a head in float32 over a model in 16 bits: the states stay in 16, the products are in 32
+        head.float32, half_TH = True, states_TH.bfloat16()
+        kept_TH = hidden_states(half_TH[None], head, None)["teacher_hidden"][0]
+        assert kept_TH.dtype == torch.bfloat16 and torch.equal(divergence(kept_TH), divergence(half_TH.float()))

@@ -86,13 +86,19 @@ def test_a_token_that_the_student_does_not_know_is_no_other_log_probability(tmp_
         trainer.train()
 
 
-def test_without_an_engine_the_student_scores_survivors_alone_and_after_the_teacher(tmp_path):
-    trainer, rows = built(CASE, str(tmp_path)), []
-    calls, original = watch_scorers(trainer), trainer.window_scorer.student.token_scores
-    trainer.window_scorer.student.token_scores = lambda batch, asked=None, *observe: (
-        rows.append(asked) or original(batch, asked, *observe)
-    )
+def test_the_distance_to_the_teacher_is_logged_over_all_rows_and_over_survivors(tmp_path):
+    """The filter drops what the teacher finds unlikely: of survivors alone, the distance would look too small."""
+    trainer = built(CASE, str(tmp_path))
+    calls, windows, report = watch_scorers(trainer), [], trainer._report
+    trainer._report = lambda *window: windows.append(window) or report(*window)
     trainer.train()
     assert calls == ["teacher", "student"]
-    assert len(rows[0]) == 22  # 32 rows, 5 empty, 5 dropped
     assert trainer.window_scorer.window is None  # its hidden states went with it
+    (log,), ((rollout, scores, *_),) = [log for log in trainer.state.log_history if "grad_norm" in log], windows
+    mask_BT = rollout.mask_BT
+    likely_B = torch.where(mask_BT, scores.teacher_logp_BT, 0).sum(dim=1) / mask_BT.sum(dim=1)  # NaN: an empty row
+    order = likely_B.nan_to_num(torch.inf).argsort()  # of 27 rows with tokens floor(0.2 x 27) = 5 are dropped
+    difference_BT = scores.student_logp_BT - scores.teacher_logp_BT
+    for name, rows in (("fire/reverse_kl", order), ("fire/reverse_kl_kept", order[5:])):
+        assert log[name] == pytest.approx(difference_BT[rows][mask_BT[rows]].mean().item(), rel=1e-5)
+    assert log["fire/reverse_kl"] > 2 * log["fire/reverse_kl_kept"] > 0  # the dropped rows are noise

@@ -6,9 +6,7 @@ from support.tensors import CONTEXT, f64, mask, scores_of
 from support.windows import NAN
 
 from fire_opd_trl import Rollout, Scores
-from fire_opd_trl.stages import (
-    window_metrics,
-)
+from fire_opd_trl.stages import metrics_by_teacher, window_metrics
 
 
 def test_the_metrics_of_a_window_by_hand():
@@ -18,7 +16,7 @@ def test_the_metrics_of_a_window_by_hand():
     kept = usable.only(torch.tensor([False, False, False, True, True]))
     scores = Scores(
         teacher_logp_BT=f64([[NAN, NAN], [NAN, -1.0], [-6.0, -4.0], [-1.0, -2.0], [-3.0, NAN]]),
-        student_logp_BT=f64([[NAN, NAN], [-1.0, -1.0], [NAN, NAN], [-2.0, -4.0], [-1.0, NAN]]),  # row 2: not scored
+        student_logp_BT=f64([[NAN, NAN], [-1.0, -1.0], [-1.0, -2.0], [-2.0, -4.0], [-1.0, NAN]]),
         teacher_entropy_BT=f64([[NAN, NAN], [NAN, 1.0], [9.0, 9.0], [1.0, 2.0], [4.0, 9.0]]),
         student_entropy_BT=f64([[NAN, NAN], [9.0, 9.0], [9.0, 9.0], [2.0, 2.0], [0.5, 9.0]]),
     )
@@ -35,7 +33,8 @@ def test_the_metrics_of_a_window_by_hand():
             "keep_ratio": 2 / 3,  # of the rows that could be ranked
             "kept_token_ratio": 3 / 5,
             "active_token_ratio": 3 / 5,
-            "reverse_kl": (-1 - 2 + 2) / 3,  # student - teacher over the survivors' tokens
+            "reverse_kl": (5 + 2 - 1 - 2 + 2) / 5,  # student - teacher over the tokens of rows 2, 3 and 4
+            "reverse_kl_kept": (-1 - 2 + 2) / 3,  # and of the survivors, rows 3 and 4
             "teacher_logp": (-5 - 1.5 - 3) / 3,
             "threshold": -5,  # the highest score that was dropped
             "weight_max": 1.5,
@@ -63,3 +62,19 @@ def test_a_token_is_active_if_it_has_any_weight_in_the_gradient_or_in_the_diverg
         metrics = window_metrics(rollout, rollout, rollout, scores, score_B, weight_BT, weight_BT, extra, CONTEXT)
         assert metrics["active_token_ratio"] == pytest.approx(active / 7)
         assert metrics["kept_token_ratio"] == 1
+
+
+def test_the_metrics_of_each_teacher_by_hand():
+    # Teacher 0 has rows 0 (dropped) and 1 (kept), teacher 1 the broken row 2, teacher 2 the dropped row 3.
+    rollout = Rollout(mask("11", "10", "11", "10"), teacher_B=torch.tensor([0, 0, 1, 2]))
+    scores = Scores(
+        teacher_logp_BT=f64([[-6.0, -4.0], [-3.0, NAN], [NAN, -1.0], [-7.0, NAN]]),
+        student_logp_BT=f64([[-1.0, -2.0], [-1.0, NAN], [-1.0, -1.0], [-2.0, NAN]]),
+    )
+    keep_B, signals = torch.tensor([False, True, False, False]), ("teacher_logp_BT", "student_logp_BT")
+    assert metrics_by_teacher(rollout, scores, signals, keep_B, 3, CONTEXT.world) == [
+        # student - teacher: 5 + 2 in row 0, 2 in row 1; row means of the teacher -5 and -3
+        {"rows": 2, "keep_ratio": 1 / 2, "reverse_kl": 9 / 3, "reverse_kl_kept": 2, "teacher_logp": -4},
+        {"rows": 1},
+        {"rows": 1, "keep_ratio": 0, "reverse_kl": 5, "teacher_logp": -7},  # no survivor
+    ]

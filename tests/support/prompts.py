@@ -52,8 +52,7 @@ def window(trainer) -> tuple:
 
 
 def scores_of(folder, rows, **kwargs):
-    everything = {} if "method" in kwargs else {"drop_fraction": 0.0}  # else the student scores survivors alone
-    return window(trainer_of(folder, rows, **everything, **kwargs))[1]
+    return window(trainer_of(folder, rows, **kwargs))[1]
 
 
 HINTED = [{"prompt": prompt, "teacher_prompt": hint + prompt} for prompt, hint in zip(PROMPTS, HINTS, strict=True)]

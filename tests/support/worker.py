@@ -216,6 +216,8 @@ def result(trainer) -> dict:
     """Full parameters, losses, gradient norms and the shape of the world, gathered on every rank."""
     from torch.distributed.fsdp import FSDPModule
 
+    from fire_opd_trl.scoring.forward_cost import brought_bytes
+
     teachers = [placed.module for placed in trainer.teachers.values() if placed.module is not None]
     state = trainer.accelerator.state
     fsdp = getattr(state, "fsdp_plugin", None)  # absent in a run without FSDP
@@ -238,6 +240,7 @@ def result(trainer) -> dict:
         "efficient_loading": bool(getattr(fsdp, "cpu_ram_efficient_loading", False)),
         "student_is_sharded": is_sharded(trainer.model),
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
+        "brought_bytes_of_teachers": [brought_bytes(module) for module in teachers],
         **watched(trainer),
         "fsdp_units_of_teachers": [sum(isinstance(m, FSDPModule) for m in module.modules()) for module in teachers],
         "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),

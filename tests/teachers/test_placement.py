@@ -74,6 +74,15 @@ def test_wherever_the_teachers_are_the_student_becomes_the_same(launcher, placem
     assert_same(references(TWO), two)
     assert two["teachers_are_sharded"] == (launcher == "zero3" and placement != "replicated")
     assert two["student_is_sharded"] == (launcher in ("zero3", "fsdp2")) and not two["teachers_train"]
+    # What comes to the device in every forward: nothing of a replica, and of a partitioned model its 4 bytes a number.
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (loaded("teacher"), loaded("student"))]
+    brought = two["brought_bytes_of_teachers"]
+    if placement == "replicated":
+        assert brought == [0, 0]
+    elif launcher == "zero3":
+        assert brought == [4 * size for size in sizes]
+    else:  # layers alone: embeddings and head are on the device
+        assert all(0.9 * 4 * size < some < 4 * size for some, size in zip(brought, sizes, strict=True))
 
 
 @pytest.mark.launch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.scorers import change_scores
 from support.trainers import loaded, sampling_trainer
 from support.worker import built
 
@@ -15,6 +16,7 @@ from fire_opd_trl import METHODS, Context, Divergence, FiReOPDConfig, FiReOPDTra
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.teachers.placement import loading_arguments
+from fire_opd_trl.trainer import trainer as trainer_module
 
 
 README = (Path(fire_opd_trl.__file__).parent.parent / "README.md").read_text()
@@ -349,6 +351,37 @@ def test_hidden_states_of_a_window_are_gone_before_the_next_one_is_sampled(tmp_p
     trainer.rollout_func = lambda *args: alive.append(sum(ref() is not None for ref in held)) or rollout(*args)
     trainer.train()
     assert len(held) == 64 and alive == [0, 0]
+
+
+def test_hidden_states_of_dropped_rows_are_gone_when_the_filter_has_decided(tmp_path):
+    trainer = built({"batch": 32, "accumulation": 1, "max_steps": 1, "method": "fire_full"}, str(tmp_path))
+    held = []
+
+    def noted(scores):
+        held.extend(weakref.ref(states) for states in scores.observed["teacher_hidden"])
+        return scores
+
+    change_scores(trainer, "teacher", noted)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[row] for row in range(32)])
+    kept, mask_BT = batch["keep"].tolist(), batch["completion_mask"]
+    assert sum(kept) == 22 and [ref() is not None for ref in held] == kept
+    assert [len(states) for states in batch["teacher_hidden"]] == (mask_BT.sum(dim=1) * batch["keep"]).tolist()
+
+
+@pytest.mark.parametrize("method", ["fire_full", "tip", "eopd"])
+def test_what_teachers_said_may_wait_on_the_host_and_nothing_changes(method, tmp_path, monkeypatch):
+    """On a CPU host and device are one: this shows that rows take the way there, not that they come back faster."""
+    case, ends, moved = {"batch": 16, "accumulation": 2, "max_steps": 2, "method": method}, [], []
+    on_host = trainer_module.on_host
+    monkeypatch.setattr(trainer_module, "on_host", lambda value: moved.append(value.shape) or on_host(value))
+    for offload in (False, True):
+        trainer = built({**case, "config": {"offload_teacher_states": offload}}, str(tmp_path / str(offload)))
+        trainer.train()
+        ends.append(dict(trainer.model.named_parameters()))
+        # two windows of 32 rows: hidden states, or ids and log-probabilities of the top k
+        assert len(moved) == offload * 2 * 32 * (2 if method == "eopd" else 1)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_an_infinite_reward_is_no_reward(tmp_path):

@@ -114,6 +114,7 @@ def test_evaluation_sees_all_rows_and_reports_the_reverse_kl_and_avg_at_k(tmp_pa
     )
     metrics = trainer.evaluate()
     assert metrics["eval_fire/keep_ratio"] == 1.0 and metrics["eval_fire/rows"] == 8.0
+    assert metrics["eval_fire/reverse_kl"] == metrics["eval_fire/reverse_kl_kept"]  # an evaluation drops nothing
     # The same estimate, averaged over rows rather than tokens; completions of this task differ by two tokens at most.
     assert (
         metrics["eval_loss"] == pytest.approx(metrics["eval_fire/reverse_kl"], rel=0.05) and metrics["eval_loss"] > 0
