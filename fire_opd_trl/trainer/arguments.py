@@ -78,7 +78,9 @@ class Parser(TrlParser):
         formatter.add_text(self.description)
         left = {action.dest: action for action in reversed(self._actions)}  # not the `--no_...` of what is true
         for title, members in self.groups.items():
-            names = [n for part in members for n in ([part] if isinstance(part, str) else inspect.get_annotations(part))]
+            names = [
+                n for part in members for n in ([part] if isinstance(part, str) else inspect.get_annotations(part))
+            ]
             formatter.start_section(title)
             formatter.add_arguments([left.pop(name) for name in names if name in left])
             formatter.end_section()

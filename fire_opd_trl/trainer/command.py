@@ -1,7 +1,6 @@
 """`fire-opd train`: the arguments of examples/train_fire.py and of `accelerate launch` in one line."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -52,18 +51,18 @@ def main(argv: list[str]) -> int:
         launch_options = ["--config_file", str(config), *launch_options]
 
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.utils import patch_environment
 
     launch, unknown = launch_command_parser().parse_known_args([*launch_options, str(script), *script_arguments])
     if unknown or launch.training_script != str(script):
         stray = unknown[0] if unknown else launch.training_script
         parser.error(
-            f"{stray} is an argument of neither the training nor `accelerate launch`."
-            f"{parser.did_you_mean(stray)}"
+            f"{stray} is an argument of neither the training nor `accelerate launch`.{parser.did_you_mean(stray)}"
         )
-    os.environ[COMMAND] = parser.prog  # the script leaves the last word to this process
     launched = Launched(lambda: launch_command(launch))
     try:
-        code = launched.run()
+        with patch_environment(**{COMMAND: parser.prog}):  # the script leaves the last word to this process
+            code = launched.run()
     except (OSError, ValueError, ImportError) as error:  # of the launcher, which has started nothing
         parser.error(str(error))
     if what := launched.what_happened():

@@ -23,7 +23,9 @@ from .presets import ARMS, PRESETS, Arm, selected
 from .records import OtherSettings, error_path, finished_run, one_settings, run_path
 
 
-SECONDS_OF_AN_UPDATE = 0.67  # of one worker, with the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison)
+SECONDS_OF_AN_UPDATE = (
+    0.67  # of one worker, with the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison)
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
