@@ -1,4 +1,4 @@
-"""`fire-opd preflight`: its own arguments, beside those of `fire-opd train`. Light, so that its help is there at once."""
+"""`fire-opd preflight`: its own arguments, beside those of `fire-opd train`. Light: its help is there at once."""
 
 import argparse
 

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 
 def output_dir_of(recipe: Path) -> str | None:
-    """The output folder that a recipe names. What is wrong in the file is said by the script, which reads all of it."""
+    """The output folder that a recipe names. What is wrong in the file is said by the script, which reads it all."""
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -23,9 +23,8 @@ from .presets import ARMS, PRESETS, Arm, selected
 from .records import OtherSettings, error_path, finished_run, one_settings, run_path
 
 
-SECONDS_OF_AN_UPDATE = (
-    0.67  # of one worker, with the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison)
-)
+# Of one worker, with its share of the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison).
+SECONDS_OF_AN_UPDATE = 0.67
 
 
 def build_parser() -> argparse.ArgumentParser:
