@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 from trl import TrlParser
 
@@ -90,10 +90,10 @@ class Parser(TrlParser):
         formatter.add_text(self.epilog)
         return formatter.format_help()
 
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str) -> Any:
         """As argparse's, once for all ranks."""
         wait_for_the_first_rank()
-        super().error(message)
+        return super().error(message)
 
 
 def named_recipe(arguments: Iterable[str]) -> list[str]:

@@ -104,7 +104,9 @@ def how_to_go_on(output_dir: str) -> str:
     """Returns the sentence that names the last checkpoint of a run, and how to go on from it."""
     there = checkpoints(output_dir)
     if not there:
-        return f"There is no checkpoint in {output_dir} yet, see --save_steps; the same command starts anew."
+        return (
+            f"There is no checkpoint in {output_dir} yet (--save_steps says how often); the same command starts anew."
+        )
     return f"The last checkpoint is {there[-1]}; the same command with --resume_from_checkpoint true goes on from it."
 
 
@@ -137,7 +139,8 @@ class Ending:
         self.running = False  # inside of `with`
         self.stopped_by, self.stopped_at, self.process = 0, 0.0, os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.stop)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell script
+                signal.signal(number, self.stop)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """The handler of signals."""

@@ -49,17 +49,22 @@ class Launched:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return 128 + self.signals[0] if self.signals else failure(self.error)[0]
+        if self.signals:
+            return 128 + self.signals[0]
+        code = failure(self.error)[0]
+        return 128 - code if code < 0 else code
 
     def what_happened(self) -> str:
         """Returns what ended the run early, in words; nothing if it said so itself, or came to its end."""
         if self.signals:
             return f"stopped by {name_of(self.signals[0])}."
         code, who = failure(self.error)
-        if code <= 128:
-            return "" if code in (0, REFUSED) else f"{who} failed."
-        killed = f"{who} was killed by {name_of(code - 128)}"
-        return f"{killed}, most often for want of memory." if code - 128 == signal.SIGKILL else f"{killed}."
+        if code < 0:
+            killed = f"{who} was killed by {name_of(-code)}"
+            return f"{killed}, most often for want of memory." if code == -signal.SIGKILL else f"{killed}."
+        if code - 128 in SIGNALS:
+            return f"stopped by {name_of(code - 128)}."
+        return "" if code in (0, REFUSED) else f"{who} failed."
 
     def remember_error(self) -> None:
         """The thread: launches, and keeps what it raised."""
@@ -107,16 +112,14 @@ def send(process: psutil.Process, number: int) -> None:
 
 
 def failure(error: BaseException | None) -> tuple[int, str]:
-    """Returns the exit code for what a launcher raised, and who failed."""
+    """Returns the exit code of the process that failed first, negative if a signal has killed it, and its name."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if error is None:
         return 0, ""
     if isinstance(error, subprocess.CalledProcessError):
-        code, who = error.returncode, "the run"
-    elif isinstance(error, ChildFailedError):
+        return error.returncode, "the run"
+    if isinstance(error, ChildFailedError):
         rank, first = error.get_first_failure()
-        code, who = first.exitcode, f"rank {rank}"
-    else:
-        raise error
-    return 128 - code if code < 0 else code, who
+        return first.exitcode, f"rank {rank}"
+    raise error

@@ -151,7 +151,9 @@ def test_before_training_and_without_a_checkpoint_it_says_so():
     before = end(script("", before=SLEEP), signal.SIGINT)
     assert before == (130, "\ntrain.py: stopped by Ctrl-C. Training had not started.\n")
     code, output = end(script(SLEEP), signal.SIGINT)
-    assert code == 130 and "There is no checkpoint in out yet, see --save_steps; the same command" in output
+    assert (
+        code == 130 and "There is no checkpoint in out yet (--save_steps says how often); the same command" in output
+    )
 
 
 def test_whatever_a_signal_causes_is_no_failure():

@@ -111,6 +111,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed_first():
     assert ended(None) == (0, "")
     assert ended(subprocess.CalledProcessError(2, "python")) == (2, "")  # it has said what is refused
     assert ended(subprocess.CalledProcessError(1, "python")) == (1, "the run failed.")
+    assert ended(subprocess.CalledProcessError(143, "python")) == (143, "stopped by SIGTERM.")  # by somebody else
     assert ended(ChildFailedError("python", ranks)) == (
         137,
         "rank 1 was killed by SIGKILL, most often for want of memory.",
