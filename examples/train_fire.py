@@ -45,7 +45,30 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import ScriptArguments
+from fire_opd_trl.trainer.ending import Ending, checkpoint_to_resume, refusals
+
+
+if __name__ == "__main__":
+    ending = Ending()  # before the slow imports: Ctrl-C ends them, too, without a traceback
+
+from trl import ScriptArguments  # noqa: E402
+
+
+DESCRIPTION = """
+On-policy distillation: the student answers prompts, and learns from what the
+teacher finds of every token. --config NAME or FILE.yaml sets any of these
+arguments (recipes: {recipes}); the command line overrides it.
+"""
+USUAL = [
+    *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "learning_rate"),
+    *("num_train_epochs", "max_steps", "save_steps", "resume_from_checkpoint", "use_vllm", "use_peft", "report_to"),
+]
+HELPS = {  # where that of the library says less to users of this script
+    "model_name_or_path": "Student: a model id on the Hub, or a local folder.",
+    "output_dir": "Folder of the checkpoints, and of the student at the end.",
+    "resume_from_checkpoint": "true goes on from the last checkpoint in output_dir; a folder, from that one.",
+}
 
 
 @dataclass
@@ -81,15 +104,28 @@ def make_parser(prog: str | None = None, config: type | None = None):
     Returns the parser of this script. `fire-opd train` and `fire-opd preflight` call it too, each with a `prog` for
     its help; preflight also gives a subclass of FiReOPDConfig.
     """
-    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+    from transformers import TrainingArguments
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
 
     from fire_opd_trl import FiReOPDConfig
+    from fire_opd_trl.preflight.packaged import recipes
+    from fire_opd_trl.trainer.arguments import Parser, program
 
-    return TrlParser(
+    return Parser(
         (FiReOPDScriptArguments, config or FiReOPDConfig, ModelConfig, DatasetMixtureConfig),
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...]",
-        description="On-policy distillation with FiRe-OPD. A YAML file given as --config sets any of these arguments.",
+        groups={
+            "what runs usually set": USUAL,
+            "method, teachers and update (FiReOPDConfig)": [FiReOPDConfig],
+            "prompts and rewards": [FiReOPDScriptArguments, ScriptArguments],
+            "student and adapter (TRL's ModelConfig)": [ModelConfig],
+            "mixtures of datasets, in the YAML file (TRL's DatasetMixtureConfig)": [DatasetMixtureConfig],
+            "sampling, vLLM and loss (TRL's GRPOConfig)": [GRPOConfig],
+            "training (transformers' TrainingArguments)": [TrainingArguments],
+        },
+        helps=HELPS,
+        prog=prog or program(),
+        usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
+        description=DESCRIPTION.format(recipes=", ".join(recipes())),
         allow_abbrev=False,
     )
 
@@ -188,8 +224,10 @@ def main(script_args, training_args, model_args, dataset_args):
     import transformers
     from packaging.version import Version
 
-    trainer = make_trainer(trainer_arguments(script_args, training_args, model_args, dataset_args))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    with refusals():  # what you can mend is said in a sentence, without a traceback
+        checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
+        trainer = make_trainer(trainer_arguments(script_args, training_args, model_args, dataset_args))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)
     dataset_name = script_args.dataset_name if on_the_hub else None  # a local path has no place in a model card
@@ -205,14 +243,16 @@ def main(script_args, training_args, model_args, dataset_args):
 
 
 if __name__ == "__main__":
-    parser = make_parser()
-    try:
-        *arguments, unknown = parser.parse_args_and_config(return_remaining_strings=True)
-    except (OSError, ValueError) as error:  # a wrong value, said in one sentence
-        parser.error(str(error))
-    if unknown:
-        parser.error(
-            f"no such arguments: {' '.join(unknown)}. Options of `accelerate launch` go before the name of this "
-            "script, or on the command line of `fire-opd train`, but not into the YAML file."
-        )
-    main(*arguments)
+    with ending:  # a signal ends it with one line that names the last checkpoint
+        parser = make_parser()
+        try:
+            *arguments, unknown = parser.parse_args_and_config(return_remaining_strings=True)
+        except (OSError, ValueError) as error:  # a wrong value, said in one sentence
+            parser.error(str(error))
+        if unknown:
+            parser.error(
+                f"{parser.unknown(unknown)} Options of `accelerate launch` go before the name of this script, or on "
+                "the command line of `fire-opd train`, but not into the YAML file."
+            )
+        ending.output_dir = arguments[1].output_dir
+        main(*arguments)

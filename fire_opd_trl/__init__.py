@@ -17,14 +17,14 @@ build on each other, which is also the order of the data:
     cli          fire-opd: one line for each verb
 """
 
-from typing import TYPE_CHECKING
-
-from .methods import METHODS, control
-from .pipeline import Context, Divergence, Method, Rollout, Scores, Signal, distil
+import importlib
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
     from .config import FiReOPDConfig
+    from .methods import METHODS, control
+    from .pipeline import Context, Divergence, Method, Rollout, Scores, Signal, distil
     from .trainer import FiReOPDTrainer
 
 __version__ = "0.1.0"
@@ -42,15 +42,12 @@ __all__ = [
     "distil",
 ]
 
+# Where the public names are, apart from the pipeline's. Nothing is imported before it is asked for: `fire-opd --help`
+# needs no torch (seconds), and the mathematics, which needs torch alone, no trl (more seconds).
+_MODULES = {"METHODS": "methods", "control": "methods", "FiReOPDConfig": "config", "FiReOPDTrainer": "trainer"}
 
-def __getattr__(name: str):
-    # Config and trainer pull in trl and transformers (seconds); the mathematics needs torch alone.
-    if name == "FiReOPDConfig":
-        from .config import FiReOPDConfig
 
-        return FiReOPDConfig
-    if name == "FiReOPDTrainer":
-        from .trainer import FiReOPDTrainer
-
-        return FiReOPDTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES.get(name, 'pipeline')}", __name__), name)

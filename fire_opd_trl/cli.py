@@ -8,19 +8,16 @@ import textwrap
 from collections.abc import Sequence
 
 from . import __version__
-from .methods import METHODS, NOTATION
+from .preflight.spelling import did_you_mean
 
 
 # verb: the module whose `main` runs it, and what it does
 COMMANDS = {
-    "train": ("trainer.command", "Train a student: the arguments of examples/train_fire.py and of accelerate launch."),
-    "preflight": ("preflight.command", "Find what is wrong before the GPUs start: a table and an exit code."),
-    "demo": ("demo.run", "Distil the embedded teacher into the embedded student, on the CPU, in minutes."),
-    "compare": (
-        "evaluation.compare.command",
-        "Run methods side by side on the embedded task, and report which differ.",
-    ),
-    "methods": ("cli", "List the distillation methods; with a name, its equation, source, defaults and arguments."),
+    "demo": ("demo.run", "See it work: a tiny teacher, a tiny student, two minutes."),
+    "preflight": ("preflight.arguments", "Find what is wrong with a training before the GPUs start."),
+    "train": ("trainer.command", "Train a student, on one GPU or many."),
+    "compare": ("evaluation.compare.command", "Compare methods on the demo's task, with intervals."),
+    "methods": ("cli", "List the methods, or explain one: its equation and arguments."),
 }
 
 
@@ -30,25 +27,37 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(
         prog="fire-opd",
         usage="%(prog)s [--help] [--version] COMMAND ...",
-        description="On-policy distillation for TRL: filter trajectories, then reweight tokens (arXiv 2606.02684).",
+        description="On-policy distillation for TRL: a student learns from what a teacher finds of\n"
+        "its answers (FiRe-OPD: filter, then reweight; arXiv 2606.02684).",
         epilog="commands:\n"
         + "\n".join(f"  {verb:<11}{what}" for verb, (_, what) in COMMANDS.items())
         + "\n\n`fire-opd COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("command", help=argparse.SUPPRESS)
     verb = parser.parse_args(argv[:1] or ["--help"]).command
-    if verb == "methods":
-        return list_methods(argv[1:])
-    return importlib.import_module(f".{COMMANDS[verb][0]}", __package__).main(argv[1:])
+    if verb not in COMMANDS:
+        parser.error(f"there is no command {verb!r}.{did_you_mean(verb, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    try:
+        if verb == "methods":
+            return list_methods(argv[1:])
+        return importlib.import_module(f".{COMMANDS[verb][0]}", __package__).main(argv[1:])
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog} {verb}: stopped by Ctrl-C.", file=sys.stderr)
+        return 130
 
 
 def list_methods(argv: list[str]) -> int:
     """Run `fire-opd methods`: print the docstrings of the recipes."""
     parser = argparse.ArgumentParser(prog="fire-opd methods", description=COMMANDS["methods"][1])
-    parser.add_argument("name", nargs="?", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one method, to be explained in full")
     chosen = parser.parse_args(argv).name
+
+    from .methods import METHODS, NOTATION  # torch, which --help can do without
+
+    if chosen not in (None, *METHODS):
+        parser.error(f"there is no method {chosen!r}.{did_you_mean(chosen, METHODS)} Methods: {', '.join(METHODS)}.")
     for name, recipe in METHODS.items():
         knobs = ", ".join(f"{knob.name}={knob.default!r}" for knob in inspect.signature(recipe).parameters.values())
         text = inspect.getdoc(recipe) or ""

@@ -1,5 +1,6 @@
 """What the configuration may hold: the rules for one value, and what is refused of values that are wrong together."""
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -54,10 +55,23 @@ def unset_or(rule: Rule) -> Rule:
     return lambda value: value is None or rule(value)
 
 
+class Choice(str):
+    """What to do about a value that is none of some names."""
+
+    names: tuple[str, ...]
+
+
 def one_of(names: Iterable[str]) -> tuple[Rule, str]:
     """The value is one of the names. Returns this rule, and what to do about any other value."""
-    choices = tuple(names)
-    return lambda value: isinstance(value, str) and value in choices, f"Use one of: {', '.join(choices)}."
+    fix = Choice(f"Use one of: {', '.join(names := tuple(names))}.")
+    fix.names = names
+    return lambda value: isinstance(value, str) and value in names, fix
+
+
+def meant(value: Any, fix: str) -> str:
+    """Returns which name was probably meant by a value, where it should be one of some names."""
+    close = difflib.get_close_matches(str(value), fix.names, n=1) if isinstance(fix, Choice) else []
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def leave_at(neutral: Any, reason: str) -> tuple[Rule, str]:
@@ -74,7 +88,8 @@ YES_OR_NO: tuple[Rule, str] = (lambda value: isinstance(value, bool), "Use true 
 def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
     """Raise an error that names the field, its value and what to change, unless the value is right."""
     if not right:
-        raise ValueError(f"{name}={getattr(config, name)!r} is refused. {fix}")
+        value = getattr(config, name)
+        raise ValueError(f"{name}={value!r} is refused. {fix}{meant(value, fix)}")
 
 
 def refuse_wrong_combinations(config: Any) -> None:

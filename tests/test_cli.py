@@ -11,18 +11,33 @@ from support.launches import run_killably
 from fire_opd_trl import METHODS, __version__, cli
 
 
-def test_help_is_fast_and_imports_neither_trl_nor_transformers():
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["--version"], [], ["trian"], *([name, "--help"] for name in cli.COMMANDS if name != "train")],
+    ids=" ".join,
+)
+def test_what_needs_no_model_is_said_at_once(argv):
+    """A third of a second, and neither torch nor what is slower. `train --help` has the fields of TRL to show."""
     program = (
         "import sys; from fire_opd_trl.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit as exit: print('exit', exit.code, [m for m in ('trl', 'transformers') if m in sys.modules])"
+        f"try: code = main({argv!r})\n"
+        "except SystemExit as exit: code = exit.code\n"
+        "print('exit', code, [m for m in ('torch', 'trl', 'transformers', 'yaml', 'psutil') if m in sys.modules])"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code, output = run_killably([sys.executable, "-c", program])
+    _, output = run_killably([sys.executable, "-c", program])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert code == 0 and output.endswith("exit 0 []\n")
+    assert output.endswith(f"exit {2 if argv == ['trian'] else 0} []\n"), output
     # Seconds of work, not of waiting: a busy machine is not our fault.
-    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 3
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.3
+    if argv[:1] != ["trian"]:
+        assert max(map(len, output.splitlines())) <= 82
+
+
+def test_help_names_every_command_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    output = capsys.readouterr().out
     for name in cli.COMMANDS:
         assert sum(line.startswith(f"  {name} ") for line in output.splitlines()) == 1
 
@@ -42,7 +57,17 @@ def test_version(capsys):
 
 def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     message = refusal(capsys, "trian")
+    assert "there is no command 'trian'. Did you mean 'train'?" in message
     assert all(name in message for name in cli.COMMANDS)
+    assert "Did you mean" not in refusal(capsys, "quantize")
+
+
+def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "fire_opd_trl.demo.run", SimpleNamespace(main=interrupted))
+    assert cli.main(["demo"]) == 130 and capsys.readouterr().err == "\nfire-opd demo: stopped by Ctrl-C.\n"
 
 
 def test_methods_are_listed_with_their_arguments_and_first_lines(capsys):
@@ -68,6 +93,8 @@ def test_one_method_is_explained_in_full(capsys, name):
 def test_an_unknown_method_is_answered_with_the_known_ones(capsys):
     message = refusal(capsys, "methods", "grpo")
     assert all(name in message for name in METHODS)
+    for command in (["methods", "fier"], ["demo", "--method", "fier"]):
+        assert "there is no method 'fier'. Did you mean 'fire'?" in refusal(capsys, *command)
 
 
 def test_demo_gets_its_arguments(monkeypatch):

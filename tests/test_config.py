@@ -100,7 +100,7 @@ def test_every_checked_field_has_a_wrong_value_here():
 def test_a_wrong_value_is_refused_with_field_value_and_fix(name, value):
     with pytest.raises(ValueError) as error:
         config(**{name: value})
-    assert str(error.value) == f"{name}={value!r} is refused. {RULES[name][1]}"
+    assert str(error.value).startswith(f"{name}={value!r} is refused. {RULES[name][1]}")
 
 
 @pytest.mark.parametrize(

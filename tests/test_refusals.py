@@ -103,6 +103,16 @@ def test_a_wrong_combination_is_refused(kwargs, sentence):
         config(**kwargs)
 
 
+def test_a_misspelt_name_is_answered_with_the_one_that_was_meant():
+    for field, value, name in (("method", "fier", "fire"), ("teacher_placement", "shared", "sharded")):
+        with pytest.raises(
+            ValueError, match=rf"{field}='{value}' is refused. Use one of: .*\. Did you mean '{name}'\?"
+        ):
+            config(**{field: value})
+    with pytest.raises(ValueError, match=r"tropd\.$"):
+        config(method="sft")
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),

@@ -12,6 +12,8 @@ import time
 from importlib import resources
 from pathlib import Path
 
+from ..preflight.spelling import did_you_mean
+
 
 SETTINGS = {
     "learning_rate": 4e-4,
@@ -42,11 +44,14 @@ def model_path(name: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from ..methods import METHODS
-
-    parser = argparse.ArgumentParser("fire-opd demo", description=__doc__.split("\n")[1])
+    parser = argparse.ArgumentParser(
+        "fire-opd demo",
+        description=__doc__.split("\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="where the results go")
-    parser.add_argument("--method", choices=list(METHODS), default="fire", help="distillation recipe")
+    parser.add_argument("--method", default="fire", help="distillation recipe: `fire-opd methods` lists them")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     parser.add_argument("--learning_rate", type=float, default=SETTINGS["learning_rate"], help="peak learning rate")
     parser.add_argument("--problems", type=int, default=HELD_OUT, help="held-out problems, before and after")
@@ -90,7 +95,16 @@ def make_progress(steps: int):
 
 def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd demo`: measure the student, distil, measure it again, and write figures, picture and student."""
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    for name in ("steps", "problems"):
+        if vars(options)[name] < 1:
+            parser.error(f"--{name} {vars(options)[name]}: give at least 1.")
+    from ..methods import METHODS  # torch, which --help can do without
+
+    if options.method not in METHODS:
+        hint = did_you_mean(options.method, METHODS)
+        parser.error(f"--method: there is no method {options.method!r}.{hint} Methods: {', '.join(METHODS)}.")
     import logging
     import warnings
 
@@ -100,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
 
-    from .. import METHODS, FiReOPDConfig, FiReOPDTrainer, __version__
+    from .. import FiReOPDConfig, FiReOPDTrainer, __version__
     from . import task
     from .curves import draw_learning_curve
 

@@ -1,6 +1,5 @@
-"""`fire-opd preflight`: the arguments of `fire-opd train`; finds what is wrong before a GPU is taken."""
+"""What `fire-opd preflight` does: it finds what is wrong before a GPU is taken, and says it in one table."""
 
-import argparse
 import logging
 import tempfile
 import warnings
@@ -17,31 +16,7 @@ from ..teachers.deepspeed import deepspeed_file
 from ..teachers.sources import teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
-from .packaged import accelerate_config, accelerate_configs, training_script
 from .tryout import try_answers
-
-
-def main(argv: list[str]) -> int:
-    """Run `fire-opd preflight`: find what is wrong before the GPUs start; the exit code is 1 if there is a fault."""
-    configs = accelerate_configs()
-    parser = argparse.ArgumentParser(
-        prog="fire-opd preflight",
-        usage="%(prog)s [--config FILE] [--ARGUMENT VALUE ...] [--with-models]",
-        description="Find what is wrong before the GPUs start: the arguments of `train`, a table, an exit code.",
-        epilog="All other arguments are those of `fire-opd train`. Exit code 0: training can start; 1: it cannot.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--accelerate_config", help=f"of the planned run: {', '.join(configs)}, or a file")
-    parser.add_argument("--num_processes", type=int, help="of the planned run, by default that of accelerate_config")
-    parser.add_argument(
-        "--with-models", action="store_true", help="load the models, and compare them on a few answers of the student"
-    )
-    options, rest = parser.parse_known_args(argv)
-    config = None
-    if options.accelerate_config is not None:
-        config = accelerate_config(options.accelerate_config, parser)
-
-    return run(training_script(), rest, config, options.num_processes, options.with_models)
 
 
 def planned_config(processes: int) -> type[FiReOPDConfig]:
@@ -118,7 +93,7 @@ def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str,
 
         unknown = launch_command_parser().parse_known_args([*unknown, "script"])[1]
     if unknown:
-        raise ValueError(f"no such arguments: {' '.join(unknown)}.")
+        raise ValueError(parser.unknown(unknown))
     return script.trainer_arguments(*arguments)
 
 

@@ -5,6 +5,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from .spelling import did_you_mean
+
 
 def packaged_folder(name: str) -> Path:
     """`configs` or `examples`: inside the installed package, and beside it in a checkout."""
@@ -26,8 +28,28 @@ def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
     """The file of a configuration that is given by name or path; `parser` refuses what is neither."""
     config = accelerate_configs().get(name, Path(name))
     if not config.is_file():
-        parser.error(f"--accelerate_config {name} is neither a file nor one of: {', '.join(accelerate_configs())}.")
+        configs = accelerate_configs()
+        parser.error(
+            f"--accelerate_config {name} is neither a file nor one of: {', '.join(configs)}."
+            f"{did_you_mean(name, configs)}"
+        )
     return config
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes of this package, by name: YAML files with arguments of a training."""
+    return {file.stem: file for file in sorted((packaged_folder("configs") / "recipes").glob("*.yaml"))}
+
+
+def recipe(name: str) -> Path:
+    """The YAML file of `--config`, which is given by its path, or by name if it is one of this package."""
+    if Path(name).is_file():
+        return Path(name)
+    if name not in recipes():
+        raise ValueError(
+            f"--config {name} is neither a file nor one of: {', '.join(recipes())}.{did_you_mean(name, recipes())}"
+        )
+    return recipes()[name]
 
 
 def load_module(file: Path) -> ModuleType:

@@ -1,51 +1,83 @@
 """`fire-opd train`: the arguments of examples/train_fire.py and of `accelerate launch` in one line."""
 
 import argparse
-import difflib
+import sys
+from pathlib import Path
 
-from ..preflight.packaged import accelerate_config, accelerate_configs, load_module, packaged_folder
+import yaml
+
+from ..preflight.packaged import accelerate_config, accelerate_configs, load_module, packaged_folder, recipe
+from .ending import COMMAND, how_to_go_on
+from .launched import Launched
+
+
+EPILOG = """
+Besides these:
+  --accelerate_config NAME, or FILE.yaml: where it runs. NAME is one of
+      {configs}
+  every option of `accelerate launch`, for example --num_processes 2
+
+For example:
+  fire-opd train --accelerate_config zero3 --config paper \\
+      --dataset_name prompts.jsonl --output_dir outputs/fire
+  fire-opd train --help | less
+"""
 
 
 def main(argv: list[str]) -> int:
     """Run `fire-opd train`: accelerate launches examples/train_fire.py with these arguments; returns the exit code."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
     script = packaged_folder("examples") / "train_fire.py"
-    configs = accelerate_configs()
     parser = load_module(script).make_parser(prog="fire-opd train")
-    parser.epilog = (
-        f"Besides these: --accelerate_config NAME, one of {', '.join(configs)}, or the path of such a file; and every "
-        "option of `accelerate launch`, for example --num_processes 2."
-    )
+    parser.epilog = EPILOG.format(configs=", ".join(accelerate_configs()))
 
     ours = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, add_help=False, allow_abbrev=False)
     ours.add_argument("--accelerate_config")
     ours.add_argument("--config")
     options, rest = ours.parse_known_args(argv)
+    if options.config is not None:
+        try:
+            options.config = recipe(options.config)
+        except ValueError as error:
+            parser.error(str(error))
+        parser.set_defaults(output_dir=output_dir_of(options.config) or parser.get_default("output_dir"))
     # Only split here, not built: FiReOPDConfig judges windows by the number of processes, which is still one.
-    launch_options = parser.parse_known_args(rest)[1]
+    arguments, launch_options = parser.parse_known_args(rest)
     script_arguments = without(rest, launch_options)
     if options.config is not None:
-        script_arguments = ["--config", options.config, *script_arguments]
+        script_arguments = ["--config", str(options.config), *script_arguments]
 
     if options.accelerate_config is not None:
         config = accelerate_config(options.accelerate_config, parser)
         launch_options = ["--config_file", str(config), *launch_options]
 
-    # --quiet: the traceback of the script is enough, accelerate need not add its own.
-    launch, unknown = launch_command_parser().parse_known_args(
-        ["--quiet", *launch_options, str(script), *script_arguments]
-    )
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.utils import patch_environment
+
+    launch, unknown = launch_command_parser().parse_known_args([*launch_options, str(script), *script_arguments])
     if unknown or launch.training_script != str(script):
         stray = unknown[0] if unknown else launch.training_script
-        known = [f"--{name}" for name in vars(parser.parse_known_args([])[0])]
-        close = difflib.get_close_matches(stray, known, n=1)
         parser.error(
-            f"{stray} is an argument of neither the training nor `accelerate launch`."
-            + (f" Did you mean {close[0]}?" if close else "")
+            f"{stray} is an argument of neither the training nor `accelerate launch`.{parser.did_you_mean(stray)}"
         )
-    launch_command(launch)
-    return 0
+    launched = Launched(lambda: launch_command(launch))
+    try:
+        with patch_environment(**{COMMAND: parser.prog}):  # the script leaves the last word to this process
+            code = launched.run()
+    except (OSError, ValueError, ImportError) as error:  # of the launcher, which has started nothing
+        parser.error(str(error))
+    if what := launched.what_happened():
+        then = how_to_go_on(arguments.output_dir or "trainer_output")
+        print(f"\n{parser.prog}: {what} {then}", file=sys.stderr)
+    return code
+
+
+def output_dir_of(recipe: Path) -> str | None:
+    """The output folder that a recipe names. What is wrong in the file is said by the script, which reads it all."""
+    try:
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return settings.get("output_dir") if isinstance(settings, dict) else None
 
 
 def without(arguments: list[str], taken: list[str]) -> list[str]:

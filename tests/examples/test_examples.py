@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import signal
 import sys
 
 import nbformat
@@ -135,6 +136,23 @@ def test_two_datasets_are_refused(data):
         run("--config", "recipe.yaml", *STUDENT, *TEACHER, "--dataset_name", "addition.jsonl")
 
 
+@pytest.fixture
+def as_a_script(monkeypatch, capsys):
+    """`train_fire.py *argv` in this process: what it says when it ends early with an exit code."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*argv: str, code: int = 2) -> str:
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), *ON_CPU, *argv])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert exit.value.code == code
+        return " ".join(capsys.readouterr().err.splitlines())
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
@@ -142,20 +160,49 @@ def test_two_datasets_are_refused(data):
             ["--drop_fraction", "1.5"],
             "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.",
         ),
-        (["--config", "typo.yaml"], "no such arguments: --drop_fractoin 0.3."),
-        (["--config", "absent.yaml"], "No such file or directory: 'absent.yaml'"),
-        (["--num_processes", "2"], "no such arguments: --num_processes 2."),
+        (["--config", "typo.yaml"], "no such arguments: --drop_fractoin 0.3. Did you mean '--drop_fraction'?"),
+        (["--config", "absent.yaml"], "--config absent.yaml is neither a file nor one of: paper, several_teachers,"),
+        (["--num_processes", "2"], "no such arguments: --num_processes 2. "),
     ],
 )
-def test_a_wrong_command_line_ends_without_a_traceback(tmp_path, monkeypatch, capsys, argv, sentence):
+def test_a_wrong_command_line_ends_without_a_traceback(tmp_path, monkeypatch, as_a_script, argv, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "typo.yaml").write_text("drop_fractoin: 0.3\n")
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), *ON_CPU, *argv])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert exit.value.code == 2
-    usage, *message = capsys.readouterr().err.splitlines()
-    assert usage.startswith("usage: train_fire.py") and sentence in " ".join(message)
+    said = as_a_script(*argv)
+    assert said.startswith("usage: train_fire.py") and sentence in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([*TEACHER], "train_fire.py: error: There is no student. Set --model_name_or_path"),
+        ([*TEACHER, "--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
+        ([*STUDENT, *TEACHER, "--resume_from_checkpoint", "true"], "='true': there is no checkpoint in"),
+    ],
+)
+def test_what_is_wrong_before_training_ends_without_a_traceback(data, as_a_script, argv, sentence):
+    said = as_a_script("--dataset_name", "addition.jsonl", *argv)
+    assert sentence in said and said.count("error:") == 1
+
+
+def test_a_bug_keeps_its_traceback(data, monkeypatch, as_a_script):
+    def trainer(**kwargs):
+        int("a bug")
+
+    monkeypatch.setattr(fire_opd_trl, "FiReOPDTrainer", trainer, raising=False)
+    with pytest.raises(ValueError, match="a bug"):
+        as_a_script(*STUDENT, *TEACHER, "--dataset_name", "addition.jsonl")
+
+
+def test_true_resumes_from_the_last_checkpoint(data, capsys):
+    run_of = ["--config", "smoke", *STUDENT, *TEACHER, "--dataset_name", "addition.jsonl", "--output_dir", "out"]
+    steps = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    run(*run_of, *steps)
+    assert (data / "out" / "checkpoint-1").is_dir()
+    capsys.readouterr()
+    run(*run_of, *steps[2:], "--max_steps", "2", "--resume_from_checkpoint", "true")
+    assert capsys.readouterr().out.count("'fire/reverse_kl'") == 1  # one step was left
+    assert (data / "out" / "checkpoint-2").is_dir()
 
 
 @pytest.mark.parametrize(

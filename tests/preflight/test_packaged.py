@@ -1,5 +1,7 @@
 """What the package ships is found and loads."""
 
+from pathlib import Path
+
 import yaml
 from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
 
@@ -22,9 +24,15 @@ def test_the_packaged_accelerate_configs_are_found_and_load():
         assert f"fire-opd train --accelerate_config {name} " in file.read_text()
 
 
+def test_recipes_are_found_by_name_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert packaged.recipe("smoke") == CONFIGS / "recipes" / "smoke.yaml"
+    (tmp_path / "smoke").write_text("method: opd\n")
+    assert packaged.recipe("smoke") == Path("smoke")
+
+
 def test_the_recipes_set_only_arguments_that_exist():
     parser = packaged.load_module(SCRIPT).make_parser()
-    recipes = list((CONFIGS / "recipes").glob("*.yaml"))
-    assert recipes
-    for recipe in recipes:
+    assert len(packaged.recipes()) > 3
+    for recipe in packaged.recipes().values():
         assert parser.set_defaults_with_config(**yaml.safe_load(recipe.read_text())) == [], recipe.name

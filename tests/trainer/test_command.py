@@ -1,11 +1,12 @@
 """`fire-opd train`: exact in what it passes on, one sentence for what is wrong."""
 
 import dataclasses
+import subprocess
 import sys
 
 import pytest
 from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
-from support.launches import run_killably
+from support.launches import SUPPORT, free_port, run_killably
 
 from fire_opd_trl import cli
 from fire_opd_trl.preflight import packaged
@@ -45,14 +46,14 @@ def test_train_help_shows_every_field(capsys):
 
 def test_arguments_go_to_the_script_and_launch_options_to_accelerate(launched):
     launch = launched(
-        *("--max_steps", "2", "--num_processes", "2", "--method", "opd", "--config", "recipe.yaml"),
+        *("--max_steps", "2", "--num_processes", "2", "--method", "opd", "--config", "smoke"),
         *("--accelerate_config", "zero3", "--mixed_precision", "no", "--use_vllm", "--main_process_port=0"),
     )
     assert launch.config_file == str(CONFIGS / "accelerate" / "zero3.yaml")
     assert (launch.num_processes, launch.mixed_precision, launch.main_process_port) == (2, "no", 0)
     assert launch.training_script == str(SCRIPT)
     assert launch.training_script_args == (
-        ["--config", "recipe.yaml", "--max_steps", "2", "--method", "opd", "--use_vllm"]
+        ["--config", str(CONFIGS / "recipes" / "smoke.yaml"), "--max_steps", "2", "--method", "opd", "--use_vllm"]
     )
 
 
@@ -73,7 +74,7 @@ def test_the_launcher_does_not_judge_windows_by_its_one_process(launched):
 def test_a_misspelt_argument_is_refused_before_anything_starts(capsys):
     message = refusal(capsys, "train", "--learning_rat", "1e-5")
     assert "--learning_rat is an argument of neither the training nor `accelerate launch`." in message
-    assert message.endswith("Did you mean --learning_rate?")
+    assert message.endswith("Did you mean '--learning_rate'?")
 
 
 def test_a_stray_word_is_refused(capsys):
@@ -105,15 +106,45 @@ def test_fire_opd_train_trains(tmp_path):
     assert "FiRe-OPD" in card and "2606.02684" in card
 
 
+@pytest.mark.launch
 def test_a_wrong_value_ends_in_one_sentence_and_an_exit_code():
+    """On two ranks, which both refuse it: it is said once, and torchrun has nothing to add."""
+    where = ["--accelerate_config", str(SUPPORT / "zero3_cpu.yaml"), "--main_process_port", str(free_port())]
     code, output = run_killably(
         [
-            *(sys.executable, "-m", "fire_opd_trl.cli", "train", "--accelerate_config", "cpu"),
-            *("--config", str(CONFIGS / "recipes" / "smoke.yaml"), "--drop_fraction", "1.5"),
+            *(sys.executable, "-m", "fire_opd_trl.cli", "train", *where, "--config", "smoke"),
+            *("--drop_fraction", "1.5"),
         ]
     )
-    assert code != 0
-    assert "Traceback" not in output
+    assert code == 2
+    assert "Traceback" not in output and output.count("error:") == 1
     assert output.endswith(
-        "error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.\n"
+        "fire-opd train: error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every "
+        "row.\n"
     )
+
+
+def test_a_refusal_of_the_launcher_is_a_sentence_too(monkeypatch, capsys):
+    def refuse(arguments):
+        raise ValueError("You can only use one of `--cpu` and `--multi_gpu` at a time.")
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", refuse)
+    assert "only use one of" in refusal(capsys, "train", "--config", "smoke")
+
+
+def test_a_run_that_fails_names_the_checkpoint_in_the_folder_of_its_recipe(monkeypatch, capsys, tmp_path):
+    def fail(arguments):
+        raise subprocess.CalledProcessError(-9, "python")
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "outputs" / "smoke" / "checkpoint-5" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+    assert cli.main(["train", "--config", "smoke"]) == 137
+    assert capsys.readouterr().err == (
+        "\nfire-opd train: the run was killed by SIGKILL, most often for want of memory. The last checkpoint is "
+        "outputs/smoke/checkpoint-5; the same command with --resume_from_checkpoint true goes on from it.\n"
+    )
+    assert cli.main(["train", "--config", "smoke", "--output_dir", "elsewhere"]) == 137
+    assert "There is no checkpoint in elsewhere yet" in capsys.readouterr().err

@@ -7,13 +7,15 @@ presets share the runs of the arms they have in common.
 """
 
 import argparse
-import difflib
+import math
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...preflight.spelling import did_you_mean
 from ..files import write_whole
 from ..statistics import scipy_special
 from ..workers import Answer, Job, Worker, do_jobs
@@ -21,26 +23,49 @@ from .presets import ARMS, PRESETS, Arm, selected
 from .records import OtherSettings, error_path, finished_run, one_settings, run_path
 
 
+# Of one worker, with its share of the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison).
+SECONDS_OF_AN_UPDATE = 0.67
+
+
 def build_parser() -> argparse.ArgumentParser:
-    about = "\n".join(f"  {name:<14}{preset.title} ({len(preset.arms)} arms)" for name, preset in PRESETS.items())
+    arms = textwrap.fill("; ".join(ARMS), 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     parser = argparse.ArgumentParser(
         "fire-opd compare",
-        description=(__doc__ or "").split("\n\n", 1)[1],
-        epilog=f"presets:\n{about}\n\narms, for --methods:\n  {'; '.join(ARMS)}",
+        usage="%(prog)s --preset NAME | --methods ARM,ARM,... [--OPTION VALUE ...]",
+        description=textwrap.fill((__doc__ or "").split("\n\n", 1)[1].replace("\n", " "), 78),
+        epilog=f"presets:\n{table_of_presets()}\n\narms, for --methods:\n{arms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--preset", type=preset_name, choices=list(PRESETS), default="all", help="which arms (default: all)")
-    add("--methods", help="arms by name, separated by commas, in place of those of the preset")
-    add("--seeds", type=int, help="seeds of each arm (default: the preset's, mostly 8)")
-    add("--reward_seeds", type=int, help="seeds of arms with several completions a prompt (default: at most 5)")
-    add("--steps", type=int, help="updates of each run (default: the preset's, mostly 60)")
-    add("--problems", type=int, help="held-out problems (default: the preset's, mostly 2000)")
-    add("--workers", type=int, default=2, help="processes of one thread; 0 runs in this one (default: 2)")
+    add("--preset", type=preset_name, metavar="NAME", help="which arms: one of the presets below")
+    add("--methods", metavar="ARMS", help="arms by name, separated by commas, in place of those of a preset")
+    add("--seeds", type=int, metavar="INT", help="seeds of each arm (default: the preset's, mostly 8)")
+    add("--reward_seeds", type=int, metavar="INT", help="seeds of arms with several completions a prompt (at most 5)")
+    add("--steps", type=int, metavar="INT", help="updates of each run (default: the preset's, mostly 60)")
+    add("--problems", type=int, metavar="INT", help="held-out problems (default: the preset's, mostly 2000)")
+    add("--workers", type=int, metavar="INT", default=2, help="processes of one thread; 0: this one (default: 2)")
     add("--output_dir", type=Path, default=Path("outputs/compare"), help="runs, reports (default: outputs/compare)")
     add("--only_report", action="store_true", help="run nothing; report on the runs that there are")
     add("--overwrite", action="store_true", help="throw away the runs of these arms, and run them again")
     return parser
+
+
+def table_of_presets(workers: int = 2) -> str:
+    """Returns the presets, a line for each, with the number of their runs, and how long these take."""
+    lines = [f"  {'name':<14}{'runs':>4}  {f'on {workers} cores':<13}question"]
+    for name, preset in PRESETS.items():
+        runs = len(plan([ARMS[arm] for arm in preset.arms], preset.seeds))
+        title = textwrap.wrap(preset.title, 43)
+        lines.append(f"  {name:<14}{runs:>4}  {duration(runs, preset.steps, workers):<13}{title[0]}")
+        lines += [" " * 35 + line for line in title[1:]]
+    return "\n".join(lines)
+
+
+def duration(runs: int, steps: int, workers: int) -> str:
+    """Returns about how long so many runs take, in words."""
+    minutes = math.ceil(runs / max(workers, 1)) * steps * SECONDS_OF_AN_UPDATE / 60
+    return f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
 
 
 def arm_names(text: str) -> list[str]:
@@ -63,24 +88,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd compare`; the exit code is 1 if a run failed or there was nothing to report, and 2 for misuse."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    try:
-        scipy_special()
-    except ImportError as error:
-        parser.error(str(error))
-    preset = PRESETS[options.preset]
+    if options.preset is None and options.methods is None:
+        print(
+            "Nothing was started. Choose what to compare with --preset, or arms of your own\n"
+            f"with --methods. Interrupted comparisons go on where they were.\n\n{table_of_presets()}\n\n"
+            "For example:\n  fire-opd compare --preset smoke\n  fire-opd compare --methods opd,fire,tip --seeds 4\n",
+            file=sys.stderr,
+        )
+        return 2
+    if options.preset not in (None, *PRESETS):
+        hint = did_you_mean(options.preset, [*PRESETS, *(name.removeprefix("paper-") for name in PRESETS)])
+        parser.error(f"--preset: there is no preset {options.preset!r}.{hint} Presets: {', '.join(PRESETS)}.")
+    preset = PRESETS[options.preset or "all"]
     names = arm_names(options.methods) if options.methods else None
     for name in names or []:
         if name not in ARMS:
-            close = difflib.get_close_matches(name, ARMS, n=1)
-            parser.error(
-                f"--methods: there is no arm {name!r}."
-                + (f" Did you mean {close[0]!r}?" if close else " --help lists them.")
-            )
+            parser.error(f"--methods: there is no arm {name!r}.{did_you_mean(name, ARMS) or ' --help lists them.'}")
     for name in ("seeds", "reward_seeds", "steps", "problems"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: give at least 1.")
     if options.workers < 0:
         parser.error(f"--workers {options.workers}: give at least 0.")
+    try:
+        scipy_special()
+    except ImportError as error:
+        parser.error(str(error))
     arms = selected(preset, names)
     title = "selection" if names else options.preset
     wanted = plan(arms, options.seeds or preset.seeds, options.reward_seeds)
@@ -147,6 +179,9 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
     total, done = len(wanted), len(wanted) - len(missing)
     if done:
         print(f"{done} of {total} runs are there already")
+    if missing:
+        about = duration(len(missing), settings["steps"], workers)
+        print(f"{len(missing)} runs of {settings['steps']} updates, {max(workers, 1)} at a time: about {about}")
     jobs: list[Job] = [
         {"folder": str(folder), "arm": asdict(arm), "seed": seed, "settings": settings} for arm, seed in missing
     ]

@@ -89,12 +89,27 @@ def test_wrong_arguments_are_refused_in_one_sentence(capsys, tmp_path):
         (["--methods", "opd,fier"], "there is no arm 'fier'. Did you mean 'fire'?"),
         (["--seeds", "0"], "--seeds 0: give at least 1."),
         (["--workers", "-1"], "--workers -1: give at least 0."),
+        (["--preset", "tabel5"], "there is no preset 'tabel5'. Did you mean 'table5'? Presets: smoke,"),
     ]:
         with pytest.raises(SystemExit) as exit:
-            main.main([*arguments, "--output_dir", str(tmp_path)])
+            main.main(
+                [*(["--preset", "smoke"] * (arguments[0] != "--preset")), *arguments, "--output_dir", str(tmp_path)]
+            )
         assert exit.value.code == 2 and sentence in capsys.readouterr().err
-    assert main.main(["--only_report", "--output_dir", str(tmp_path)]) == 1
+    assert main.main(["--preset", "all", "--only_report", "--output_dir", str(tmp_path)]) == 1
     assert "nothing to report" in capsys.readouterr().err
+
+
+def test_without_a_choice_nothing_starts_and_the_presets_are_shown_with_their_durations(tmp_path, capsys, pretended):
+    for arguments in ([], ["--only_report"]):
+        assert main.main([*arguments, "--output_dir", str(tmp_path)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("Nothing was started. Choose") and pretended == [] and list(tmp_path.iterdir()) == []
+        assert max(map(len, shown.splitlines())) <= 80
+    runs = len(main.plan([ARMS[name] for name in main.PRESETS["all"].arms], 8))
+    assert runs == 211  # as in docs/comparison, where a run took 40 s: 106 on either of two workers are 71 minutes
+    assert "all            211  71 min " in shown and "smoke            4  1 min " in shown
+    assert main.duration(211, 60, 1) == "2.4 h"  # 211 x 40 s
 
 
 def test_a_worker_that_dies_costs_its_run_alone(tmp_path, monkeypatch):
@@ -136,7 +151,7 @@ def test_smoke_end_to_end(tmp_path, capsys):
     assert main.main(command) == 0
     printed = capsys.readouterr().out
     assert re.search(r"\[1/4\] opd seed 0: \d+\.\d -> \d+\.\d %  \d+ s   about \d+ (s|min) left\n", printed)
-    assert "[4/4] fire seed 1" in printed and printed.count("\n") == 4 + 6
+    assert "[4/4] fire seed 1" in printed and printed.count("\n") == 1 + 4 + 6
     made = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
     assert sorted(made) == ["fire-seed0", "fire-seed1", "opd-seed0", "opd-seed1"]
     for run in made.values():

@@ -1,0 +1,37 @@
+"""`fire-opd preflight`: its own arguments, beside those of `fire-opd train`. Light: its help is there at once."""
+
+import argparse
+
+from .packaged import accelerate_config, accelerate_configs, training_script
+
+
+def main(argv: list[str]) -> int:
+    """
+    Run `fire-opd preflight`: find what is wrong before the GPUs start. The exit code is 1 if there is a fault, and 2
+    for misuse.
+    """
+    configs = accelerate_configs()
+    parser = argparse.ArgumentParser(
+        prog="fire-opd preflight",
+        usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...] [--with-models]",
+        description="Find what is wrong before the GPUs start: the arguments of `train`, a table, an exit code.",
+        epilog="All other arguments are those of `fire-opd train`. Exit code 0: training can start; 1: it cannot.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--accelerate_config", metavar="NAME", help=f"of the planned run: {', '.join(configs)}, or a file"
+    )
+    parser.add_argument(
+        "--num_processes", type=int, metavar="INT", help="of the planned run, by default that of accelerate_config"
+    )
+    parser.add_argument(
+        "--with-models", action="store_true", help="load the models, and compare them on a few answers of the student"
+    )
+    options, rest = parser.parse_known_args(argv)
+    config = None
+    if options.accelerate_config is not None:
+        config = accelerate_config(options.accelerate_config, parser)
+
+    from .command import run  # transformers, seconds
+
+    return run(training_script(), rest, config, options.num_processes, options.with_models)

@@ -1,0 +1,114 @@
+"""The command line of a training: recipes by name, a help in groups, and hints at what was meant."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from trl import TrlParser
+
+from ..preflight.packaged import recipe
+from ..preflight.spelling import did_you_mean
+from .ending import COMMAND, wait_for_the_first_rank
+
+
+KINDS = {"str": "TEXT", "int": "INT", "float": "FLOAT", "string_to_bool": "BOOL", "dict": "JSON"}
+
+
+# Arguments that do not stand in any of the dataclasses.
+BESIDES = ("--config", "--accelerate_config", "--num_processes", "--with-models")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Each argument by one of its names, followed by what it takes."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        kind = KINDS.get(getattr(action.type, "__name__", ""), "VALUE")
+        if action.choices:
+            kind = "{" + ",".join(map(str, action.choices)) + "}"
+        return f"{action.option_strings[0]} {kind}" + (" ..." if action.nargs == "+" else "")
+
+
+class Parser(TrlParser):
+    """
+    examples/train_fire.py makes this for its arguments, and with it `fire-opd train` and `fire-opd preflight`.
+
+    Args:
+        groups (`dict[str, list]`):
+            The titles of the help, in its order, each with what stands below it: names of arguments, and classes
+            with all their own fields. What is named twice stands in the first group.
+        helps (`dict[str, str]`): Another help for some of the arguments.
+        kwargs: Everything else that [`~trl.TrlParser`] takes.
+    """
+
+    def __init__(self, *args: Any, groups: dict[str, list[Any]], helps: dict[str, str], **kwargs: Any):
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+        self.groups = groups
+        for action in self._actions:
+            action.help = helps.get(action.dest, action.help)
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, *more: Any, **kwargs: Any) -> Any:
+        """As TRL's, with `--config NAME` for a recipe of this package."""
+        import yaml
+
+        try:
+            return super().parse_args_and_config(named_recipe(sys.argv[1:] if args is None else args), *more, **kwargs)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config is no YAML file: {error}") from error
+
+    def unknown(self, words: list[str]) -> str:
+        """Returns the refusal of arguments that do not exist."""
+        return f"no such arguments: {' '.join(words)}.{self.did_you_mean(words[0])}"
+
+    def did_you_mean(self, word: str) -> str:
+        """Returns the argument that was probably meant, as [`did_you_mean`] does."""
+        return did_you_mean(word.split("=")[0], [*BESIDES, *(f"--{action.dest}" for action in self._actions)])
+
+    def format_help(self) -> str:
+        """The help in groups."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        left = {action.dest: action for action in reversed(self._actions)}  # not the `--no_...` of what is true
+        for title, members in self.groups.items():
+            names = [
+                n for part in members for n in ([part] if isinstance(part, str) else inspect.get_annotations(part))
+            ]
+            formatter.start_section(title)
+            formatter.add_arguments([left.pop(name) for name in names if name in left])
+            formatter.end_section()
+        formatter.start_section("others")
+        formatter.add_arguments([action for name, action in left.items() if name != "help"])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+    def error(self, message: str) -> Any:
+        """As argparse's, once for all ranks."""
+        wait_for_the_first_rank()
+        return super().error(message)
+
+
+def named_recipe(arguments: Iterable[str]) -> list[str]:
+    """Returns the arguments with the file of the recipe in place of its name."""
+    named = []
+    for argument in arguments:
+        if argument.startswith("--config="):
+            named += ["--config", str(recipe(argument.removeprefix("--config=")))]
+        else:
+            named.append(str(recipe(argument)) if named[-1:] == ["--config"] else argument)
+    if named[-1:] == ["--config"]:
+        raise ValueError("--config needs the name of a recipe, or of a YAML file.")
+    return named
+
+
+def program() -> str | None:
+    """Returns what a user has called: `fire-opd train`, or `None` where it is this very script."""
+    return os.environ.get(COMMAND)

@@ -1,0 +1,63 @@
+"""The command line of a training: recipes by name, a help in groups, hints at what was meant."""
+
+import re
+
+import pytest
+from support.commands import CONFIGS, SCRIPT
+
+from fire_opd_trl.preflight import packaged
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return packaged.load_module(SCRIPT).make_parser("fire-opd train")
+
+
+@pytest.mark.parametrize("given", [["--config", "smoke"], ["--config=smoke"], ["--config", "{path}"]])
+def test_a_recipe_may_be_given_by_name_or_by_path(given):
+    smoke = CONFIGS / "recipes" / "smoke.yaml"
+    given = [word.format(path=smoke) for word in given]
+    parser = packaged.load_module(SCRIPT).make_parser()  # a recipe changes its defaults
+    _, args, _, _ = parser.parse_args_and_config([*given, "--max_steps", "7", "--use_cpu"])
+    assert (args.max_completion_length, args.output_dir, args.max_steps) == (32, "outputs/smoke", 7)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--config", "smok"], "--config smok is neither a file nor one of: paper, .*Did you mean 'smoke'"),
+        (["--config"], "--config needs the name of a recipe, or of a YAML file."),
+        (["--config", "broken.yaml"], "--config is no YAML file: "),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_a_sentence(parser, tmp_path, monkeypatch, given, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("method: [fire\n")
+    with pytest.raises(ValueError, match=sentence):
+        parser.parse_args_and_config(given)
+
+
+def test_help_is_in_groups_and_what_is_ours_comes_first(parser, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = parser.format_help()
+    titles = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
+    assert [title.split("(")[-1].rstrip(")") for title in titles] == [
+        *("what runs usually set", "FiReOPDConfig", "prompts and rewards", "TRL's ModelConfig"),
+        *("TRL's DatasetMixtureConfig", "TRL's GRPOConfig", "transformers' TrainingArguments"),
+    ]
+    first = shown.split("FiReOPDConfig")[0]
+    for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method"):
+        assert f"--{name} " in first
+    assert first.count("\n") < 65 and "true goes on from the last checkpoint" in " ".join(first.split())
+    for action in parser._actions:  # each once, under one name
+        assert len(re.findall(rf"^  --{action.dest}\b", shown, re.MULTILINE)) == (action.dest != "help"), action.dest
+    assert max(map(len, shown.splitlines())) <= 80 and "(default: None)" not in shown
+
+
+def test_unknown_arguments_are_answered_with_what_was_meant(parser):
+    assert parser.unknown(["--drop_fractoin", "0.3"]) == (
+        "no such arguments: --drop_fractoin 0.3. Did you mean '--drop_fraction'?"
+    )
+    assert parser.unknown(["--with_model"]).endswith("Did you mean '--with-models'?")
+    assert parser.unknown(["--accelerate_confg=zero3"]).endswith("Did you mean '--accelerate_config'?")
+    assert parser.unknown(["--zzz"]) == "no such arguments: --zzz."
