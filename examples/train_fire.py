@@ -17,7 +17,7 @@ This is a full run on 8 GPUs, with student and teacher partitioned by ZeRO-3:
         --teacher_model_name_or_path Qwen/Qwen3-30B-A3B-Instruct-2507 \
         --dtype bfloat16 \
         --dataset_name prompts/ \
-        --gradient_accumulation_steps 128 --per_device_train_batch_size 1 \
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 32 \
         --max_completion_length 16384 \
         --learning_rate 1e-6 \
         --use_vllm \
