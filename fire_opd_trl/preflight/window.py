@@ -83,8 +83,8 @@ def describe_fillers(args: FiReOPDConfig, kept: int) -> str | None:
     if fillers < FEW * micro_batches or accumulation == 1:
         return None
     text = (
-        f"of the {accumulation} micro-batches of an optimizer step, a rank has no row for {fillers / steps:.3g} in the "
-        "mean; each still costs a forward and a backward"
+        f"of the {accumulation} micro-batches of an optimizer step, a rank has no row for {fillers / steps:.3g} in "
+        "the mean; each still costs a forward and a backward"
     )
     factors = [factor for factor in (4, 3, 2) if accumulation % factor == 0 and filled >= micro_batches / factor]
     if not factors:
