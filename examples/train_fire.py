@@ -17,7 +17,7 @@ This is a full run on 8 GPUs, with student and teacher partitioned by ZeRO-3:
         --teacher_model_name_or_path Qwen/Qwen3-30B-A3B-Instruct-2507 \
         --dtype bfloat16 \
         --dataset_name prompts/ \
-        --gradient_accumulation_steps 128 --per_device_train_batch_size 1 \
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 32 \
         --max_completion_length 16384 \
         --learning_rate 1e-6 \
         --use_vllm \
@@ -81,13 +81,20 @@ class FiReOPDScriptArguments(ScriptArguments):
             Dataset id on the Hub, local folder, or file (JSONL, Parquet, CSV).
         reward_funcs (`list[str]`, *optional*):
             Dotted paths of reward functions, for example `trl.rewards.accuracy_reward`.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds the prompt.
+        prompt_as_chat (`bool`, *optional*, defaults to `False`):
+            Whether a prompt that is a text becomes a user's message.
+        dataset_filter (`list[str]`, *optional*):
+            Conditions that rows fulfil, for example `difficulty >= 6`.
     """
 
     dataset_name: str | None = field(
         default=None,
         metadata={
             "help": "Dataset with a column `prompt`: an id on the Hub, a local folder, or a file (JSONL, Parquet, "
-            "CSV). For a mixture, list `datasets` in the YAML file instead."
+            "CSV). For a mixture, list `datasets` in the YAML file instead. `prompt_column` names another column, and "
+            "`test_split_size` holds rows out for evaluation."
         },
     )
     reward_funcs: list[str] | None = field(
@@ -95,6 +102,24 @@ class FiReOPDScriptArguments(ScriptArguments):
         metadata={
             "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
             "for my_rewards.py in the working directory. They are logged; `reward_coef` mixes them in."
+        },
+    )
+    prompt_column: str = field(
+        default="prompt",
+        metadata={"help": "Column of the dataset that holds the prompt, a text or a list of messages."},
+    )
+    prompt_as_chat: bool = field(
+        default=False,
+        metadata={
+            "help": "Make a prompt that is a text the message of a user, so that the chat template renders it, as a "
+            "model that was trained on chats expects it."
+        },
+    )
+    dataset_filter: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Use only rows that fulfil these conditions. Each is a column, one of == != >= <= > <, and a "
+            "value, for example 'difficulty >= 6'."
         },
     )
 
@@ -144,47 +169,43 @@ def imported_reward(path: str):
     return reward
 
 
-def trainer_arguments(script_args, training_args, model_args, dataset_args) -> dict:
+def trainer_arguments(script_args, training_args, model_args, dataset_args, checked=None) -> dict:
     """
-    Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and
-    `fire-opd preflight` before its checks.
+    Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and all
+    that is wrong is refused in one error; `fire-opd preflight` gives its table (`checked`), and looks at the rest.
     """
-    from datasets import load_dataset
-    from trl import get_dataset, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
-    if not model_args.model_name_or_path:
-        raise ValueError("There is no student. Set --model_name_or_path to a model id or a local folder.")
-    if not training_args.teacher_model_name_or_path:
-        raise ValueError("There is no teacher. Set --teacher_model_name_or_path to a model id or a local folder.")
-    if not script_args.dataset_name and not dataset_args.datasets:
-        raise ValueError(
-            "There is no dataset. Set --dataset_name to a dataset id, a local folder or a file (JSONL, Parquet, CSV), "
-            "or list `datasets:` in the YAML file of --config."
-        )
-    if script_args.dataset_name and dataset_args.datasets:
-        raise ValueError(
-            f"Two datasets: dataset_name={script_args.dataset_name!r} and the list `datasets`. Remove one of them."
-        )
+    from fire_opd_trl.preflight.findings import Checked
+    from fire_opd_trl.preflight.loading import first_process_first, load_prompts
+    from fire_opd_trl.preflight.packages import refuse_missing
+
+    found = checked if checked is not None else Checked()
+    with found.check("student"):
+        if not model_args.model_name_or_path:
+            raise ValueError("There is no student. Set --model_name_or_path to a model id or a local folder.")
+    with found.check("teacher"):
+        if not training_args.teacher_model_name_or_path:
+            raise ValueError("There is no teacher. Set --teacher_model_name_or_path to a model id or a local folder.")
 
     # Dataset: its rows hold a `prompt`, a text or a list of messages
-    if dataset_args.datasets:
-        dataset = get_dataset(dataset_args)
-    elif os.path.isfile(script_args.dataset_name):
-        file = Path(script_args.dataset_name).resolve()  # a parent that is "." has no name for `datasets`
-        dataset = load_dataset(str(file.parent), data_files=file.name, streaming=script_args.dataset_streaming)
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    splits = {"dataset_train_split": script_args.dataset_train_split}
-    if training_args.eval_strategy != "no":
-        splits["dataset_test_split"] = script_args.dataset_test_split
-    for name, split in splits.items():
-        if split not in dataset:
-            raise ValueError(f"{name}={split!r} is no split of the dataset. It has: {', '.join(dataset)}.")
+    train_dataset = eval_dataset = None
+    with found.check("dataset"), first_process_first(training_args.distributed_state):
+        evaluated = training_args.eval_strategy != "no"
+        train_dataset, eval_dataset = load_prompts(script_args, dataset_args, evaluated, found)
 
-    sys.path.append(os.getcwd())
-    reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
+    reward_funcs = []
+    with found.check("rewards"):
+        sys.path.append(os.getcwd())
+        reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
+
+    quantization_config = peft_config = None
+    with found.check("packages"):
+        needs = {"use_peft": "peft", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
+        refuse_missing({name: (module,) for name, module in needs.items() if getattr(model_args, name)})
+        quantization_config, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
+    if checked is None:
+        found.refuse()
 
     # Models: what the config says of loading them wins over the general options
     training_args.model_init_kwargs = {
@@ -205,11 +226,11 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args) -> d
     return {
         "model": model_args.model_name_or_path,
         "args": training_args,
-        "train_dataset": dataset[script_args.dataset_train_split],
-        "eval_dataset": dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
         "reward_funcs": reward_funcs,
-        "quantization_config": get_quantization_config(model_args),
-        "peft_config": get_peft_config(model_args),
+        "quantization_config": quantization_config,
+        "peft_config": peft_config,
     }
 
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import re
 import textwrap
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,12 +17,15 @@ from .refusals import (
     KNOBS,
     YES_OR_NO,
     Rule,
+    WrongSettings,
+    gathered,
     is_dict_or_json,
     is_text,
     is_text_or_dict,
     leave_at,
     number,
     one_of,
+    refusal,
     refuse_lone_completions,
     refuse_unless,
     refuse_wrong_combinations,
@@ -369,25 +373,51 @@ class FiReOPDConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        if isinstance(self.teacher_chat_template, str) and self.teacher_chat_template.lstrip().startswith('{"'):
-            try:
-                self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
-            except ValueError as error:
-                raise ValueError(f"teacher_chat_template is not JSON: {error}.") from error
-        for name, (rule, fix) in rules_of(type(self)).items():
-            refuse_unless(rule(getattr(self, name)), self, name, fix)
+        faults = self._replace_wrong_values()
+        wrong = {fault.partition("=")[0] for fault in faults}
+        together: list[str] = []
         generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
         generations_eval, self.num_generations_eval = (
             self.num_generations_eval,
             self.num_generations_eval or generations,
         )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise WrongSettings(*faults, *not_about(wrong, [str(error)])) from error
         self.num_generations, self.num_generations_eval = generations, generations_eval
-        refuse_wrong_combinations(self)
+        with gathered(together):
+            refuse_wrong_combinations(self)
         if self.use_vllm:
             os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report what runs, and where
-        refuse_lone_completions(self, self.build_method())
-        warn_of_effects(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
+        with gathered(together):
+            refuse_lone_completions(self, self.build_method())
+        if faults := [*faults, *not_about(wrong, together)]:
+            self._refuse(faults)
+        else:
+            warn_of_effects(self, takes=set(inspect.signature(METHODS[self.method]).parameters))
+
+    def _replace_wrong_values(self) -> list[str]:
+        """
+        Returns what is wrong of each field alone. The default takes the place of a wrong value, so that what comes
+        after can be looked at too, before all of it is refused.
+        """
+        faults = []
+        if isinstance(self.teacher_chat_template, str) and self.teacher_chat_template.lstrip().startswith('{"'):
+            try:
+                self.teacher_chat_template = json.loads(self.teacher_chat_template)  # a template begins otherwise
+            except ValueError as error:
+                faults.append(f"teacher_chat_template={self.teacher_chat_template!r} is not JSON: {error}.")
+                self.teacher_chat_template = None
+        for name, (rule, fix) in rules_of(type(self)).items():
+            if not rule(value := getattr(self, name)):
+                faults.append(refusal(name, value, fix))
+                setattr(self, name, type(self).__dataclass_fields__[name].default)
+        return faults
+
+    def _refuse(self, faults: list[str]) -> None:
+        """Raise all that is wrong in one error. The config of a preflight keeps it for the table instead."""
+        raise WrongSettings(*faults)
 
     def build_method(self) -> Method:
         """The recipe with its knobs: the fields that it takes, and `method_kwargs`."""
@@ -430,6 +460,11 @@ class FiReOPDConfig(GRPOConfig):
         fix = f"It goes by teacher's name, and {strange} names none of: {', '.join(teachers)}."
         refuse_unless(not strange, self, name, fix)
         return value.get(teacher)
+
+
+def not_about(names: set[str], faults: list[str]) -> list[str]:
+    """Returns the faults that name none of these fields: they are refused already, and hold their defaults."""
+    return [fault for fault in faults if not names & set(re.findall(r"\w+", fault))]
 
 
 def _shown_to_grpo(generations: int) -> int:

@@ -3,7 +3,8 @@
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .methods import METHODS
@@ -82,57 +83,89 @@ def leave_at(neutral: Any, reason: str) -> tuple[Rule, str]:
 YES_OR_NO: tuple[Rule, str] = (lambda value: isinstance(value, bool), "Use true or false.")
 
 
+# What is wrong is gathered, so that one fault does not hide the others
+
+
+class WrongSettings(ValueError):
+    """All that is wrong of some settings, in one error: its `args` are sentences, and its text has a line for each."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+def faults_of(error: Exception) -> tuple[str, ...]:
+    """Returns what an error says is wrong: one sentence, or those of [`WrongSettings`]."""
+    return error.args if isinstance(error, WrongSettings) else (str(error),)
+
+
+@contextmanager
+def gathered(faults: list[str]) -> Iterator[None]:
+    """A check runs inside this. What it refuses joins `faults`, and the next check runs all the same."""
+    try:
+        yield
+    except ValueError as error:
+        faults += faults_of(error)
+
+
 # What is wrong together
+
+
+def refusal(name: str, value: Any, fix: str) -> str:
+    """Returns the sentence for a field with a wrong value: its name, its value, and what to change."""
+    return f"{name}={value!r} is refused. {fix}{meant(value, fix)}"
 
 
 def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
     """Raise an error that names the field, its value and what to change, unless the value is right."""
     if not right:
-        value = getattr(config, name)
-        raise ValueError(f"{name}={value!r} is refused. {fix}{meant(value, fix)}")
+        raise ValueError(refusal(name, getattr(config, name), fix))
 
 
 def refuse_wrong_combinations(config: Any) -> None:
-    """The config calls this for fields that are right alone and wrong together."""
-    refuse_unless(
+    """The config calls this for fields that are right alone and wrong together. It refuses all of them at once."""
+    faults: list[str] = []
+
+    def unless(right: bool, name: str, fix: str) -> None:
+        if not right:
+            faults.append(refusal(name, getattr(config, name), fix))
+
+    unless(
         config.reward_coef == 0 or config.num_generations >= 2,
-        config,
         "reward_coef",
         f"GRPO's advantage compares completions of one prompt, and num_generations={config.num_generations}. Set "
         "num_generations to at least 2, or reward_coef=0 to only log rewards.",
     )
-    refuse_unless(
+    unless(
         config.generation_batch_size % config.num_generations == 0,
-        config,
         "generation_batch_size",
         f"A window must hold whole prompts, and num_generations={config.num_generations}. Make "
         "per_device_train_batch_size x processes x steps_per_generation a multiple of it.",
     )
-    refuse_unless(
+    unless(
         config.steps_per_generation % config.gradient_accumulation_steps == 0,
-        config,
         "steps_per_generation",
         f"A window must not be split inside an optimizer step, and gradient_accumulation_steps="
         f"{config.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
     )
-    refuse_unless(
+    unless(
         config.teacher_model_revision is None or config.teacher_model_name_or_path is not None,
-        config,
         "teacher_model_revision",
         "It names a revision of teacher_model_name_or_path, which is not set.",
     )
     columns = ["prompt", config.teacher_column, config.teacher_prompt_column]
     apart = len(set(columns)) == len(columns)
-    refuse_unless(apart, config, "teacher_prompt_column", "It must be another column than prompt and teacher_column.")
+    unless(apart, "teacher_prompt_column", "It must be another column than prompt and teacher_column.")
     teachers = config.teacher_model_name_or_path
     if isinstance(teachers, dict):
         named = bool(teachers) and all(is_text(part) for pair in teachers.items() for part in pair)
         fix = "Give each teacher a name, and a model id or a local folder."
-        refuse_unless(named, config, "teacher_model_name_or_path", fix)
+        unless(named, "teacher_model_name_or_path", fix)
         fix = f"With several teachers give a dict with these keys: {', '.join(map(str, teachers))}."
         revision = config.teacher_model_revision
         by_name = revision is None or isinstance(revision, dict) and set(revision) <= set(teachers)
-        refuse_unless(by_name, config, "teacher_model_revision", fix)
+        unless(by_name, "teacher_model_revision", fix)
+    if faults:
+        raise WrongSettings(*faults)
 
 
 def refuse_lone_completions(config: Any, method: Method) -> None:

@@ -11,17 +11,22 @@ import transformers
 import yaml
 
 from ..config import FiReOPDConfig
+from ..methods import METHODS
 from ..refusals import chosen_method
 from ..teachers.deepspeed import deepspeed_file
-from ..teachers.sources import teacher_sources
+from ..teachers.sources import Source, teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
 from .tryout import try_answers
 
 
-def planned_config(processes: int) -> type[FiReOPDConfig]:
-    """Returns the config's class as it will be on `processes` processes, since windows depend on their number."""
-    return type("FiReOPDConfig", (FiReOPDConfig,), {"world_size": property(lambda self: processes)})
+def planned_config(processes: int, faults: list[str]) -> type[FiReOPDConfig]:
+    """
+    Returns the config's class as it will be on `processes` processes, since windows depend on their number. What it
+    would refuse joins `faults`.
+    """
+    changes = {"world_size": property(lambda self: processes), "_refuse": lambda self, wrong: faults.extend(wrong)}
+    return type("FiReOPDConfig", (FiReOPDConfig,), changes)
 
 
 def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[int, str | None]:
@@ -57,18 +62,19 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
     checked, parts = Checked(), {}
     with checked.check("settings", whatever=True):
         processes, engine = planned_run(accelerate_config, processes)
-        parts = trainer_arguments(script, rest, processes)
-        args = parts["args"]
-        method = chosen_method(None, args, rewarded=bool(parts["reward_funcs"]))
-        teachers = teacher_sources(None, parts["model"], args, parts["peft_config"] is not None)
-        others = {} if accelerate_config is None else {"engine": engine}
-        data = parts["train_dataset"], parts["eval_dataset"]
-        checked = inspect_run(parts["model"], teachers, args, method, *data, None, others)
+        parts = trainer_arguments(script, rest, processes, checked)
+    if not parts:
+        checked.record("the rest", "not checked, since the settings cannot be read", "warning")
+    with checked.check("preflight", whatever=True):
+        if parts:
+            others = {} if accelerate_config is None else {"engine": engine}
+            checked = inspect_arguments(parts, others, checked)
     example = checked.example
     if with_models and not checked.faults:
         with checked.check("models", whatever=True), tempfile.TemporaryDirectory() as folder:
             answers = script.make_trainer(arguments_to_try(parts, folder)).scored_answers
-            example += "\n" + try_answers(answers, list(teachers), args.teacher_column, checked)
+            names, column = list(checked.renderers), parts["args"].teacher_column
+            example += "\n" + try_answers(answers, names, column, checked)
     print(checked.table())
     print(example)
     faults, doubts = len(checked.faults), sum(finding.outcome == "warning" for finding in checked.findings)
@@ -80,11 +86,13 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
     return 0
 
 
-def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str, Any]:
+def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Checked) -> dict[str, Any]:
     """
     Returns what the trainer would take, from the arguments of `fire-opd train`; those of accelerate do not matter.
+    What is wrong is recorded. Where it can be left out, or has a default, the rest is returned all the same.
     """
-    parser = script.make_parser("fire-opd preflight", planned_config(processes))
+    faults: list[str] = []
+    parser = script.make_parser("fire-opd preflight", planned_config(processes, faults))
     if not torch.cuda.is_available():
         rest = [*rest, "--use_cpu", "true"]  # looking needs no GPU
     *arguments, unknown = parser.parse_args_and_config(rest, return_remaining_strings=True)
@@ -93,8 +101,29 @@ def trainer_arguments(script: Any, rest: list[str], processes: int) -> dict[str,
 
         unknown = launch_command_parser().parse_known_args([*unknown, "script"])[1]
     if unknown:
-        raise ValueError(parser.unknown(unknown))
-    return script.trainer_arguments(*arguments)
+        faults.append(parser.unknown(unknown))
+    for fault in faults:
+        checked.record("settings", fault, "fault")
+    if faults:
+        checked.record("the rest", "checked with the default in place of each wrong value", "warning")
+    return script.trainer_arguments(*arguments, checked)
+
+
+def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Checked) -> Checked:
+    """Returns what `inspect_run` finds of the trainer's arguments, after what was found of them before."""
+    args, adapted = parts["args"], parts["peft_config"] is not None
+    method = METHODS[args.method]()  # where its arguments are refused
+    with checked.check("settings"):
+        method = chosen_method(None, args, rewarded=bool(parts["reward_funcs"]))
+    sources: dict[str, Source] = {}
+    if args.teacher_model_name_or_path:
+        with checked.check("teacher"):
+            sources = teacher_sources(None, parts["model"], args, adapted)
+    found = inspect_run(
+        parts["model"], sources, args, method, parts["train_dataset"], parts["eval_dataset"], None, others
+    )
+    found.findings = list(dict.fromkeys([*checked.findings, *found.findings]))
+    return found
 
 
 def arguments_to_try(parts: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -1,20 +1,34 @@
 """The dataset is checked before a model is loaded. Every fault is named with its row."""
 
+import json
+import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
 from datasets import Dataset
-from tqdm.auto import tqdm
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerFast
 
 from ..config import FiReOPDConfig
 from ..rollouts.prompts import refuse_malformed, refuse_unrouted, teacher_of
 from .findings import Checked
+from .loading import first_process_first
 
 
-ROWS_AT_ONCE = 1000  # tokenized together, on all cores
+BATCH = 1000  # rows that are tokenized together
+POOL_ROWS = 10_000  # fewer are read in this process, in seconds: a pool and a file would cost more
+ROWS_OF_A_PROCESS = 5000
+EDITION = 1  # of `measure`: another one finds nothing in the cache
+MEASURED = ("teacher", "prompt", "own", "largest", "stray")
 
 
 @dataclass
@@ -27,12 +41,14 @@ class Reader:
         limit (`int`, *optional*): Longest prompt in tokens.
         unknown (`frozenset[int]`): Token ids that mean nothing to the model.
         rows (`int`, *optional*): Token rows that teacher and student share.
+        depends (`tuple`): What `ids` depends on beside the rows: tokenizer, template, its variables, tools.
     """
 
     ids: Callable[[list[dict[str, Any]]], list[list[int] | None]]
     limit: int | None
     unknown: frozenset[int] = frozenset()
     rows: int | None = None
+    depends: tuple = ()
 
 
 def no_ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:
@@ -80,76 +96,207 @@ def check_dataset(
     Returns:
         `Dataset`, [`Facts`]: The dataset, and what was seen of it.
     """
-    names, facts, fitting = list(teachers), Facts(rows=len(dataset)), []
+    names, facts = list(teachers), Facts(rows=len(dataset))
     if "prompt" not in dataset.column_names:
-        refuse_malformed({}, 0, name)
+        raise ValueError(
+            f"{name} has no column `prompt`. It has: {', '.join(dataset.column_names) or 'none'}. Name the one that "
+            "holds the prompt with --prompt_column, or in Python rename it: dataset.rename_column(NAME, 'prompt')."
+        )
     read = dataset.select_columns(["prompt", *(c for c in columns if c in dataset.column_names)])  # no images decoded
-    starts = range(0, len(read), ROWS_AT_ONCE)
-    hidden = quiet or len(read) < 5 * ROWS_AT_ONCE
-    for start in tqdm(starts, desc=f"checking {name}", unit_scale=ROWS_AT_ONCE, disable=hidden):
-        rows = read.select(range(start, min(start + ROWS_AT_ONCE, len(read)))).to_list()
-        for index, row in enumerate(rows, start):
-            refuse_malformed(row, index, name)
-            refuse_unrouted(row, index, name, columns[0], names)
-            if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
-                refuse_malformed(row, index, name, columns[1])
-        routed = [teacher_of(row, columns[0], names) for row in rows]
-        theirs: dict[int, list[int] | None] = {}
-        for who, reader in teachers.items():
-            mine = [offset for offset, owner in enumerate(routed) if owner == who]
-            theirs.update(zip(mine, reader.ids([rows[offset] for offset in mine]), strict=True))
-        for offset, ids in enumerate(student.ids(rows)):
-            who, row, index, own = routed[offset], rows[offset], start + offset, theirs[offset]
-            fits = check_fit(ids, student, f"{name} row {index}: the prompt", overlong)
-            whose = f"{name} row {index}: the prompt of teacher {who!r}"
-            reader = teachers[who] if own is None else replace(teachers[who], unknown=frozenset())
-            fits &= check_fit(ids if own is None else own, reader, whose, overlong)
-            if not fits:
-                continue
-            fitting.append(index)
-            facts.routed[who] += 1
-            if who not in facts.first or (own is not None and not facts.own[who]):
-                facts.first[who] = row  # one with a prompt for the teacher alone shows most
-            facts.own[who] += own is not None
-            facts.longest = max(facts.longest, len(ids or []))
-            facts.longest_read = max(facts.longest_read, len(ids or []), len(own or []))
-    facts.dropped = len(dataset) - len(fitting)
+    seen = measured(read.with_format(None), name, student, teachers, columns, quiet)
+    owner_N, prompt_N, own_N = seen["teacher"], seen["prompt"], seen["own"]
+    read_N = torch.where(own_N < 0, prompt_N, own_N)  # what the teacher reads
+    limits, shared = limits_of([reader.limit for reader in teachers.values()], [r.rows for r in teachers.values()])
+    long_N = (prompt_N > limits_of([student.limit])[0]) | (read_N > limits[owner_N])
+    wrong_N = (
+        (owner_N < 0) | (prompt_N == 0) | (read_N == 0) | (seen["stray"] >= 0) | (seen["largest"] >= shared[owner_N])
+    )
+    if overlong == "error":
+        wrong_N |= long_N
+    if wrong_N.any():
+        index = int(wrong_N.long().argmax())
+        row, where = read[index], f"{name} row {index}"
+        refuse_unreadable(row, index, name, columns, names)
+        who = names[owner_N[index]]
+        check_fit(int(prompt_N[index]), student, f"{where}: the prompt")
+        whose = f"{where}: the prompt" if own_N[index] < 0 else f"{where}: the prompt of teacher {who!r}"
+        check_fit(int(read_N[index]), teachers[who], whose, int(seen["largest"][index]), int(seen["stray"][index]))
+
+    fits_N = ~long_N
+    for number, who in enumerate(names):
+        mine_N = fits_N & (owner_N == number)
+        alone_N = mine_N & (own_N >= 0)
+        facts.routed[who], facts.own[who] = int(mine_N.sum()), int(alone_N.sum())
+        shown_N = alone_N if alone_N.any() else mine_N  # one with a prompt for the teacher alone shows most
+        if shown_N.any():
+            facts.first[who] = read[int(shown_N.long().argmax())]
+    if fits_N.any():
+        facts.longest = max(0, int(prompt_N[fits_N].max()))
+        facts.longest_read = max(facts.longest, int(read_N[fits_N].max()))
+    facts.dropped = int(long_N.sum())
     if facts.dropped:
         warnings.warn(
             f"{name}: {facts.dropped} of {len(dataset)} rows left out, their prompts are longer "
             f"than {student.limit} tokens, or than a teacher's context leaves (overlong_prompts='drop').",
             stacklevel=5,
         )
-        dataset = dataset.select(fitting)
+        dataset = dataset.select(fits_N.nonzero().flatten().tolist())
     return dataset, facts
 
 
-def check_fit(ids: list[int] | None, reader: Reader, what: str, overlong: str) -> bool:
-    """Returns whether a prompt fits. A prompt that the model could never read is refused."""
-    if ids is None:
-        return True
-    if not ids:
+def limits_of(*bounds: list[int | None]) -> list[torch.Tensor]:
+    """Returns bounds as tensors, in which no bound is a very large one."""
+    return [torch.tensor([2**62 if bound is None else bound for bound in each]) for each in bounds]
+
+
+def refuse_unreadable(row: dict[str, Any], index: int, name: str, columns: tuple[str, str], names: list[str]) -> None:
+    """Refuse a row whose prompts have no right form, or that names no teacher."""
+    refuse_malformed(row, index, name)
+    refuse_unrouted(row, index, name, columns[0], names)
+    if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
+        refuse_malformed(row, index, name, columns[1])
+
+
+def measure(
+    batch: dict[str, list[Any]], student: Reader, teachers: dict[str, Reader], columns: tuple[str, str]
+) -> dict[str, list[int]]:
+    """
+    `measured` maps this over the rows of a dataset. It returns for each row, each -1 where there is none:
+
+    - `teacher`: the number of its teacher, -1 for a row that must be refused;
+    - `prompt`, `own`: the tokens of the prompt, and of the teacher's own;
+    - `largest`: the largest token id that the teacher reads;
+    - `stray`: a token id of the student's prompt that the teacher does not know.
+    """
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    names, found = list(teachers), {key: [-1] * len(rows) for key in MEASURED}
+    for number, row in enumerate(rows):
+        with suppress(ValueError):
+            refuse_unreadable(row, 0, "", columns, names)
+            found["teacher"][number] = names.index(teacher_of(row, columns[0], names))
+    sound = [number for number, teacher in enumerate(found["teacher"]) if teacher >= 0]
+    prompts = dict(zip(sound, student.ids([rows[number] for number in sound]), strict=True))
+    for teacher, reader in enumerate(teachers.values()):
+        mine = [number for number in sound if found["teacher"][number] == teacher]
+        for number, own in zip(mine, reader.ids([rows[number] for number in mine]), strict=True):
+            prompt = prompts[number]
+            read = prompt if own is None else own
+            found["prompt"][number] = -1 if prompt is None else len(prompt)
+            found["own"][number] = -1 if own is None else len(own)
+            found["largest"][number] = max(read or [], default=-1)
+            if own is None and reader.unknown:
+                found["stray"][number] = min(reader.unknown & set(read or []), default=-1)
+    return found
+
+
+def measured(
+    rows: Dataset, name: str, student: Reader, teachers: dict[str, Reader], columns: tuple[str, str], quiet: bool
+) -> dict[str, torch.Tensor]:
+    """
+    Returns what [`measure`] finds of all rows. Many rows are read by several processes, once on each machine: the
+    numbers go to the cache of `datasets`, where the other ranks find them, and later runs.
+    """
+    arguments = {"student": student, "teachers": teachers, "columns": columns}
+    if len(rows) < POOL_ROWS:
+        batches = [measure(rows[start : start + BATCH], **arguments) for start in range(0, len(rows), BATCH)]
+        return {key: torch.tensor([v for batch in batches for v in batch[key]], dtype=torch.long) for key in MEASURED}
+    fingerprint = fingerprint_of(rows, student, teachers, columns)
+    with first_process_first(PartialState()), bars_off(quiet):
+        table = rows.map(
+            measure,
+            batched=True,
+            batch_size=BATCH,
+            fn_kwargs=arguments,
+            remove_columns=rows.column_names,
+            num_proc=min(processor_cores(), len(rows) // ROWS_OF_A_PROCESS),
+            new_fingerprint=fingerprint,
+            desc=f"checking {name}",
+            **cache_arguments(fingerprint),
+        )
+    return table.with_format("torch")[:]
+
+
+def cache_arguments(fingerprint: str) -> dict[str, Any]:
+    """
+    Returns the arguments of `Dataset.map` for a file in the cache of `datasets`, wherever the dataset itself lies: in
+    memory or in a folder of the user's. There is none where caching is off, or where nothing can be written.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "fire_opd_preflight"
+    with suppress(OSError):
+        if datasets.is_caching_enabled():
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return {"cache_file_name": str(folder / f"{fingerprint}.arrow")}
+    return {"keep_in_memory": True}
+
+
+def fingerprint_of(rows: Dataset, student: Reader, teachers: dict[str, Reader], columns: tuple[str, str]) -> str:
+    """
+    Returns the name of the numbers in the cache. It changes with all that they depend on: the rows, the tokenizers,
+    the templates and their variables, the columns, and the ids that a teacher does not know.
+    """
+    readers = {"": student, **teachers}
+    depend = [[name, sorted(reader.unknown), *map(identity_of, reader.depends)] for name, reader in readers.items()]
+    return Hasher.hash([EDITION, transformers.__version__, rows._fingerprint, columns, depend])
+
+
+def identity_of(part: Any) -> str:
+    """
+    Returns a text that is equal in two processes if prompts are read alike. A fast tokenizer is what it would save,
+    without the padding and truncation that a call leaves behind in it.
+    """
+    if not isinstance(part, PreTrainedTokenizerFast):
+        return Hasher.hash(part)
+    saved = json.loads(part.backend_tokenizer.to_str())
+    saved.update(truncation=None, padding=None)
+    return Hasher.hash([json.dumps(saved), part.chat_template, str(part.special_tokens_map), type(part).__name__])
+
+
+def processor_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def bars_off(quiet: bool) -> Iterator[None]:
+    """No progress bar of `datasets` is shown inside this, if it is to be quiet."""
+    hide = quiet and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
+
+
+def check_fit(tokens: int, reader: Reader, what: str, largest: int = -1, stray: int = -1) -> None:
+    """
+    Refuse a prompt that a model cannot read.
+
+    Args:
+        tokens (`int`): Its length, -1 if only the rollout knows it.
+        largest, stray (`int`): See [`measure`].
+    """
+    if tokens == 0:
         raise ValueError(f"{what} has no token. Remove the row.")
-    if unknown := reader.unknown & set(ids):
+    if stray >= 0:
         raise ValueError(
-            f"{what} holds the token id {min(unknown)}, which the teacher's tokenizer does not have. Give the teacher "
+            f"{what} holds the token id {stray}, which the teacher's tokenizer does not have. Give the teacher "
             "a prompt of its own (teacher_chat_template='own', or the column of teacher_prompt_column), or change "
             "chat_template_kwargs."
         )
-    if reader.rows is not None and max(ids) >= reader.rows:
+    if reader.rows is not None and largest >= reader.rows:
         raise ValueError(
-            f"{what} holds the token id {max(ids)}, and teacher and student share {reader.rows} token rows. Use a "
+            f"{what} holds the token id {largest}, and teacher and student share {reader.rows} token rows. Use a "
             "template without it."
         )
-    if reader.limit is None or len(ids) <= reader.limit:
-        return True
-    if overlong == "drop":
-        return False
-    raise ValueError(
-        f"{what} has {len(ids)} tokens, and {reader.limit} fit (max_prompt_length, or the models' context beside "
-        "max_completion_length). Prompts are never cut: shorten it, lower max_completion_length, or set "
-        "overlong_prompts='drop'."
-    )
+    if reader.limit is not None and tokens > reader.limit:
+        raise ValueError(
+            f"{what} has {tokens} tokens, and {reader.limit} fit (max_prompt_length, or the models' context beside "
+            "max_completion_length). Prompts are never cut: shorten it, lower max_completion_length, or set "
+            "overlong_prompts='drop'."
+        )
 
 
 def refuse_less_than_a_window(dataset: "Dataset", prompts: int) -> None:

@@ -1,15 +1,17 @@
 """What the checks found, and what the trainer needs of their results."""
 
+import shutil
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..refusals import WrongSettings, faults_of
 from ..teachers.prompts import PromptRenderer
 
 
-WIDTH = 118
+WIDTH = 118  # of the table; less on a narrower terminal
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,28 @@ class Checked:
         except Exception as error:
             if not whatever and not isinstance(error, ValueError | OSError):
                 raise
-            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-            self.record(subject, (kind + str(error)).strip(), "fault")
+            kind = "" if type(error) in (ValueError, WrongSettings) else f"{type(error).__name__}: "
+            for fault in faults_of(error):
+                self.record(subject, (kind + fault).strip(), "fault")
 
     @property
     def faults(self) -> list[str]:
         """The texts of all faults."""
         return [finding.text for finding in self.findings if finding.outcome == "fault"]
 
+    def refuse(self) -> None:
+        """Raise all faults in one error, if there are any. Teachers may share one."""
+        if self.faults:
+            raise WrongSettings(*dict.fromkeys(self.faults))
+
     def table(self) -> str:
-        """Returns all findings as a table for a person to read."""
+        """Returns all findings as a table for a person to read, as wide as the terminal allows."""
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         left = max(len(finding.subject) for finding in self.findings)
         lines = []
         for finding in self.findings:
             head = f"{finding.subject:<{left}}  {finding.outcome:<7}  "
-            room = WIDTH - len(head)
+            room = max(30, width - len(head))
             wrapped = textwrap.wrap(finding.text, room, break_long_words=False, break_on_hyphens=False) or [""]
             lines += [head + wrapped[0], *(" " * len(head) + line for line in wrapped[1:])]
         return "\n".join(lines)

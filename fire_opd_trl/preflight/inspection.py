@@ -8,6 +8,8 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
 from ..pipeline import Method
+from ..rollouts.prompts import UNNAMED
+from ..teachers.placement import sharding_engine
 from ..teachers.sources import Source
 from ..teachers.vocabulary import Teacher, Vocabulary, config_of
 from .dataset import (
@@ -21,7 +23,8 @@ from .dataset import (
 )
 from .findings import Checked
 from .models import check_reference, check_teacher, describe_model, room_for_prompt
-from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_ids
+from .packages import needed, refuse_missing
+from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_reader
 from .window import report_window
 
 
@@ -31,8 +34,7 @@ def check_inputs(model: Teacher, sources: dict[str, Source], args: FiReOPDConfig
     prints the table on the main process.
     """
     checked = inspect_run(model, sources, args, *others)
-    if checked.faults:
-        raise ValueError("\n".join(dict.fromkeys(checked.faults)))  # teachers may share a fault
+    checked.refuse()
     for finding in checked.findings:
         if finding.outcome == "warning":
             warnings.warn(f"{finding.subject}: {finding.text}", stacklevel=3)
@@ -57,15 +59,21 @@ def inspect_run(
     are sampled.
 
     Args:
-        model (`str` or `PreTrainedModel`): The student.
-        sources (`dict`): The teachers.
+        model (`str` or `PreTrainedModel`): The student; `None` where a preflight has none, and says so.
+        sources (`dict`): The teachers; empty where a preflight has none, and says so.
         others (`dict`): What else the trainer was given: a `rollout_func`, if it makes the prompts' tokens; an
             `environment_factory`, if it makes the prompts; `tools`; and the `engine` that shards the planned run, if
             it is not the engine of this process.
     """
     checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
     hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
+    with checked.check("packages"):
+        refuse_missing(needed(args, sources, others.get("engine", sharding_engine(args))))
+    student: Vocabulary | None = None
+    limit = None
     with checked.check("student"):
+        if model is None:
+            raise ValueError("There is no student. Set --model_name_or_path to a model id or a local folder.")
         config = config_of(model, **hub)
         checked.processing_class = processing_class or AutoProcessor.from_pretrained(
             model if isinstance(model, str) else config._name_or_path, padding_side="left", **hub
@@ -77,20 +85,21 @@ def inspect_run(
         limit = room_for_prompt(config, args, "the student")
         dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
         checked.record("student", describe_model(model, config, student, dtype))
-    if checked.faults:
-        checked.record("the rest", "not checked, since nothing is known of the student", "warning")
-        return checked
 
-    named: dict[str, Reader] = {}
-    for name, source in sources.items():
-        named[name] = check_teacher(checked, source, list(sources), config, student, args, method, others)
-    if args.reference_model_name_or_path is not None:
-        check_reference(checked, student, args)
+    named = {name: Reader(no_ids, None) for name in sources or [UNNAMED]}
+    if student is None:
+        text = "nothing is known of the student: of the teachers nothing was checked, of prompts only their form"
+        checked.record("the rest", text, "warning")
+    else:
+        for name, source in sources.items():
+            named[name] = check_teacher(checked, source, list(sources), config, student, args, method, others)
+        if args.reference_model_name_or_path is not None:
+            check_reference(checked, student, args)
 
     limit = min((bound for bound in (limit, args.max_prompt_length) if bound is not None), default=None)
-    student_reader = Reader(student_ids(checked, args, others), limit)
+    reader = student_reader(checked, args, others, limit)
     prompts_exist = others.get("environment_factory") is None
-    facts = Facts()
+    names, facts = list(named), Facts()
     with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
         refuse_impossible_prompts(args, train_dataset, others)
@@ -100,10 +109,10 @@ def inspect_run(
         def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
-            reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
-            overlong, quiet = args.overlong_prompts, args.disable_tqdm
+            images = {"image", "images"} & set(dataset.column_names)
+            how = {"overlong": args.overlong_prompts, "columns": columns, "quiet": args.disable_tqdm}
             return check_dataset(
-                dataset, called, student=reader, teachers=named, overlong=overlong, columns=columns, quiet=quiet
+                dataset, called, student=Reader(no_ids, None) if images else reader, teachers=named, **how
             )
 
         checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")
@@ -111,11 +120,12 @@ def inspect_run(
             checked.eval_dataset = {n: check_rows(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
         else:
             checked.eval_dataset = check_rows(eval_dataset, "eval_dataset")[0]
-        report_dataset(checked, facts, list(sources), args)
+        if train_dataset is not None or not prompts_exist:
+            report_dataset(checked, facts, names, args)
         report_prompts(checked, facts)
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
-        report_window(checked, args, method, list(sources), facts)
-    checked.example = example_prompts(checked, facts, student_reader)
+        report_window(checked, args, method, names, facts)
+    checked.example = example_prompts(checked, facts, reader)
     return checked

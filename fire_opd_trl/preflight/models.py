@@ -130,6 +130,7 @@ def check_teacher(
         renderer = prompt_renderer(name, names, args, checked.tokenizer, tokenizer)
         tools = others.get("tools")
         reader.ids = lambda rows: renderer.ids(rows, tools)
+        reader.depends = (*vars(renderer).values(), tools)
         checked.renderers[name] = renderer
     return reader
 

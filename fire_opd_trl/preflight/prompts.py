@@ -14,12 +14,16 @@ from .findings import Checked, title_of
 SHOWN = 400  # characters of a prompt
 
 
-def student_ids(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]):
-    """Returns the `ids` of the student's [`Reader`]: a function from rows to the tokens of their prompts."""
-    if others.get("rollout_func") is not None:
-        return no_ids
-    template_kwargs, tools = args.chat_template_kwargs or {}, others.get("tools")
-    return lambda rows: prompt_ids([row["prompt"] for row in rows], checked.tokenizer, None, template_kwargs, tools)
+def student_reader(checked: Checked, args: FiReOPDConfig, others: dict[str, Any], limit: int | None) -> Reader:
+    """Returns how the student reads prompts of at most `limit` tokens."""
+    if checked.tokenizer is None or others.get("rollout_func") is not None:
+        return Reader(no_ids, limit)
+    tokenizer, template_kwargs, tools = checked.tokenizer, args.chat_template_kwargs or {}, others.get("tools")
+
+    def ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:
+        return [*prompt_ids([row["prompt"] for row in rows], tokenizer, None, template_kwargs, tools, "the student's")]
+
+    return Reader(ids, limit, depends=(tokenizer, template_kwargs, tools))
 
 
 def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[str, Any]) -> None:

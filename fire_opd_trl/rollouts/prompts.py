@@ -57,11 +57,24 @@ def prompt_ids(
     template: str | None = None,
     template_kwargs: dict[str, Any] | None = None,
     tools: list | None = None,
+    whose: str = "the",
 ) -> list[list[int]]:
-    """Returns the tokens of prompts as a model reads them: a text as it is, messages through a chat template."""
+    """
+    Returns the tokens of prompts as a model reads them: a text as it is, messages through a chat template.
+
+    Args:
+        template (`str`, *optional*): A chat template in place of the tokenizer's.
+        whose (`str`): Whose tokenizer it is, for an error: `"the student's"`.
+    """
     ids: list[list[int]] = [[]] * len(prompts)
     texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
     chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    if chats and template is None and tokenizer.chat_template is None:
+        raise ValueError(
+            f"the prompts are messages, and {whose} tokenizer has no chat template that could render them. Give the "
+            "prompts as texts, or put the template of a model of its kind beside the tokenizer's files, as "
+            "chat_template.jinja; in Python, pass a processing_class whose tokenizer.chat_template is set."
+        )
     try:
         rendered = [
             tokenizer.apply_chat_template(

@@ -24,6 +24,7 @@ class PromptRenderer:
         template_kwargs (`dict`): Its variables.
         column (`str`): Dataset column with a prompt for the teacher alone.
         rendered (`bool`): Whether messages are rendered anew for the teacher.
+        whose (`str`): Whose the tokenizer is, for an error.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -31,12 +32,13 @@ class PromptRenderer:
     template_kwargs: dict[str, Any]
     column: str
     rendered: bool
+    whose: str = "the teacher's"
 
     def ids(self, rows: list[dict[str, Any]], tools: list | None = None) -> list[list[int] | None]:
         """Returns the tokens of the teacher's prompts; `None` where it reads the student's prompt."""
         own = [self._own(row) for row in rows]
         written = [prompt for prompt in own if prompt is not None]
-        ids = iter(prompt_ids(written, self.tokenizer, self.template, self.template_kwargs, tools))
+        ids = iter(prompt_ids(written, self.tokenizer, self.template, self.template_kwargs, tools, self.whose))
         return [None if prompt is None else next(ids) for prompt in own]
 
     def _own(self, row: dict[str, Any]) -> Any:
@@ -84,6 +86,7 @@ def prompt_renderer(
         template_kwargs=dict((args.chat_template_kwargs if template_kwargs is None else template_kwargs) or {}),
         column=args.teacher_prompt_column,
         rendered=rendered,
+        whose="the student's" if teacher is None else f"teacher {name!r}'s",
     )
 
 

@@ -47,9 +47,9 @@ scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forwar
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
-preflight/__init__ preflight/spelling preflight/packaged preflight/findings preflight/cost preflight/dataset
-preflight/prompts preflight/window preflight/models preflight/inspection preflight/tryout preflight/command
-preflight/arguments
+preflight/__init__ preflight/spelling preflight/packaged preflight/findings preflight/packages preflight/loading
+preflight/cost preflight/dataset preflight/prompts preflight/window preflight/models preflight/inspection
+preflight/tryout preflight/command preflight/arguments
 trainer/callbacks trainer/logs trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/command
 trainer/__init__
 __init__

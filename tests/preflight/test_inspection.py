@@ -45,10 +45,15 @@ def test_no_weight_is_read(tmp_path):
 # Everything wrong
 
 
-def test_without_a_student_nothing_else_can_be_said():
-    findings = said(looked(model="nobody/nothing"))
-    assert list(findings) == ["student", "the rest"] and findings["student"][0] == "fault"
-    assert findings["the rest"] == ("warning", "not checked, since nothing is known of the student")
+def test_without_a_student_the_form_of_prompts_is_checked_all_the_same():
+    checked = looked(model="nobody/nothing")
+    assert list(said(checked)) == ["student", "the rest", "dataset", "window", "work"] and len(checked.faults) == 1
+    assert said(checked)["the rest"] == (
+        "warning",
+        "nothing is known of the student: of the teachers nothing was checked, of prompts only their form",
+    )
+    rows = [{"prompt": "1+1="}, {"prompt": ""}]
+    assert looked(model="nobody/nothing", rows=rows).faults[1].startswith("train_dataset row 1: `prompt` is empty.")
 
 
 def test_the_trainer_raises_all_faults_in_one_message():

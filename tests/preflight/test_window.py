@@ -68,3 +68,50 @@ def test_the_memory_of_what_the_loss_reads_of_a_teacher_is_said(config, size):
     findings = said(looked(**rows, **config))
     assert ("teacher, states" in findings) == (size is not None)
     assert size is None or re.search(size, findings["teacher, states"][1])
+
+
+ONE_ROW_EACH = {"method": "fire", "drop_fraction": 0.2, "per_device_train_batch_size": 1}
+
+
+def test_micro_batches_that_the_filter_leaves_empty_are_counted_and_a_split_without_them_is_proposed():
+    config = {**ONE_ROW_EACH, "gradient_accumulation_steps": 20}
+    # 20 rows, 16 are kept, in 20 micro-batches: 4 have none. In 5 micro-batches: 3.2 rows each, x 1.1 = 3.5.
+    assert said(looked(rows=[{"prompt": "1+1="}] * 20, **config))["fillers"] == (
+        "warning",
+        "of the 20 micro-batches of an optimizer step, a rank has no row for 4 in the mean; each still costs a "
+        "forward and a backward. Set per_device_train_batch_size=4, gradient_accumulation_steps=5: the same window in 4 times "
+        "fewer forwards, none of them empty. Short rows then share a micro-batch, and the longest row keeps one to "
+        "itself, so that the peak of memory is the same where the longest row has at least 4 times the tokens of the "
+        "mean row",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "proposed"),
+    [
+        ({"gradient_accumulation_steps": 10}, "per_device_train_batch_size=2, gradient_accumulation_steps=5:"),
+        (  # two optimizer steps: the window is kept by steps_per_generation
+            {"gradient_accumulation_steps": 20, "steps_per_generation": 40},
+            "per_device_train_batch_size=4, gradient_accumulation_steps=5, steps_per_generation=10:",
+        ),
+        ({"gradient_accumulation_steps": 5}, "Raise per_device_train_batch_size and lower gradient_accumulation"),
+        ({"gradient_accumulation_steps": 20, "drop_fraction": 0.8}, "Raise per_device_train_batch_size and lower"),
+    ],
+)
+def test_a_split_that_is_proposed_keeps_the_window_and_has_no_empty_micro_batch(config, proposed):
+    outcome, text = said(looked(rows=[{"prompt": "1+1="}] * 40, **{**ONE_ROW_EACH, **config}))["fillers"]
+    assert outcome == "warning" and proposed in text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"drop_fraction": 0.0},
+        {"drop_fraction": 0.05},  # one of 20: few
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 5},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},  # there is no other split
+    ],
+)
+def test_few_or_no_empty_micro_batches_are_no_warning(config):
+    config = {**ONE_ROW_EACH, "gradient_accumulation_steps": 20, **config}
+    assert "fillers" not in said(looked(rows=[{"prompt": "1+1="}] * 20, **config))
