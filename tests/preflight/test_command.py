@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from support.forks import Commands
 from support.launches import run_killably
 from transformers import AutoTokenizer
 
@@ -34,10 +35,27 @@ def teacher_folder(tmp_path):
     return folder
 
 
-def preflight(data: str, teacher: str, *arguments: str) -> tuple[int, str]:
+COMMANDS = Commands()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left():
+    yield
+    COMMANDS.close()
+
+
+def words(data: str, teacher: str, *arguments: str) -> list[str]:
     models = ["--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", teacher]
-    command = [*FIRE_OPD, "preflight", *models, "--dataset_name", data, *SIZES, *arguments]
-    return run_killably([*command, "--output_dir", "never"])
+    return ["preflight", *models, "--dataset_name", data, *SIZES, *arguments, "--output_dir", "never"]
+
+
+def preflight(data: str, teacher: str, *arguments: str) -> tuple[int, str]:
+    return COMMANDS.run(*words(data, teacher, *arguments))
+
+
+def test_a_command_in_a_fork_ends_as_one_that_is_started():
+    for argv in (["--version"], ["nonsense"]):
+        assert COMMANDS.run(*argv) == run_killably([*FIRE_OPD, *argv])
 
 
 def said(output: str) -> str:
@@ -52,7 +70,7 @@ def test_a_wrong_pair_is_found_in_under_30_seconds_without_weights(data, teacher
     vocabulary["3"], vocabulary["7"] = vocabulary["7"], vocabulary["3"]
     path.write_text(json.dumps(tokenizer))
     started = time.monotonic()
-    code, output = preflight(data, str(teacher_folder))
+    code, output = run_killably([*FIRE_OPD, *words(data, str(teacher_folder))])  # with its imports
     assert time.monotonic() - started < 30
     three = AutoTokenizer.from_pretrained(model_path("student")).convert_tokens_to_ids("3")
     assert code == 1 and "1 fault: training would not start." in output
@@ -134,7 +152,7 @@ def two_teachers(tmp_path):
 
 
 def test_two_teachers_from_a_yaml_file(two_teachers):
-    code, output = run_killably([*FIRE_OPD, "preflight", "--config", str(two_teachers / "two.yaml")])
+    code, output = COMMANDS.run("preflight", "--config", str(two_teachers / "two.yaml"))
     assert code == 0, output
     assert "`teacher_id`: a 32, b 32" in output and "and as teacher b sees it:" in output
     assert "one of its own in 32 of 32 rows" in output
@@ -142,8 +160,8 @@ def test_two_teachers_from_a_yaml_file(two_teachers):
 
 def test_two_teachers_from_the_command_line_replace_those_of_the_file(two_teachers):
     teachers = json.dumps({"a": model_path("teacher"), "c": model_path("teacher")})
-    command = [*FIRE_OPD, "preflight", "--config", str(two_teachers / "two.yaml")]
-    code, output = run_killably([*command, "--teacher_model_name_or_path", teachers])
+    command = ["preflight", "--config", str(two_teachers / "two.yaml")]
+    code, output = COMMANDS.run(*command, "--teacher_model_name_or_path", teachers)
     assert code == 1
     assert "row 1: `teacher_id` is 'b'. Each row names one of: a, c." in said(output)
 
