@@ -57,6 +57,7 @@ WRONG = {
     "preflight": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],
+    "offload_teacher_states": ["yes", None],
     "balance": ["rows", True],
     "reward_coef": [-1.0, float("inf")],
     "max_prompt_length": [0, "512"],

@@ -101,4 +101,4 @@ def test_the_distance_to_the_teacher_is_logged_over_all_rows_and_over_survivors(
     difference_BT = scores.student_logp_BT - scores.teacher_logp_BT
     for name, rows in (("fire/reverse_kl", order), ("fire/reverse_kl_kept", order[5:])):
         assert log[name] == pytest.approx(difference_BT[rows][mask_BT[rows]].mean().item(), rel=1e-5)
-    assert log["fire/reverse_kl"] > 2 * log["fire/reverse_kl_kept"] > 0  # the dropped rows are noise
+    assert log["fire/reverse_kl"] > 1.1 * log["fire/reverse_kl_kept"] > 0  # what is dropped lies far off

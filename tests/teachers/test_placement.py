@@ -90,6 +90,7 @@ def test_fsdp_gathers_a_teacher_layer_by_layer(references, on_two_ranks):
     two = on_two_ranks("fsdp2", layout(4, 4, {"method": "fire", "config": {"teacher_placement": "sharded"}}))
     assert_same(references({"method": "fire"}), two)
     assert two["fsdp_units_of_teachers"] == [5]  # four layers and the rest
+    assert two["brought_bytes_of_teachers"] == [4 * sum(p.numel() for p in loaded("teacher").parameters())]
 
 
 @pytest.mark.launch

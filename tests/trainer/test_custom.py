@@ -371,7 +371,7 @@ def test_hidden_states_of_dropped_rows_are_gone_when_the_filter_has_decided(tmp_
 
 @pytest.mark.parametrize("method", ["fire_full", "tip", "eopd"])
 def test_what_teachers_said_may_wait_on_the_host_and_nothing_changes(method, tmp_path, monkeypatch):
-    """On a CPU host and device are one: this shows that rows take the way there, not that they come back faster."""
+    """On a CPU host and device are one: this shows that rows take the way there, not that a device has more room."""
     case, ends, moved = {"batch": 16, "accumulation": 2, "max_steps": 2, "method": method}, [], []
     on_host = trainer_module.on_host
     monkeypatch.setattr(trainer_module, "on_host", lambda value: moved.append(value.shape) or on_host(value))
