@@ -41,10 +41,10 @@ BALANCES = ("none", "tokens")
 VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
-class _OnePerPrompt(int):
+class _AnyNumber(int):
     """
-    Shown to GRPOConfig in place of `num_generations=1`, which it refuses because GRPO's advantage needs a group.
-    Distillation does not: this number compares as 2 and divides every window.
+    Shown to GRPOConfig in place of `num_generations`, of which it wants at least 2 because GRPO's advantage needs a
+    group. Distillation does not: this number is at least 2, and divides every window, which is judged here instead.
     """
 
     def __rmod__(self, window: int) -> int:
@@ -376,7 +376,7 @@ class FiReOPDConfig(GRPOConfig):
         faults = self._replace_wrong_values()
         wrong = {fault.partition("=")[0] for fault in faults}
         together: list[str] = []
-        generations, self.num_generations = self.num_generations, _shown_to_grpo(self.num_generations)
+        generations, self.num_generations = self.num_generations, _AnyNumber(max(2, self.num_generations))
         generations_eval, self.num_generations_eval = (
             self.num_generations_eval,
             self.num_generations_eval or generations,
@@ -465,7 +465,3 @@ class FiReOPDConfig(GRPOConfig):
 def not_about(names: set[str], faults: list[str]) -> list[str]:
     """Returns the faults that name none of these fields: they are refused already, and hold their defaults."""
     return [fault for fault in faults if not names & set(re.findall(r"\w+", fault))]
-
-
-def _shown_to_grpo(generations: int) -> int:
-    return _OnePerPrompt(2) if generations == 1 else generations

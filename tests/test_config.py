@@ -1,6 +1,7 @@
 """Defaults of the paper, and every wrong value and combination refused with field, value and what to do."""
 
 import dataclasses
+import pickle
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,6 +10,7 @@ from trl import TrlParser
 
 from fire_opd_trl import METHODS, FiReOPDConfig
 from fire_opd_trl.config import Help, rules_of
+from fire_opd_trl.refusals import WrongSettings
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,6 +104,31 @@ def test_a_wrong_value_is_refused_with_field_value_and_fix(name, value):
     with pytest.raises(ValueError) as error:
         config(**{name: value})
     assert str(error.value).startswith(f"{name}={value!r} is refused. {RULES[name][1]}")
+
+
+def test_all_wrong_values_are_refused_in_one_error_with_a_line_each():
+    with pytest.raises(WrongSettings) as error:
+        config(drop_fraction=2, method="fires", scoring_token_budget=0, teacher_model_revision="main")
+    together = "teacher_model_revision='main' is refused. It names a revision of teacher_model_name_or_path, which is"
+    assert [fault.split(". ")[0] for fault in error.value.args[:3]] == [
+        "method='fires' is refused", "drop_fraction=2 is refused", "scoring_token_budget=0 is refused"
+    ]  # fmt: skip
+    assert str(error.value) == "\n".join(error.value.args) and error.value.args[3].startswith(together)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # from another process
+
+
+def test_nothing_is_said_of_the_default_that_stands_in_for_a_wrong_value():
+    """With the default, one completion, reward_coef would be refused too; but nobody has set one completion."""
+    with pytest.raises(ValueError) as error:
+        config(num_generations=0, reward_coef=0.5)
+    assert str(error.value) == f"num_generations=0 is refused. {RULES['num_generations'][1]}"
+
+
+def test_what_trl_refuses_stands_beside_what_is_refused_here():
+    with pytest.raises(
+        WrongSettings, match="(?s)drop_fraction=2 is refused.*\n.*auto_find_batch_size is not supported"
+    ):
+        config(drop_fraction=2, auto_find_batch_size=True)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             {"reward_coef": 0.5},
             "reward_coef=0.5 is refused. GRPO's advantage compares .* num_generations to at least 2",
         ),
-        ({"num_generations": 3, "per_device_train_batch_size": 4}, "must be divisible by num_generations"),
+        (
+            {"num_generations": 3, "per_device_train_batch_size": 4},
+            "generation_batch_size=4 is refused. .* num_generations=3",
+        ),
         (
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
             "steps_per_generation=3 is refused. A window must not be split .* Make steps_per_generation a multiple",
@@ -111,6 +114,14 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant():
             config(**{field: value})
     with pytest.raises(ValueError, match=r"tropd\.$"):
         config(method="sft")
+
+
+def test_all_wrong_combinations_are_refused_at_once():
+    wrong = {"reward_coef": 0.5, "steps_per_generation": 3, "gradient_accumulation_steps": 2, "confidence": 0.5}
+    with pytest.raises(ValueError) as error:
+        config(**wrong, teacher_prompt_column="prompt", method="opd")
+    names = [line.partition("=")[0] for line in str(error.value).splitlines()]
+    assert names == ["reward_coef", "steps_per_generation", "teacher_prompt_column", "confidence"]
 
 
 @pytest.mark.filterwarnings("default")

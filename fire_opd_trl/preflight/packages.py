@@ -3,6 +3,8 @@
 import importlib.util
 from typing import Any
 
+from transformers.training_args import OptimizerNames
+
 from ..config import FiReOPDConfig
 from ..refusals import WrongSettings
 from ..teachers.sources import Source
@@ -65,8 +67,9 @@ def needed(args: FiReOPDConfig, sources: dict[str, Source], engine: str | None) 
     for tracker in args.report_to or []:
         if tracker not in NO_PACKAGE:
             needs[f"report_to={tracker!r}"] = TRACKERS.get(tracker, (tracker,))
-    if "bnb" in str(args.optim) or str(args.optim).startswith(("paged_", "lion_", "ademamix")):
-        needs[f"optim={str(args.optim)!r}"] = ("bitsandbytes",)
+    optimizer = OptimizerNames(args.optim).value
+    if "bnb" in optimizer or optimizer.startswith(("paged_", "lion_", "ademamix")):
+        needs[f"optim={optimizer!r}"] = ("bitsandbytes",)
     loaded = {"model_init_kwargs": args.model_init_kwargs or {}}
     for name, source in sources.items():
         loaded[f"teacher_model_init_kwargs of {name!r}"] = source.init_kwargs

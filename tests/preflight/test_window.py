@@ -79,10 +79,10 @@ def test_micro_batches_that_the_filter_leaves_empty_are_counted_and_a_split_with
     assert said(looked(rows=[{"prompt": "1+1="}] * 20, **config))["fillers"] == (
         "warning",
         "of the 20 micro-batches of an optimizer step, a rank has no row for 4 in the mean; each still costs a "
-        "forward and a backward. Set per_device_train_batch_size=4, gradient_accumulation_steps=5: the same window in 4 times "
-        "fewer forwards, none of them empty. Short rows then share a micro-batch, and the longest row keeps one to "
-        "itself, so that the peak of memory is the same where the longest row has at least 4 times the tokens of the "
-        "mean row",
+        "forward and a backward. Set per_device_train_batch_size=4, gradient_accumulation_steps=5: the same window in "
+        "4 times fewer forwards, none of them empty. Short rows then share a micro-batch, and the longest row keeps "
+        "one to itself, so that the peak of memory is the same where the longest row has at least 4 times the tokens "
+        "of the mean row",
     )
 
 

@@ -121,8 +121,8 @@ def test_micro_batches_are_never_larger_than_equally_many_rows_each(count):
 def test_four_rows_for_each_micro_batch_take_no_more_than_the_longest_row(spread, ratio):
     """
     The recipes' split. Of 1024 rows 820 are kept (`1024 - floor(0.2 * 1024)`). Of 8 x 128 micro-batches 204 have no
-    row, for each of 8 x 32 there are 3.2 rows. Where the longest row has 5 times the tokens of the mean row, the largest
-    micro-batch is the longest row; at 3.5 times it is larger by a quarter at most.
+    row, for each of 8 x 32 there are 3.2 rows. Where the longest row has 5 times the tokens of the mean row, the
+    largest micro-batch is the longest row; at 3.5 times it is larger by a quarter at most.
     """
     for seed in range(3):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from fire_opd_trl import FiReOPDConfig
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight import command
 from fire_opd_trl.preflight.findings import Checked
 from fire_opd_trl.preflight.inspection import inspect_run
 from fire_opd_trl.refusals import chosen_method
@@ -41,6 +42,12 @@ def looked(
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     method = chosen_method(recipe, args, rewarded=False)
     return inspect_run(model, sources, args, method, dataset, evaluated, tokenizer, others)
+
+
+def preflight_table(capsys, *argv: str) -> tuple[int, str]:
+    """The exit code and the table of `fire-opd preflight`, in this process, without line breaks."""
+    code = command.main([*argv, "--output_dir", "never"])
+    return code, " ".join(capsys.readouterr().out.split())
 
 
 def said(checked: Checked) -> dict[str, tuple[str, str]]:
