@@ -165,7 +165,8 @@ def survivors(
 def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | None = None) -> Signal:
     """
     The algorithm: turn what was sampled and scored into what is learned (FiRe-OPD, Algorithm 1). Every statistic is
-    taken over the whole window on all ranks.
+    taken over the whole window on all ranks. On one process, with lists, arrays or tensors:
+    `distil(Rollout(mask_BT), Scores(teacher_logp_BT, student_logp_BT), METHODS["opd"]()).advantage_BT`.
 
     Args:
         rollout ([`Rollout`]): The sampled trajectories of this rank.

@@ -128,7 +128,7 @@ class QuietBar(ProgressCallback):
 def notebook_table(base: type[TrainerCallback]) -> TrainerCallback:
     """Returns transformers' bar and table for notebooks, `base`, with the columns of a line."""
 
-    class NotebookTable(base):  # type: ignore[misc, valid-type]
+    class NotebookTable(base):
         def on_train_begin(self, args, state, control, **kwargs):
             super().on_train_begin(args, state, control, **kwargs)
             self.pace = Pace(state)
