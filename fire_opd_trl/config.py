@@ -5,10 +5,13 @@ import json
 import math
 import os
 import re
+import sys
 import textwrap
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+from transformers.utils import is_in_notebook, is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from .methods import CONTROLS, METHODS, control
@@ -38,6 +41,12 @@ from .stages import LOSS_TYPES, SCOPES
 
 PLACEMENTS = ("auto", "sharded", "replicated", "offload")
 BALANCES = ("none", "tokens")
+PRINTED = ("line", "all", "none")
+# transformers' names for two fields under which GRPOConfig still has its defaults, where they have new names.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 VLLM_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
@@ -129,6 +138,7 @@ class FiReOPDConfig(GRPOConfig):
     ```python
     >>> from fire_opd_trl import FiReOPDConfig
     >>> args = FiReOPDConfig("output", drop_fraction=0.2, gradient_accumulation_steps=64)
+    >>> on_the_cpu = FiReOPDConfig("output", use_cpu=True, bf16=False)
     ```
     """
 
@@ -312,6 +322,13 @@ class FiReOPDConfig(GRPOConfig):
         "Print before training what was checked, and one prompt as each model sees it.",
         *YES_OR_NO,
     )
+    print_metrics: str = described(
+        "line",
+        "What is printed at every logging step: 'line' is one line for people (step, loss, KL to the teacher, share "
+        "of answers kept, their length, tokens a second, time left), 'all' is every metric, 'none' nothing. Trackers "
+        "(`report_to`) and the file metrics.jsonl in output_dir get every metric in any case.",
+        *one_of(PRINTED),
+    )
 
     # What fails in silence
     allow_guessing_teacher: bool = described(
@@ -381,7 +398,13 @@ class FiReOPDConfig(GRPOConfig):
             self.num_generations_eval,
             self.num_generations_eval or generations,
         )
+        for old, new in RENAMED.items():
+            if new in self.__dataclass_fields__ and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))  # else transformers warns of a name that GRPOConfig sets
+        if self.disable_tqdm is None and not sys.stderr.isatty() and not is_in_notebook():
+            self.disable_tqdm = True  # in a file, each redrawing of a bar is a line more
         try:
+            refuse_bf16_without_gpu(self)
             super().__post_init__()
         except ValueError as error:
             raise WrongSettings(*faults, *not_about(wrong, [str(error)])) from error
@@ -465,3 +488,18 @@ class FiReOPDConfig(GRPOConfig):
 def not_about(names: set[str], faults: list[str]) -> list[str]:
     """Returns the faults that name none of these fields: they are refused already, and hold their defaults."""
     return [fault for fault in faults if not names & set(re.findall(r"\w+", fault))]
+
+
+def refuse_bf16_without_gpu(config: FiReOPDConfig) -> None:
+    """The config calls this before transformers judges bf16, which is on by default."""
+    wanted = not config.fp16 if config.bf16 is None else config.bf16
+    if not wanted or config.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+        return
+    said = "bf16 is not set, which means bf16=True" if config.bf16 is None else f"bf16={config.bf16!r}"
+    if torch.cuda.is_available():
+        raise ValueError(f"{said}: this GPU does not compute in bfloat16 (NVIDIA: from Ampere on). Set bf16=False.")
+    raise ValueError(
+        f"{said}, and PyTorch {torch.__version__} finds no GPU that computes in bfloat16. To train on the CPU, set "
+        "use_cpu=True and bf16=False. If there is a GPU, install a build of PyTorch for it; "
+        "torch.cuda.is_available() says whether it is found."
+    )

@@ -6,11 +6,13 @@ the setting in which it becomes plain on-policy distillation (`opd`), to the bit
 the sources leave something open, the recipe says what is decided here.
 """
 
+import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from .pipeline import Method
+from .pipeline import Method, refuse_other_than_method
 from .stages import (
     DIRECTIONS,
     SCOPES,
@@ -53,6 +55,37 @@ a_t = log pi_T(y_t) - log pi_old(y_t), the log-ratio; A_t: the advantage, the to
 H_T(t), H_S(t): entropy of the teacher's and of the student's distribution of token t; R: the reward of an answer
 PPL_T, PPL_S: perplexity of an answer under teacher and student; z(x): (x - mean) / deviation among a prompt's answers
 """.strip()
+# arXiv number of the papers that the recipes come from: title and first author. A model card cites its method's.
+PAPERS = {
+    "2306.13649": (
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
+        "Rishabh Agarwal",
+    ),
+    "2602.12125": (
+        "Learning beyond Teacher: Generalized On-Policy Distillation with Reward Extrapolation",
+        "Wenkai Yang",
+    ),
+    "2603.07079": ("Entropy-Aware On-Policy Distillation of Language Models", "W. Jin"),
+    "2603.11137": ("Scaling Reasoning Efficiently via Relaxed On-Policy Distillation", "Jongwoo Ko"),
+    "2604.10688": (
+        "SCOPE: Signal-Calibrated On-Policy Distillation Enhancement with Dual-Path Adaptive Weighting",
+        "Binbin Zheng",
+    ),
+    "2604.14084": ("TIP: Token Importance in On-Policy Distillation", "Yuanda Xu"),
+    "2605.03677": ("Uni-OPD: Unifying On-Policy Distillation with a Dual-Perspective Recipe", "Wenjin Hou"),
+    "2606.01249": ("Trust Region On-Policy Distillation", "Xingrun Xing"),
+    "2606.02684": (
+        "Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation",
+        "Yuying Li",
+    ),
+    "2606.17199": ("PowerOPD: Stabilizing On-Policy Distillation with Bounded Power Transformation", "Anhao Zhao"),
+    "2606.22600": ("On the Position Bias of On-Policy Distillation", "Yan Xie"),
+    "2608.19181": (
+        "Beyond Teacher Likelihood: Group-Calibrated On-Policy Distillation for Long-Context Reasoning",
+        "Zhu Zhang",
+    ),
+    "2608.24696": ("On-policy Distillation with Verifiable Reward", "Wenze Lin"),
+}
 PAIR = ("teacher_logp_BT", "student_logp_BT")
 OUTCOMES = ("reward_B", "group_B")
 INF = float("inf")
@@ -79,9 +112,10 @@ def opd() -> Method:
     """
     On-policy distillation: `A_t = log pi_T(y_t) - log pi_old(y_t)` on every token of every trajectory.
 
-    Source: the sampled-token form used as the baseline of FiRe-OPD (arXiv 2606.02684) and of G-OPD's code.
+    Source: on-policy distillation is GKD's (arXiv 2306.13649); this form, with the sampled token alone, is the
+    baseline of FiRe-OPD (arXiv 2606.02684) and of G-OPD's code.
     """
-    return Method("opd")
+    return Method("opd", paper="2306.13649")
 
 
 def fire(
@@ -133,6 +167,7 @@ def fire(
         reweight = partial(highest_weights, weigh=reweight, keep=keep_tokens)
     return Method(
         "fire",
+        paper="2606.02684",
         signals=(*PAIR, *entropies),
         filter=partial(drop_lowest, fraction=drop_fraction, scope=scope) if rows == "hard" else None,
         reweight=reweight,
@@ -197,9 +232,10 @@ def exopd(extrapolation: float = 1.25) -> Method:
     """
     refuse_outside("extrapolation", extrapolation, 0, 1e3, 1.25)
     if extrapolation == 1:
-        return Method("exopd")
+        return Method("exopd", paper="2602.12125")
     return Method(
         "exopd",
+        paper="2602.12125",
         signals=(*PAIR, "reference_logp_BT"),
         advantage=partial(extrapolated, extrapolation=extrapolation),
     )
@@ -227,7 +263,7 @@ def tip(keep: float = 0.5, clip_quantile: float = 0.98, full: bool = True) -> Me
     refuse_outside("clip_quantile", clip_quantile, 1e-9, 1, 0.98)
     refuse_other("full", full, (True, False))
     chosen = partial(unsure_or_far, keep=keep, clip_quantile=clip_quantile)
-    method = Method("tip", signals=(*PAIR, "student_entropy_BT", "reverse_kl_BT"), reweight=chosen)
+    method = Method("tip", paper="2604.14084", signals=(*PAIR, "student_entropy_BT", "reverse_kl_BT"), reweight=chosen)
     return replace(method, advantage=None, divergence=Divergence(weight=chosen)) if full else method
 
 
@@ -246,9 +282,14 @@ def eopd(threshold: float = 0.8, top_k: int = 16, coef: float = 1.0) -> Method:
     refuse_outside("top_k", top_k, 1, 1024, 16)
     refuse_outside("coef", coef, 0, 1e3, 1.0)
     if not coef:
-        return Method("eopd")
+        return Method("eopd", paper="2603.07079")
     gate = partial(uncertain_teacher, threshold=threshold, coef=coef)
-    return Method("eopd", signals=(*PAIR, "teacher_entropy_BT"), divergence=Divergence(top_k=top_k, weight=gate))
+    return Method(
+        "eopd",
+        paper="2603.07079",
+        signals=(*PAIR, "teacher_entropy_BT"),
+        divergence=Divergence(top_k=top_k, weight=gate),
+    )
 
 
 def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Method:
@@ -269,6 +310,7 @@ def reopold(floor: float = 0.2, keep: float = 0.5, switch: float = 0.5) -> Metho
     lowest = mixture_floor(floor)
     return Method(
         "reopold",
+        paper="2603.11137",
         signals=(*PAIR, "student_entropy_BT"),
         reweight=partial(explore_then_refine, floor=lowest, keep=keep, switch=switch),
         advantage=partial(floored, floor=lowest),
@@ -298,7 +340,7 @@ def uni_opd(margin: float = 0.4, statistic: str = "mean", direction: str = "both
     refuse_other("statistic", statistic, STATISTICS)
     refuse_other("direction", direction, DIRECTIONS)
     refuse_other("calibrate", calibrate, ("shift", "mask"))
-    method = Method("uni_opd", score=mean_log_ratio, needs=OUTCOMES)
+    method = Method("uni_opd", paper="2605.03677", score=mean_log_ratio, needs=OUTCOMES)
     if calibrate == "mask":
         return replace(method, filter=partial(enough_margin, margin=margin, statistic=statistic))
     return replace(method, advantage=partial(margin_shifted, margin=margin, statistic=statistic, direction=direction))
@@ -316,7 +358,7 @@ def opd_full(mixture: float = 1.0) -> Method:
     `opd`'s over the sampled token, given what precedes it; no setting is `opd` to the bit.
     """
     refuse_outside("mixture", mixture, 0, 1, 1.0)
-    return Method("opd_full", advantage=None, divergence=Divergence(mixture=mixture))
+    return Method("opd_full", paper="2306.13649", advantage=None, divergence=Divergence(mixture=mixture))
 
 
 def iw_opd(strength: float = 0.5) -> Method:
@@ -329,7 +371,7 @@ def iw_opd(strength: float = 0.5) -> Method:
     learning rate. `iw_opd(0)` is `opd`.
     """
     refuse_outside("strength", strength, 0, 1e3, 0.5)
-    return Method("iw_opd", reweight=partial(early_tokens, strength=strength))
+    return Method("iw_opd", paper="2606.22600", reweight=partial(early_tokens, strength=strength))
 
 
 def power_opd(power: float = 5.0) -> Method:
@@ -341,7 +383,11 @@ def power_opd(power: float = 5.0) -> Method:
     which is `opd`.
     """
     refuse_outside("power", power, 0, 1e3, 5.0)
-    return Method("power_opd", advantage=partial(power_difference, power=power)) if power else Method("power_opd")
+    return (
+        Method("power_opd", paper="2606.17199", advantage=partial(power_difference, power=power))
+        if power
+        else Method("power_opd", paper="2606.17199")
+    )
 
 
 def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
@@ -357,7 +403,12 @@ def gc_opd(strength: float = 0.1, largest: float = 10.0) -> Method:
     """
     refuse_outside("strength", strength, 0, 1e3, 0.1)
     refuse_outside("largest", largest, 1e-9, INF, 10.0)
-    return Method("gc_opd", advantage=partial(group_calibrated, strength=strength, largest=largest), needs=OUTCOMES)
+    return Method(
+        "gc_opd",
+        paper="2608.19181",
+        advantage=partial(group_calibrated, strength=strength, largest=largest),
+        needs=OUTCOMES,
+    )
 
 
 def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
@@ -374,7 +425,12 @@ def scope(temperature: float = 1.0, imitate: bool = True) -> Method:
     """
     refuse_outside("temperature", temperature, 1e-9, INF, 1.0)
     refuse_other("imitate", imitate, (True, False))
-    method = Method("scope", row_weight=partial(surprising_or_plausible, temperature=temperature), needs=OUTCOMES)
+    method = Method(
+        "scope",
+        paper="2604.10688",
+        row_weight=partial(surprising_or_plausible, temperature=temperature),
+        needs=OUTCOMES,
+    )
     return replace(method, advantage=imitate_correct) if imitate else method
 
 
@@ -392,6 +448,7 @@ def opdvr(conflict: float = 0.0, group: bool = False) -> Method:
     refuse_other("group", group, (True, False))
     return Method(
         "opdvr",
+        paper="2608.24696",
         filter=mixed_outcomes if group else None,
         reweight=partial(agreeing_with_verifier, conflict=conflict),
         needs=OUTCOMES if group else ("reward_B",),
@@ -412,30 +469,69 @@ def tropd(top_k: int = 64, outliers: str = "forward_kl") -> Method:
     refuse_outside("top_k", top_k, 1, 1024, 64)
     refuse_other("outliers", outliers, ("forward_kl", "mask", "opd"))
     if outliers == "opd":
-        return Method("tropd")
+        return Method("tropd", paper="2606.01249")
     divergence = Divergence(top_k=top_k, weight=distrusted) if outliers == "forward_kl" else None
-    return Method("tropd", reweight=trusted, divergence=divergence)
+    return Method("tropd", paper="2606.01249", reweight=trusted, divergence=divergence)
 
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "opd": opd,
-    "fire": fire,
-    "fire_released": fire_released,
-    "fire_full": fire_full,
-    "random": random,
-    "exopd": exopd,
-    "tip": tip,
-    "eopd": eopd,
-    "reopold": reopold,
-    "uni_opd": uni_opd,
-    "opd_full": opd_full,
-    "iw_opd": iw_opd,
-    "power_opd": power_opd,
-    "gc_opd": gc_opd,
-    "scope": scope,
-    "opdvr": opdvr,
-    "tropd": tropd,
-}
+class Recipes(dict[str, Callable[..., Method]]):
+    """The recipes by name, with a help that lists them, and an answer to names that it does not have."""
+
+    def __init__(self, recipes: dict[str, Callable[..., Method]]):
+        super().__init__(recipes)
+        lines = [f"    {call_of(recipe)}\n        {first_sentence(recipe)}" for recipe in recipes.values()]
+        self.__doc__ = (  # what help(METHODS) shows
+            'The recipes by name. Call one, with its arguments, for a Method: METHODS["fire"](drop_fraction=0.1). The '
+            "recipes and\ntheir defaults; help(METHODS[NAME]) or `fire-opd methods NAME` has equation and source:\n\n"
+            + "\n".join(lines)
+        )
+
+    def __repr__(self) -> str:
+        return f"<METHODS: {', '.join(self)}>"
+
+    def __missing__(self, name: str) -> Callable[..., Method]:
+        raise KeyError(unknown_method(name))
+
+
+def call_of(recipe: Callable[..., Method]) -> str:
+    """Returns how a recipe is called, with its defaults."""
+    arguments = inspect.signature(recipe).parameters.values()
+    return f"{recipe.__name__}({', '.join(f'{argument.name}={argument.default!r}' for argument in arguments)})"
+
+
+def first_sentence(recipe: Callable[..., Method]) -> str:
+    """Returns what a recipe does, in a line."""
+    return (inspect.getdoc(recipe) or "").split("\n")[0].rstrip(":.")
+
+
+def unknown_method(name: str) -> str:
+    """Returns what to say of a name that no recipe has."""
+    close = difflib.get_close_matches(str(name), METHODS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"method={name!r} is unknown.{hint} Use one of: {', '.join(METHODS)}."
+
+
+METHODS = Recipes(
+    {
+        "opd": opd,
+        "fire": fire,
+        "fire_released": fire_released,
+        "fire_full": fire_full,
+        "random": random,
+        "exopd": exopd,
+        "tip": tip,
+        "eopd": eopd,
+        "reopold": reopold,
+        "uni_opd": uni_opd,
+        "opd_full": opd_full,
+        "iw_opd": iw_opd,
+        "power_opd": power_opd,
+        "gc_opd": gc_opd,
+        "scope": scope,
+        "opdvr": opdvr,
+        "tropd": tropd,
+    }
+)
 
 
 # Controls
@@ -450,10 +546,19 @@ def control(method: Method, what: str = "both") -> Method:
     places. The weights of tokens, and of a divergence, keep their values and change places inside each trajectory.
     What a method gains over its control, it gains by knowing something.
 
+    Example:
+
+    ```python
+    >>> from fire_opd_trl import METHODS, control
+    >>> control(METHODS["fire"](drop_fraction=0.1), "filter").name
+    'fire, random filter'
+    ```
+
     Args:
         method ([`Method`]): The method.
         what (`str`): What becomes random: the `"filter"`, the `"tokens"`, `"both"`, or `"none"` of them.
     """
+    refuse_other_than_method(method)
     refuse_other("control", what, CONTROLS)
     if what == "none":
         return method

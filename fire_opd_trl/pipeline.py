@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -25,7 +26,18 @@ from .stages import (
 @dataclass(frozen=True)
 class Method:
     """
-    A recipe: which function stands at each stage. Any function with the same signature may take a place.
+    A recipe with its arguments: which function stands at each stage. Any function with the same signature may take a
+    place.
+
+    Example, FiRe-OPD with weights of one's own:
+
+    ```python
+    >>> from dataclasses import replace
+    >>> from fire_opd_trl import METHODS
+    >>> def where_the_teacher_is_sure(rollout, scores, context):
+    ...     return (rollout.mask_BT & (scores.teacher_entropy_BT < 0.01)).float()
+    >>> method = replace(METHODS["fire"](drop_fraction=0.1), name="sure", reweight=where_the_teacher_is_sure)
+    ```
 
     Args:
         name (`str`): Its name in logs and model cards.
@@ -43,6 +55,7 @@ class Method:
         divergence ([`Divergence`], *optional*): What is minimised beside the policy gradient, and at which tokens.
         rollout_correction (`bool`): Whether the importance ratio between training and rollout engine applies.
         needs (`tuple[str, ...]`): Fields of [`Rollout`] that it reads: `"reward_B"`, `"group_B"`.
+        paper (`str`, *optional*): The arXiv number of the paper that it comes from; a model card cites it.
     """
 
     name: str
@@ -55,6 +68,7 @@ class Method:
     divergence: Divergence | None = None
     rollout_correction: bool = True
     needs: tuple[str, ...] = ()
+    paper: str | None = None
 
     def __post_init__(self):
         # A method that spells out what `None` stands for is the same method.
@@ -73,10 +87,23 @@ class Method:
         return "reverse_kl_BT" in self.signals or (divergence is not None and not divergence.top_k)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signal:
     """
-    What the loss needs to know of a window. Nothing in it carries a gradient.
+    What the loss needs to know of a window: what [`distil`] returns. Nothing in it carries a gradient.
+
+    Example, with two answers, of two tokens and of one:
+
+    ```python
+    >>> from fire_opd_trl import METHODS, Rollout, Scores, distil
+    >>> rollout = Rollout(mask_BT=[[1, 1], [1, 0]])
+    >>> scores = Scores(teacher_logp_BT=[[-0.5, -1.0], [-3.0, 0.0]], student_logp_BT=[[-1.0, -0.5], [-1.0, 0.0]])
+    >>> distil(rollout, scores, METHODS["opd"]()).advantage_BT
+    tensor([[ 0.5000, -0.5000],
+            [-2.0000,  0.0000]])
+    >>> distil(rollout, scores, METHODS["fire"](drop_fraction=0.5, confidence=0, confusion=0)).keep_B
+    tensor([ True, False])
+    ```
 
     Args:
         keep_B (`torch.Tensor`): True for trajectories that train.
@@ -91,6 +118,35 @@ class Signal:
     advantage_BT: torch.Tensor
     metrics: dict[str, float]
     divergence_BT: torch.Tensor | None = None
+
+
+def refuse_other_than_method(value: Any) -> None:
+    """Called where a method is asked for: a name, or a recipe that was not called, is refused with what to write."""
+    if isinstance(value, Method):
+        return
+    if isinstance(value, str):
+        fix = f"is a name. Pass the recipe of that name, called: METHODS[{value!r}]()."
+    elif callable(value) and not isinstance(value, type):
+        name = getattr(value, "__name__", "recipe")
+        fix = f"is a recipe that was not called. Add parentheses, and its arguments if you like: {name}()."
+    else:
+        fix = f"is of the type {type(value).__name__}. Pass a Method, for example METHODS['fire']()."
+    raise ValueError(f"method={value!r} {fix}")
+
+
+def refuse_other_arguments(rollout: Any, scores: Any, method: Any, context: Any) -> None:
+    """`distil` calls this, so that arguments in a wrong order or of another kind are refused with what to pass."""
+    for name, value, kind in (
+        ("rollout", rollout, Rollout),
+        ("scores", scores, Scores),
+        ("context", context, Context),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"distil: {name} is of the type {type(value).__name__}. Call distil(rollout, scores, method, context) "
+                f"with a {kind.__name__} there."
+            )
+    refuse_other_than_method(method)
 
 
 def survivors(
@@ -108,18 +164,21 @@ def survivors(
 def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | None = None) -> Signal:
     """
     The algorithm: turn what was sampled and scored into what is learned (FiRe-OPD, Algorithm 1). Every statistic is
-    taken over the whole window on all ranks.
+    taken over the whole window on all ranks. On one process, with lists, arrays or tensors:
+    `distil(Rollout(mask_BT), Scores(teacher_logp_BT, student_logp_BT), METHODS["opd"]()).advantage_BT`.
 
     Args:
         rollout ([`Rollout`]): The sampled trajectories of this rank.
         scores ([`Scores`]): What teacher and student say about their tokens.
-        method ([`Method`]): The recipe.
+        method ([`Method`]): The recipe, with its arguments: `METHODS["fire"](drop_fraction=0.1)`.
         context ([`Context`], *optional*): The other ranks, the progress of training, the seed.
 
     Returns:
-        [`Signal`]: Survivors, token weights, weighted advantages, metrics.
+        [`Signal`]: Survivors, token weights, weighted advantages, metrics. Its help has an example.
     """
-    context, name = context or Context(), method.name
+    context = context if context is not None else Context()
+    refuse_other_arguments(rollout, scores, method, context)
+    name = method.name
     refuse_missing(name, rollout, scores, method.needs, method.signals)
     scores = scores.only(method.signals)
     refuse_broken_student(rollout, scores, method.signals, context.world)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .methods import METHODS
-from .pipeline import Method
+from .methods import METHODS, unknown_method
+from .pipeline import Method, refuse_other_than_method
 from .stages import refuse_incomplete
 
 
@@ -264,17 +264,33 @@ def refuse_truncated_sampling(config: Any, method: Method) -> None:
     )
 
 
-def chosen_method(method: Method | None, args: Any, rewarded: bool) -> Method:
+def name_method(name: str, args: Any) -> None:
+    """The trainer was given the name of a recipe: it becomes the config's, whose other fields are its arguments."""
+    if name not in METHODS:
+        raise ValueError(unknown_method(name))
+    if args.method not in (name, type(args).__dataclass_fields__["method"].default):
+        raise ValueError(
+            f"method={name!r} is given to the trainer, and method={args.method!r} to the config. Keep one."
+        )
+    args.method = name
+
+
+def chosen_method(method: Method | str | None, args: Any, rewarded: bool) -> Method:
     """
     The trainer and the preflight call this for the recipe: the one given to the trainer, or else the config's. It is
     refused if something that it reads will not exist.
 
     Args:
-        method ([`Method`], *optional*): A recipe in place of the config's.
+        method ([`Method`] or `str`, *optional*): A recipe in place of the config's. A name takes the place of the
+            config's name, and keeps the config's arguments.
         args ([`FiReOPDConfig`]): The config.
         rewarded (`bool`): Whether there is a reward function or an environment.
     """
+    if isinstance(method, str):
+        name_method(method, args)
+        method = None
     if method is not None:
+        refuse_other_than_method(method)
         names = ("method", "method_kwargs", "control", *KNOBS)
         if touched := [name for name in names if getattr(args, name) != type(args).__dataclass_fields__[name].default]:
             raise ValueError(

@@ -2,9 +2,12 @@
 
 import dataclasses
 import pickle
+import sys
+import warnings
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from support.configs import config
 from trl import TrlParser
 
@@ -57,6 +60,7 @@ WRONG = {
     "sampling_gap_limit": [0, -0.1, "small"],
     "allow_truncated_sampling": ["yes", 1],
     "preflight": ["yes", None],
+    "print_metrics": ["dict", None, True],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],
     "offload_teacher_states": ["yes", None],
@@ -191,3 +195,33 @@ def test_a_subclass_that_declares_a_field_anew_keeps_its_rule():
         Mine("output", **ON_CPU, balance="nonsense")
     with pytest.raises(ValueError, match="drop_fraction=1.0 is refused. Give a share"):
         Mine("output", **ON_CPU, drop_fraction=1.0)
+
+
+# The machine, and what transformers has renamed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_config_says_what_to_set():
+    with pytest.raises(ValueError, match="bf16 is not set, which means bf16=True.* set use_cpu=True and bf16=False"):
+        FiReOPDConfig()
+    with pytest.raises(ValueError, match="bf16=True, and PyTorch .* finds no GPU"):
+        FiReOPDConfig("output", bf16=True)
+    assert FiReOPDConfig("output", bf16=False).bf16 is False  # which is on the CPU, too
+
+
+def test_no_field_has_a_name_of_which_transformers_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        default, off = config(), config(gradient_checkpointing=False)
+        kept = config(gradient_checkpointing_kwargs={"use_reentrant": True})
+        renamed = config(activation_checkpointing=False)
+    assert default.activation_checkpointing and default.gradient_checkpointing
+    assert not off.activation_checkpointing and not off.gradient_checkpointing
+    assert kept.activation_checkpointing_kwargs == {"use_reentrant": True}
+    assert not renamed.gradient_checkpointing  # the new name wins, as in transformers
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
+    assert config().disable_tqdm and not config(disable_tqdm=False).disable_tqdm
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert not config().disable_tqdm

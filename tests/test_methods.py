@@ -10,7 +10,7 @@ from support.recipes import EXPECTED
 from support.windows import INF, NAN, emptied, hash_in_plain_python, on_ranks, parts_of, rows_of, window
 
 from fire_opd_trl import METHODS, Context, Divergence, Method, Signal, control, distil
-from fire_opd_trl.methods import CONTROLS
+from fire_opd_trl.methods import CONTROLS, PAPERS
 from fire_opd_trl.stages import early_tokens, keep_all, log_ratio, uniform
 
 
@@ -310,3 +310,16 @@ def test_a_prompt_whose_only_correct_row_breaks_is_of_one_outcome():
     ]
     scores.teacher_logp_BT[9, 0] = NAN
     assert distil(rollout, scores, method, CONTEXT).keep_B.nonzero().flatten().tolist() == [*range(20, 24)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_names_the_paper_of_its_docstring_which_has_a_title(name):
+    paper = METHODS[name]().paper
+    assert paper in PAPERS and all(PAPERS[paper])
+    cited = re.findall(r"arXiv (\d{4}\.\d{5})", METHODS[name].__doc__)
+    # Variants of FiRe-OPD name it in words.
+    assert cited[0] == paper if cited else paper == METHODS["fire"]().paper
+
+
+def test_every_paper_is_of_a_method():
+    assert {recipe().paper for recipe in METHODS.values()} == set(PAPERS)

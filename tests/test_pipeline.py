@@ -1,6 +1,9 @@
 """Laws that every method keeps, whatever its recipe: one table over all of METHODS, on one rank and on several."""
 
+import doctest
+import inspect
 import math
+import pydoc
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,7 @@ from support.recipes import EXPECTED
 from support.signals import CONTEXT, assert_bitwise, tensors
 from support.windows import INF, NAN, emptied, mapped, on_ranks, parts_of, rows_of, trimmed, window, with_value
 
+import fire_opd_trl
 from fire_opd_trl import METHODS, Context, Divergence, Method, Rollout, Scores, Signal, control, distil, stages
 from fire_opd_trl.pipeline import survivors
 from fire_opd_trl.stages import log_ratio
@@ -673,3 +677,48 @@ def test_a_world_of_former_days_is_asked_where_its_rows_lie():
 
     assert stages.global_row_B(2, Second(), torch.device("cpu")).tolist() == [4, 5]
     assert stages.World().own(3) == stages.World().local_slice(3) == slice(0, 3)
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("fire", r"method='fire' is a name. Pass the recipe of that name, called: METHODS\['fire'\]\(\)"),
+        (METHODS["fire"], r"is a recipe that was not called. Add parentheses, .*: fire\(\)"),
+        (None, r"method=None is of the type NoneType. Pass a Method, for example METHODS\['fire'\]\(\)"),
+        (Method, "is of the type type. Pass a Method"),
+    ],
+    ids=["name", "recipe", "none", "class"],
+)
+def test_what_is_no_method_is_refused_with_what_to_write(given, sentence):
+    for call in (lambda: distil(*window(), given), lambda: control(given)):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+def test_arguments_in_a_wrong_order_or_of_another_kind_are_named():
+    rollout, scores = window()
+    with pytest.raises(ValueError, match="rollout is of the type Scores. .*with a Rollout there"):
+        distil(scores, rollout, METHODS["opd"]())
+    with pytest.raises(ValueError, match="context is of the type float. .*with a Context there"):
+        distil(rollout, scores, METHODS["opd"](), 0.5)
+
+
+def test_the_examples_in_the_help_of_public_names_are_true():
+    names = ["Rollout", "Scores", "Signal", "Method", "Divergence", "control"]
+    for name in names:
+        text = inspect.getdoc(getattr(fire_opd_trl, name)).replace("```python\n", "").replace("```\n", "\n")
+        test = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+        assert test.examples, name
+        assert doctest.DocTestRunner().run(test).failed == 0, name
+
+
+def test_the_help_of_the_recipes_lists_them_all():
+    text = pydoc.plain(pydoc.render_doc(METHODS))
+    assert "Methods defined here" not in text  # not the help of a dict
+    assert all(f"    {name}(" in text for name in METHODS)
+    assert repr(METHODS).startswith("<METHODS: opd, fire, ")
+    with pytest.raises(KeyError, match="'fier' is unknown. Did you mean 'fire'"):
+        METHODS["fier"]

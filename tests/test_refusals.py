@@ -168,3 +168,23 @@ def test_a_method_that_compares_completions_of_a_prompt_wants_several(name):
     with pytest.raises(ValueError, match=f"num_generations=1 is refused. method='{name}' compares .* for example 8"):
         config(method=name)
     assert config(method=name, num_generations=4).build_method().name == name
+
+
+# The recipe that is given to the trainer
+
+
+def test_a_name_given_to_the_trainer_takes_the_configs_arguments():
+    args = small_config(drop_fraction=0.4)
+    chosen = chosen_method("random", args, rewarded=False)
+    assert chosen.name == args.method == "random" and chosen.filter.keywords["filter"].keywords["fraction"] == 0.4
+    assert chosen_method("tip", small_config(method="tip"), rewarded=False).name == "tip"  # said twice, alike
+    with pytest.raises(ValueError, match="drop_fraction=0.4 has no effect on method='opd'"):
+        chosen_method("opd", small_config(drop_fraction=0.4), rewarded=False)
+    with pytest.raises(
+        ValueError, match="method='opd' is given to the trainer, and method='tip' to the config. Keep one"
+    ):
+        chosen_method("opd", small_config(method="tip"), rewarded=False)
+    with pytest.raises(ValueError, match="method='fier' is unknown. Did you mean 'fire'?"):
+        chosen_method("fier", small_config(), rewarded=False)
+    with pytest.raises(ValueError, match="is a recipe that was not called"):
+        chosen_method(METHODS["fire"], small_config(), rewarded=False)

@@ -18,7 +18,16 @@ from .world import Context, global_row_B, uniform_hash
 @dataclass(frozen=True)
 class Divergence:
     """
-    What is minimised directly, and where.
+    What a [`Method`] minimises directly, beside its policy gradient or in its place, and at which tokens.
+    `Divergence()` is KL(student || teacher) of the full vocabulary at every token. `Divergence(top_k=16)` is the
+    forward KL, KL(teacher || student), on the teacher's 16 likeliest tokens.
+
+    Example, plain distillation over the whole vocabulary:
+
+    ```python
+    >>> from fire_opd_trl import Divergence, Method
+    >>> method = Method("whole", advantage=None, divergence=Divergence())
+    ```
 
     Args:
         top_k (`int`): 0: the divergence of the full vocabulary. k: the forward KL on the teacher's k likeliest tokens,

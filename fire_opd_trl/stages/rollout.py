@@ -4,14 +4,24 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .records import FRACTIONS, WHOLE, YES_OR_NO, take_tensors
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """
-    One window of sampled trajectories, as one rank holds it.
+    One window of sampled trajectories, as one rank holds it. Arrays and lists become tensors.
 
     The mask is the only statement about which tokens exist: a row that is dropped, or unusable, is a row whose mask is
     empty, so no later stage needs to know why.
+
+    Example, with three answers of at most four tokens, the last of them empty:
+
+    ```python
+    >>> from fire_opd_trl import Rollout
+    >>> Rollout(mask_BT=[[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], reward_B=[1.0, 0.0, 0.0]).alive_B
+    tensor([ True,  True, False])
+    ```
 
     Args:
         mask_BT (`torch.Tensor`): True on sampled tokens that train; false on padding, tool output, dropped rows.
@@ -28,7 +38,7 @@ class Rollout:
     finished_B: torch.Tensor | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "mask_BT", self.mask_BT.bool())
+        take_tensors(self, mask_BT=YES_OR_NO, teacher_B=WHOLE, group_B=WHOLE, reward_B=FRACTIONS, finished_B=YES_OR_NO)
 
     @property
     def alive_B(self) -> torch.Tensor:

@@ -5,15 +5,25 @@ from typing import Any
 
 import torch
 
+from .records import FRACTIONS, take_tensors
 from .rollout import Rollout, masked_mean_B
 from .world import Context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """
     Log-probabilities and entropies in nats at the sampling temperature, one value for each sampled token. None of
-    them carries a gradient, and values outside the mask are never read.
+    them carries a gradient, and values outside the mask are never read. Arrays and lists become tensors.
+
+    Example, with two answers of at most two tokens:
+
+    ```python
+    >>> from fire_opd_trl import Scores
+    >>> scores = Scores(teacher_logp_BT=[[-0.1, -0.2], [-3.0, 0.0]], student_logp_BT=[[-0.3, -0.1], [-0.5, 0.0]])
+    >>> scores.teacher_logp_BT.shape
+    torch.Size([2, 2])
+    ```
 
     Args:
         teacher_logp_BT (`torch.Tensor`): `log pi_T(y_t | x, y_<t)`.
@@ -31,6 +41,9 @@ class Scores:
     student_entropy_BT: torch.Tensor | None = None
     reference_logp_BT: torch.Tensor | None = None
     reverse_kl_BT: torch.Tensor | None = None
+
+    def __post_init__(self):
+        take_tensors(self, **dict.fromkeys(vars(self), FRACTIONS))
 
     def only(self, signals: tuple[str, ...]) -> "Scores":
         """The same scores with these signals alone, so that a fault in any other has no effect."""

@@ -29,6 +29,12 @@ def refuse_missing(name: str, rollout: Rollout, scores: Scores, needs: Sequence[
             raise ValueError(
                 f"method={name!r} reads {', '.join(missing)}, which `{where}` lacks. Compute and pass it."
             )
+    tokens_BT, logp_BT = list(rollout.mask_BT.shape), list(scores.teacher_logp_BT.shape)
+    if tokens_BT != logp_BT:
+        raise ValueError(
+            f"scores has the shape {logp_BT}, and the mask of rollout {tokens_BT}. Give both the same rows (B) and "
+            "sampled tokens (T)."
+        )
 
 
 def checked_output(name: str, stage: str, value: torch.Tensor, rollout: Rollout) -> torch.Tensor:
@@ -38,6 +44,8 @@ def checked_output(name: str, stage: str, value: torch.Tensor, rollout: Rollout)
     """
     rows, tokens = rollout.mask_BT.shape
     wanted = (rows,) if stage in ("score", "filter", "row_weight") else (rows, tokens)
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"method={name!r}: {stage} returned a {type(value).__name__}. It must be a tensor.")
     if tuple(value.shape) != wanted:
         raise ValueError(
             f"method={name!r}: {stage} returned a tensor of shape {tuple(value.shape)}. It must be {wanted}: one "

@@ -51,7 +51,8 @@ class World:
 @dataclass(frozen=True)
 class Context:
     """
-    What a stage may know besides its tensors.
+    What a stage may know besides its tensors. On one process, `Context()` is enough; a method with a schedule reads
+    `progress`, and one that draws random numbers reads `seed`: `Context(progress=0.5, seed=7)`.
 
     Args:
         world ([`World`]): Gathers rows, sums and maxima over all ranks; the default is one process.

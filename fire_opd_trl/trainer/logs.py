@@ -1,6 +1,5 @@
 """Corrects GRPO's logs, which speak of rewards that nobody gave, and of advantages that did not exist yet."""
 
-import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,20 +8,6 @@ import torch
 
 from ..pipeline import Rollout, Scores, Signal
 from ..stages import World, masked_mean_B, metrics_by_teacher
-
-
-CITATION = {
-    "title": "Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation",
-    "id": "2606.02684",
-    # docstyle-ignore
-    "citation": textwrap.dedent("""\
-        @article{li2026filter,
-            title  = {{Filter, Then Reweight: Rethinking Optimization Granularity in On-Policy Distillation}},
-            author = {Yuying Li and Leqi Zheng and Yongzi Yu and Wenrui Zhou and Xuchang Zhong and Xing Hu and Jing Jin and Huangjie Yuan and Tao Feng},
-            year   = 2026,
-            eprint = {arXiv:2606.02684},
-        }"""),  # noqa: E501
-}
 
 
 def no_reward(prompts: list, **kwargs) -> list[float]:

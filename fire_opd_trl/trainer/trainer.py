@@ -1,9 +1,11 @@
 """FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -32,8 +34,8 @@ from ..teachers.setup import RunSetup
 from ..teachers.sources import reference_source, teacher_sources
 from ..teachers.vocabulary import Teacher
 from .callbacks import EmptyStepGuard, UpdateTimer
+from .card import write_model_card
 from .logs import (
-    CITATION,
     StepSums,
     errors_name_step,
     fill_completions_table,
@@ -41,6 +43,8 @@ from .logs import (
     named_metrics,
     no_reward,
 )
+from .progress import leave_out_noise, show_progress
+from .record import RunRecord, facts_of
 
 
 class FiReOPDTrainer(GRPOTrainer):
@@ -58,7 +62,8 @@ class FiReOPDTrainer(GRPOTrainer):
         train_dataset (`Dataset` or `IterableDataset`): Rows with a `prompt`; with several teachers also
             `args.teacher_column`.
         reward_funcs (*optional*): Rewards as in GRPO. Logged; mixed in with `args.reward_coef`; read by some methods.
-        method ([`Method`], *optional*): A recipe of your own, in place of `args.method`.
+        method ([`Method`] or `str`, *optional*): A recipe of your own, in place of `args.method`, or a name of
+            `METHODS`, whose arguments are then those of `args`.
         kwargs: Everything else that [`~trl.GRPOTrainer`] takes: `peft_config`, `callbacks`, `rollout_func`, ...
 
     Example:
@@ -72,7 +77,8 @@ class FiReOPDTrainer(GRPOTrainer):
     What it overrides of GRPOTrainer, in the order of a step:
 
     - `__init__`: checks everything before a model is loaded; then loads the teachers beside the student.
-    - `train`: starts without anything that an earlier run has left over.
+    - `train`: starts without anything that an earlier run has left over, and records how it ended.
+    - `create_model_card`: says what was distilled into what, from which data, how, and with which result.
     - `_send_telemetry`: sends nothing.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
     - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
@@ -85,7 +91,6 @@ class FiReOPDTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "fire-opd"]
     _name = "FiRe-OPD"
-    _paper = CITATION
 
     def __init__(
         self,
@@ -96,12 +101,13 @@ class FiReOPDTrainer(GRPOTrainer):
         eval_dataset=None,
         reward_funcs=None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        method: Method | None = None,
+        method: Method | str | None = None,
         **kwargs,
     ):
         args = args if args is not None else FiReOPDConfig("fire-opd-output")
         if not isinstance(args, FiReOPDConfig):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
+        leave_out_noise(args)
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = teacher_sources(teacher_model, model, args, adapted)
@@ -128,6 +134,9 @@ class FiReOPDTrainer(GRPOTrainer):
             self.accelerator.device, lambda seconds: self._metrics["train"]["time/update"].append(seconds)
         )
         self.add_callback(self._update_timer)
+        show_progress(self, args)
+        self._record = RunRecord(facts_of(self.model, sources, self.checked, self.method))
+        self.add_callback(self._record)
         self._step_sums = StepSums(self.world)
         setup = RunSetup(self.accelerator, args, self.method, self.temperature, self.checked.student_rows)
         for model in [model for model in (self.model, self.ref_model) if model is not None]:
@@ -175,9 +184,15 @@ class FiReOPDTrainer(GRPOTrainer):
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
         self._last_loaded_step = -1  # nor in vLLM: a second run's steps are counted from 0 again, its weights are not
-        output = super().train(*args, **kwargs)
+        with self._record.of_failure(self.args):
+            output = super().train(*args, **kwargs)
         self._last_loaded_step = -1  # the best model may have been loaded
         return output
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name or Path(self.args.output_dir).name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_model_card(self.args, self.state, self._record.facts, is_peft_model(self.model))
 
     def _send_telemetry(self):
         """TRL reports each trainer's start to its makers; this library sends nothing anywhere."""

@@ -58,3 +58,8 @@ def test_a_stage_returns_a_value_for_each_row_or_token_and_0_outside_the_mask(st
     assert value.tolist() == ([1.0] * 3 if shape == (3,) else [[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     with pytest.raises(ValueError, match=f"method='m': {stage} returned a tensor of shape \\(2,\\)"):
         checked_output("m", stage, torch.ones(2), ROLLOUT)
+
+
+def test_a_stage_that_returns_no_tensor_is_named():
+    with pytest.raises(ValueError, match="method='m': filter returned a list. It must be a tensor"):
+        checked_output("m", "filter", [True, True, False], ROLLOUT)
