@@ -23,7 +23,7 @@ from ..scoring.token_scores import ModelScorer
 from ..scoring.window import Mode, WindowScorer, refuse_unscored
 from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
-from ..teachers.placement import load_reference, load_teachers
+from ..teachers.placement import keep_outputs_exact, load_reference, load_teachers
 from ..teachers.prompts import teacher_prompts
 from ..teachers.routing import route_to_teachers
 from ..teachers.setup import RunSetup
@@ -70,6 +70,7 @@ class FiReOPDTrainer(GRPOTrainer):
     What it overrides of GRPOTrainer, in the order of a step:
 
     - `__init__`: checks everything before a model is loaded; then loads the teachers beside the student.
+    - `create_accelerator_and_postprocess`: under FSDP 2 no model rounds its outputs.
     - `train`: starts without anything that an earlier run has left over.
     - `_send_telemetry`: sends nothing.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
@@ -160,6 +161,10 @@ class FiReOPDTrainer(GRPOTrainer):
             temperature=self.temperature,
             pad_token_id=self.checked.tokenizer.pad_token_id,
         )
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        keep_outputs_exact(self.accelerator)
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before

@@ -229,6 +229,14 @@ def is_sharded(module: torch.nn.Module) -> bool:
     return all(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
 
 
+def stepped(trainer) -> list[str]:
+    """The precisions of what the optimizer steps: the weights, or the copies of them that DeepSpeed keeps."""
+    copies = {2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}.get(trainer._dist.zero_stage)
+    if copies:
+        return sorted({str(copy.dtype) for copy in getattr(trainer.model_wrapped.optimizer, copies)})
+    return sorted({str(p.dtype) for group in trainer.optimizer.param_groups for p in group["params"]})
+
+
 def watched(trainer) -> dict:
     """The experts, or what the forwards said, of every rank, if they were watched."""
     from accelerate.utils import gather_object
@@ -270,7 +278,7 @@ def result(trainer) -> dict:
         "student_is_sharded": is_sharded(trainer.model),
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
         **watched(trainer),
-        "stepped": sorted({str(p.dtype) for group in trainer.optimizer.param_groups for p in group["params"]}),
+        "stepped": stepped(trainer),
         "fsdp_units_of_teachers": [sum(isinstance(m, FSDPModule) for m in module.modules()) for module in teachers],
         "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),
     }

@@ -200,60 +200,36 @@ def test_dropped_rows_cost_no_update_and_micro_batches_are_short(tmp_path):
 # Precision
 
 
-def said(outputs: list[dict]) -> dict[tuple, torch.Tensor]:
-    """By model, by whether it is the loss, and by row: the log-probabilities of a row's tokens."""
-    values = {}
-    for note in outputs:
-        part, logp_BC = note["part"], note["logp"]
-        for prompt, mine, ids, inside, logp in zip(
-            part["prompt_ids"],
-            part["prompt_mask"].bool(),
-            part["completion_ids"],
-            part["completion_mask"].bool(),
-            logp_BC,
-            strict=True,
-        ):
-            row = (*prompt[mine].tolist(), -1, *ids[inside].tolist())
-            values[note["of"], note["loss"], row] = logp[inside]
-    return values
-
-
-def in_bfloat16(outputs: list[dict]) -> list[dict]:
-    """The same forwards by plain models in bfloat16, in this process, without a wrapper."""
+def in_plain_models(outputs: list[dict], student: torch.dtype) -> list[dict]:
+    """The same forwards in this process, by models that nothing wraps."""
     models = {}
     for name in {note["of"] for note in outputs}:
-        folder = model_path("teacher" if name == "teacher" else "student")
-        models[name] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        folder, dtype = ("teacher", torch.bfloat16) if name == "teacher" else ("student", student)
+        models[name] = AutoModelForCausalLM.from_pretrained(model_path(folder), dtype=dtype).eval()
         add_fused_lm_head(models[name], outputs=("log_probs", "entropy"))
         make_observable(models[name])
-    again = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for note in outputs:
-            output = score_lines(models[note["of"]], models[note["of"]], note["part"], None, False, 1)
-            again.append({**note, "logp": output.logp_BC, "entropy": output.entropy_BC})
-    return again
-
-
-def apart(one: dict[tuple, torch.Tensor], other: dict[tuple, torch.Tensor]) -> float:
-    """The mean size of what OPD's advantages, teacher - student, differ by, as a share of their mean size."""
-    rows = [row for name, loss, row in one if name == "student" and not loss and len(one[name, loss, row])]
-    first, second = (
-        torch.cat([said["teacher", False, row] - said["student", False, row] for row in rows]).float()
-        for said in (one, other)
-    )
-    return ((first - second).abs().mean() / second.abs().mean()).item()
+        return [score_lines(models[note["of"]], models[note["of"]], note["part"], None, False, 1) for note in outputs]
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("launcher", ["fsdp2", "zero3", "zero2", "ddp"])
-def test_what_the_heads_compute_in_float32_reaches_scorers_and_loss_as_it_is(launcher, on_two_ranks):
+@pytest.mark.parametrize("launcher", ["fsdp2", "zero3", "autocast"])
+def test_what_heads_compute_in_float32_reaches_scorers_and_loss_as_it_is(launcher, on_two_ranks, tmp_path):
+    """
+    Layers compute in bfloat16. Were outputs rounded to it too, values of 5 to 16 nats would be off by up to 2^-5, and
+    the advantage of these models, a difference of two of them, by 1 % in the mean.
+    """
     case = {"method": "exopd", "bf16": True, "watch_outputs": True, "max_steps": 1, "config": {"beta": 0.1}}
-    case["teacher_kwargs"] = {"dtype": "bfloat16"}
-    if launcher.startswith("zero"):
-        case["dtype"] = "bfloat16"
-    two = on_two_ranks(launcher, layout(4, 4, case))
-    for rank, outputs in enumerate(two["outputs_of_ranks"]):
-        plain = in_bfloat16(outputs)
-        print(launcher, rank, {(n["of"], n["loss"], n["logp"].dtype, None if n["entropy"] is None else n["entropy"].dtype) for n in outputs})
-        print(max((a["logp"]-b["logp"]).abs().max().item() for a,b in zip(outputs,plain)), apart(said(outputs), said(plain)))
-        print(max((a["logp"]-b["logp"]).abs().max().item() for a,b in zip(outputs,plain) if a["of"]=="teacher"))
+    case.update(teacher_kwargs={"dtype": "bfloat16"}, dtype="float32" if launcher == "autocast" else "bfloat16")
+    if launcher == "autocast":
+        outcome = in_this_process(layout(4, 8, case), tmp_path)
+    else:
+        outcome = on_two_ranks(launcher, layout(4, 4, case))
+    assert outcome["stepped"] == ["torch.float32"]  # accelerate and DeepSpeed keep float32 copies of the weights
+    for outputs in outcome["outputs_of_ranks"]:
+        assert {note["of"] for note in outputs} == {"student", "teacher", "reference", "ref_model"}
+        assert {note["loss"] for note in outputs if note["of"] == "student"} == {True, False}
+        for note, plain in zip(outputs, in_plain_models(outputs, getattr(torch, case["dtype"])), strict=True):
+            assert note["logp"].dtype == torch.float32 and torch.equal(note["logp"], plain.logp_BC)
+            if note["of"] == "student":
+                assert note["entropy"].dtype == torch.float32 and torch.equal(note["entropy"], plain.entropy_BC)
