@@ -1,6 +1,6 @@
 """From a model and rollouts to the log-probability and the entropy of every sampled token, in many short forwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..rollouts.layout import Batch, lengths, take
-from ..rollouts.packing import cut_at_least_cost, cut_to_count, shortest_row
+from ..rollouts.packing import cut_at_least_cost, cut_to_count, of_like_length, shortest_row
 from ..stages import World
-from .forward import ForwardOutput
+from .forward import ForwardOutput, length_bounds
 from .heads import Observer
 
 
@@ -80,6 +80,11 @@ class ModelScorer:
     unknown: frozenset[int]
     on_time: Callable[[float], None]
 
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Between which lengths this model has no forward in common: the update keeps to the student's too."""
+        return length_bounds(self.base().config.get_text_config(), self.multiple)
+
     def token_scores(self, batch: Batch, rows: list[int] | None = None, observe: Observe | None = None) -> TokenScores:
         """
         Score rows of this rank; the model is in evaluation mode meanwhile, since dropout would be noise in the
@@ -99,7 +104,15 @@ class ModelScorer:
             started, training = perf_counter(), model.training
             model.eval()  # no chaining: DeepSpeed's eval() returns None
             scores = score_rows(
-                forward, batch, self.token_budget, self.world, vocabulary, rows, self.multiple, self.unknown
+                forward,
+                batch,
+                self.token_budget,
+                self.world,
+                vocabulary,
+                rows,
+                self.multiple,
+                self.unknown,
+                self.bounds,
             )
             model.train(training)
             self.on_time(perf_counter() - started)
@@ -116,6 +129,7 @@ def score_rows(
     rows: list[int] | None = None,
     multiple: int = 1,
     unknown: frozenset[int] = frozenset(),
+    bounds: Sequence[int] = (),
 ) -> TokenScores:
     """
     Score rows of a batch under one model. They are sorted by length and cut where it costs least, at most
@@ -132,11 +146,14 @@ def score_rows(
         rows (`list[int]`, *optional*): Rows to score, by default all.
         multiple (`int`): See [`~fire_opd_trl.rollouts.layout.take`].
         unknown (`frozenset[int]`): Further ids that mean nothing to the model, and are treated alike.
+        bounds (`Sequence[int]`): See [`~fire_opd_trl.rollouts.packing.of_like_length`].
     """
     length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
     rows = list(range(len(length_B))) if rows is None else rows
     device = batch["completion_ids"].device
-    cuts = cut_at_least_cost(rows, length_B, token_budget, FORWARD.get(device.type, 1024))
+    cost = FORWARD.get(device.type, 1024)
+    classes = of_like_length(rows, length_B, bounds)
+    cuts = [cut for alike in classes for cut in cut_at_least_cost(alike, length_B, token_budget, cost)]
     count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)

@@ -11,6 +11,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
+from ..preflight.precision import refuse_loaded_weights
 from ..refusals import chosen_method
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
@@ -116,6 +117,7 @@ class FiReOPDTrainer(GRPOTrainer):
             processing_class=self.checked.processing_class,
             **kwargs,
         )
+        refuse_loaded_weights(self.model, args, kwargs)
         if self.rollout_func is not None:
             self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = AcceleratorWorld(self.accelerator)
@@ -341,6 +343,7 @@ class FiReOPDTrainer(GRPOTrainer):
             seed=self._window_seed,
             multiple=self.pad_to_multiple_of or 1,
             balance=args.balance,
+            bounds=self.window_scorer.student.bounds,
         )
 
     @property

@@ -147,11 +147,14 @@ def built(case: dict, output_dir: str, **kwargs):
         **case.get("config", {}),
     )
     trainer = FiReOPDTrainer(
-        model=str(models / case.get("student", "student")),
-        **{"teacher_model": teacher, **kwargs},
+        **{
+            "model": str(models / case.get("student", "student")),
+            "teacher_model": teacher,
+            "peft_config": peft_config,
+            **kwargs,
+        },
         args=args,
         train_dataset=Dataset.from_list(rows),
-        peft_config=peft_config,
         rollout_func=None if case.get("sample") else rollout,
         **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
     )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.layouts import METHODS, OTHERS, TOLERANCE, assert_same, in_this_process, layout
 from support.worker import built, trained
-from trl.trainer.utils import add_fused_lm_head
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from fire_opd_trl import METHODS as RECIPES
 from fire_opd_trl.demo.run import model_path
