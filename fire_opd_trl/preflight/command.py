@@ -29,9 +29,10 @@ def planned_config(processes: int, faults: list[str]) -> type[FiReOPDConfig]:
     return type("FiReOPDConfig", (FiReOPDConfig,), changes)
 
 
-def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[int, str | None]:
+def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[int, dict[str, Any]]:
     """
-    Returns the run's number of processes and what trains the student on them, from a configuration of accelerate.
+    Returns the run's number of processes, and what it is that this process is not: the `engine` that trains the
+    student on them and the `mixed_precision`. Both stand in a configuration of accelerate.
     """
     planned = {} if accelerate_config is None else yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
     if not isinstance(planned, dict):
@@ -41,7 +42,8 @@ def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[
     if (file := deepspeed.get("deepspeed_config_file")) is not None:
         stage = (deepspeed_file(file) or {}).get("zero_optimization", {}).get("stage")
     engines = {"DEEPSPEED": "ZeRO-3" if stage == 3 else "DeepSpeed", "FSDP": "FSDP"}
-    return processes or planned.get("num_processes") or 1, engines.get(str(kind))
+    known = {"engine": engines.get(str(kind)), "mixed_precision": planned.get("mixed_precision", "no")}
+    return processes or planned.get("num_processes") or 1, {} if accelerate_config is None else known
 
 
 def run(script: Any, rest: list[str], accelerate_config: Path | None, processes: int | None, with_models: bool) -> int:
@@ -61,13 +63,13 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     checked, parts = Checked(), {}
     with checked.check("settings", whatever=True):
-        processes, engine = planned_run(accelerate_config, processes)
+        processes, others = planned_run(accelerate_config, processes)
         parts = trainer_arguments(script, rest, processes, checked)
     if not parts:
         checked.record("the rest", "not checked, since the settings cannot be read", "warning")
     with checked.check("preflight", whatever=True):
         if parts:
-            others = {} if accelerate_config is None else {"engine": engine}
+            others.update({name: parts[name] for name in ("peft_config", "quantization_config")})
             checked = inspect_arguments(parts, others, checked)
     example = checked.example
     if with_models and not checked.faults:
@@ -133,4 +135,6 @@ def arguments_to_try(parts: dict[str, Any], folder: str) -> dict[str, Any]:
     args = parts["args"]
     args.output_dir, args.preflight, args.push_to_hub, args.report_to = folder, False, False, []
     args.use_vllm, args.teacher_placement, args.teacher_deepspeed = False, "auto", None
+    if parts["peft_config"] is None and parts["quantization_config"] is None:
+        args.model_init_kwargs["dtype"] = "float32"  # this process has no engine that would keep copies
     return parts

@@ -1,6 +1,7 @@
 """All checks run here in order. A fault in one does not hide the others."""
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from datasets import Dataset
@@ -21,9 +22,10 @@ from .dataset import (
     refuse_lost_columns,
     report_dataset,
 )
-from .findings import Checked
-from .models import check_reference, check_teacher, describe_model, room_for_prompt
+from .findings import Checked, title_of
+from .models import check_reference, check_teacher, describe_model, report_positions, room_for_prompt
 from .packages import needed, refuse_missing
+from .precision import check_precision
 from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_reader
 from .window import report_window
 
@@ -62,8 +64,8 @@ def inspect_run(
         model (`str` or `PreTrainedModel`): The student; `None` where a preflight has none, and says so.
         sources (`dict`): The teachers; empty where a preflight has none, and says so.
         others (`dict`): What else the trainer was given: a `rollout_func`, if it makes the prompts' tokens; an
-            `environment_factory`, if it makes the prompts; `tools`; and the `engine` that shards the planned run, if
-            it is not the engine of this process.
+            `environment_factory`, if it makes the prompts; `tools`; what [`check_precision`] reads; and the `engine`
+            that shards the planned run, if it is not the engine of this process.
     """
     checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
     hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
@@ -91,6 +93,8 @@ def inspect_run(
         text = "nothing is known of the student: of the teachers nothing was checked, of prompts only their form"
         checked.record("the rest", text, "warning")
     else:
+        with checked.check("precision"):
+            check_precision(checked, model, config, args, others)
         for name, source in sources.items():
             named[name] = check_teacher(checked, source, list(sources), config, student, args, method, others)
         if args.reference_model_name_or_path is not None:
@@ -123,6 +127,11 @@ def inspect_run(
         if train_dataset is not None or not prompts_exist:
             report_dataset(checked, facts, names, args)
         report_prompts(checked, facts)
+    configs = {} if student is None else {"student": config}
+    for name, source in sources.items():
+        with suppress(ValueError):  # one that cannot be loaded is a fault already
+            configs.update({} if source.base is None else {title_of(name): config_of(source.base, **source.hub)})
+    report_positions(checked, configs, args, facts)
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)

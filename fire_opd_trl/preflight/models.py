@@ -8,13 +8,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
 from ..pipeline import Method
+from ..scoring.forward import length_bounds, rope_kinds
 from ..scoring.heads import base_of
 from ..teachers.offload import empty_model
 from ..teachers.placement import choose_placement, refuse_unreadable_head, sharding_engine
 from ..teachers.prompts import prompt_renderer
 from ..teachers.sources import Source
 from ..teachers.vocabulary import Teacher, Vocabulary, config_of, end_token_warning, tokenizer_of, unknown_ids
-from .dataset import Reader, no_ids
+from .dataset import Facts, Reader, no_ids
 from .findings import Checked, title_of
 from .window import bytes_of_states
 
@@ -203,3 +204,53 @@ def check_reference(checked: Checked, student: Vocabulary, args: FiReOPDConfig) 
         if unknown := unknown_ids(theirs, theirs.rows, student, what):
             raise ValueError(f"{what} does not know the student's {student.named(unknown)}. Use the student itself.")
         checked.record("reference", describe_model(named, config, theirs, "float32"))
+
+
+def report_positions(checked: Checked, models: dict[str, PretrainedConfig], args: FiReOPDConfig, facts: Facts) -> None:
+    """
+    `inspect_run` calls this when the dataset is read. It says of student and teachers whether what they say of a row
+    depends on the rows beside it, since some choose the frequencies of their rotary embeddings for a whole forward.
+
+    Args:
+        models (`dict`): Configs by the subject under which the model is reported, `"student"` among them.
+    """
+    longest = facts.longest_read + args.max_completion_length if facts.longest_read else math.inf
+    for subject, config in models.items():
+        text = config.get_text_config()
+        context = text.max_position_embeddings if "max_position_embeddings" in text else math.inf
+        for bound in length_bounds(text):
+            if min(longest, context) > bound:
+                checked.record(f"{subject}, positions", *describe_longrope(bound, subject == "student", args))
+        if longest > context and any("dynamic" in kind for kind in rope_kinds(text)):
+            dynamic = (
+                f"dynamic NTK: it reads a forward of more than {context} tokens with frequencies that depend on its "
+                "longest row, so that a row's score depends on the rows beside it, and it is not known how long the "
+                f"prompts are. Let no prompt have more than {context - args.max_completion_length} tokens "
+                "(max_prompt_length), or use a model with yarn or llama3 scaling."
+            )
+            checked.record(f"{subject}, positions", dynamic, "warning")
+
+
+def describe_longrope(bound: int, student: bool, args: FiReOPDConfig) -> tuple[str, str]:
+    """Returns what becomes of rows beyond the bound of a model with `longrope`, and whether that is a warning."""
+    said = f"longrope: it reads rows of more than {bound} tokens with other frequencies. Scoring "
+    said += "and update keep them" if student else "keeps them"
+    said += " apart from shorter rows, whose scores do not depend on them"
+    if not student:
+        return said, "ok"
+    if args.gradient_accumulation_steps == 1:
+        said += (
+            "; with gradient_accumulation_steps=1 the update cannot do so where all rows of a rank are one "
+            "micro-batch: set it to 2 or more"
+        )
+    if args.use_vllm:
+        said += (
+            f". vLLM samples every row with the frequencies of long rows where its context is longer than {bound} "
+            "(vllm_max_model_length), so that its short rows are off policy (fire/sampling_gap)"
+        )
+    else:
+        said += (
+            f". Sampling cannot: when the longest row of a batch grows beyond {bound}, all change their frequencies, "
+            "so that some tokens are off policy"
+        )
+    return f"{said}. If that is too much, keep prompt and completion within {bound} tokens.", "warning"

@@ -1,5 +1,7 @@
 """The survivors of a window as the micro-batches of its optimizer steps."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..stages import World, row_scale
@@ -18,6 +20,7 @@ def micro_batches(
     seed: int,
     multiple: int,
     balance: str = "none",
+    bounds: Sequence[int] = (),
 ) -> list[Batch]:
     """
     The trainer calls this when a window is distilled. It deals the survivors to the optimizer steps at random; inside
@@ -32,6 +35,7 @@ def micro_batches(
         balance (`str`): With `"tokens"` the rows of all ranks are cut together, and a row goes to the rank that trains
             its micro-batch; windows with images or with whole distributions of the teacher stay, since those are
             large. With `"none"` every rank trains on the rows that it sampled.
+        bounds (`Sequence[int]`): See [`~.packing.of_like_length`].
 
     Returns:
         `list[dict]`: `steps * per_step` micro-batches. Each carries `scale` `[rows]`, the window-exact normaliser
@@ -56,11 +60,11 @@ def micro_batches(
     for step_rows in rows_of_step:
         rows = step_rows.tolist()
         if together:
-            for cuts, more in zip(plan, deal_to_ranks(rows, length_N, per_step, world.ranks), strict=True):
+            for cuts, more in zip(plan, deal_to_ranks(rows, length_N, per_step, world.ranks, bounds), strict=True):
                 cuts += more
         else:
             mine = [row for row in rows if own.start <= row < own.stop]
-            plan[world.rank] += cut_into_micro_batches(mine, length_N, per_step)
+            plan[world.rank] += cut_into_micro_batches(mine, length_N, per_step, bounds)
 
     home, place = batch, {row: row - own.start for row in range(own.start, own.stop)}
     if together:

@@ -1,5 +1,9 @@
 """Which rows go into which forward: short with short, long with long, and equally many forwards on every rank."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 
 from ..stages import order_by_draw, uniform_hash
@@ -15,18 +19,35 @@ def longest_first(rows: list[int], length_B: list[int]) -> list[int]:
     return sorted(rows, key=lambda row: (-length_B[row], row))
 
 
-def cut_within_limit(rows: list[int], length_B: list[int], limit: int) -> list[list[int]]:
-    """Cut the rows, longest first, greedily into runs of at most `limit` padded tokens (or of one row)."""
+def of_like_length(rows: list[int], length_B: list[int], bounds: Sequence[int]) -> list[list[int]]:
+    """
+    Returns the rows in classes by length, the longest first. Rows on either side of a bound have no forward in common:
+    see [`~fire_opd_trl.scoring.forward.length_bounds`].
+
+    Args:
+        rows (`list[int]`): The rows.
+        length_B (`list[int]`): Tokens of every row of the batch.
+        bounds (`Sequence[int]`): The largest lengths of all classes but the longest, ascending.
+    """
+    classes = groupby(longest_first(rows, length_B), key=lambda row: bisect_left(bounds, length_B[row]))
+    return [list(alike) for _, alike in classes]
+
+
+def cut_within_limit(rows: list[int], length_B: list[int], limit: int, bounds: Sequence[int] = ()) -> list[list[int]]:
+    """Cut the rows, longest first, greedily into runs of one class with at most `limit` padded tokens (or one row)."""
     cuts: list[list[int]] = []
-    for row in longest_first(rows, length_B):
-        if cuts and (len(cuts[-1]) + 1) * length_B[cuts[-1][0]] <= limit:
+    for alike in of_like_length(rows, length_B, bounds):
+        cuts.append([])
+        for row in alike:
+            if cuts[-1] and (len(cuts[-1]) + 1) * length_B[cuts[-1][0]] > limit:
+                cuts.append([])
             cuts[-1].append(row)
-        else:
-            cuts.append([row])
     return cuts
 
 
-def cut_into_micro_batches(rows: list[int], length_B: list[int], count: int) -> list[list[int]]:
+def cut_into_micro_batches(
+    rows: list[int], length_B: list[int], count: int, bounds: Sequence[int] = ()
+) -> list[list[int]]:
     """
     Cut the rows, sorted by length, into `count` micro-batches so that the largest padded one is as small as it can be.
 
@@ -34,19 +55,22 @@ def cut_into_micro_batches(rows: list[int], length_B: list[int], count: int) -> 
         rows (`list[int]`): The rows to place.
         length_B (`list[int]`): Tokens of every row of the batch.
         count (`int`): Number of micro-batches, fixed by the training loop and equal on all ranks.
+        bounds (`Sequence[int]`): See [`of_like_length`]. With fewer micro-batches than classes they cannot be kept.
 
     Returns:
         `list[list[int]]`: The rows of exactly `count` micro-batches, longest rows first. Each row stands in one of
         them; the last ones are empty where there are fewer rows than micro-batches.
     """
+    if len(of_like_length(rows, length_B, bounds)) > count:
+        bounds = ()
     low, high = 0, padded_tokens(rows, length_B)
     while low < high:  # the smallest limit under which the runs are few enough
         middle = (low + high) // 2
-        if len(cut_within_limit(rows, length_B, middle)) <= count:
+        if len(cut_within_limit(rows, length_B, middle, bounds)) <= count:
             high = middle
         else:
             low = middle + 1
-    return cut_to_count(cut_within_limit(rows, length_B, low), length_B, count)
+    return cut_to_count(cut_within_limit(rows, length_B, low, bounds), length_B, count)
 
 
 def cut_to_count(cuts: list[list[int]], length_B: list[int], count: int) -> list[list[int]]:
@@ -83,7 +107,9 @@ def cut_at_least_cost(rows: list[int], length_B: list[int], limit: int, forward:
     return cuts[::-1]
 
 
-def deal_to_ranks(rows: list[int], length_N: list[int], count: int, ranks: int) -> list[list[list[int]]]:
+def deal_to_ranks(
+    rows: list[int], length_N: list[int], count: int, ranks: int, bounds: Sequence[int] = ()
+) -> list[list[list[int]]]:
     """
     Cut the rows of all ranks together into micro-batches, and deal these to the ranks. Those that run at the same time
     are of similar size, so that no rank waits long for another, and the largest of them goes to the rank with the
@@ -92,7 +118,8 @@ def deal_to_ranks(rows: list[int], length_N: list[int], count: int, ranks: int) 
     Returns:
         `list[list[list[int]]]`: For each rank the rows of its `count` micro-batches.
     """
-    cuts = sorted(cut_into_micro_batches(rows, length_N, count * ranks), key=lambda cut: -padded_tokens(cut, length_N))
+    cuts = cut_into_micro_batches(rows, length_N, count * ranks, bounds)
+    cuts.sort(key=lambda cut: -padded_tokens(cut, length_N))
     plan: list[list[list[int]]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for start in range(0, len(cuts), ranks):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..rollouts.layout import Batch, round_up
 from .heads import Observer, observing
@@ -24,6 +24,29 @@ class ForwardOutput(NamedTuple):
     entropy_BC: torch.Tensor | None
     observed: dict[str, torch.Tensor]
     router_loss: torch.Tensor | None
+
+
+def rope_kinds(config: PretrainedConfig) -> dict[str, dict]:
+    """Returns the parameters of a model's rotary embeddings by their kind; layers may have embeddings of several."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    several = [kind for kind in given.values() if isinstance(kind, dict)]
+    return {str(kind.get("rope_type") or kind.get("type")): kind for kind in several or [given]}
+
+
+def length_bounds(config: PretrainedConfig, multiple: int = 1) -> tuple[int, ...]:
+    """
+    Returns the lengths above which a model reads a whole forward otherwise. With `longrope` the longest row chooses
+    the frequencies of all rows, the short factors or the long ones: what such a model says of a row must not depend on
+    the rows beside it, so that rows on either side of a bound are never in one forward.
+
+    Args:
+        config (`PretrainedConfig`): The text model's.
+        multiple (`int`): To which the width of a forward is rounded up.
+    """
+    longrope = rope_kinds(config).get("longrope")
+    bound = longrope and longrope.get("original_max_position_embeddings")
+    bound = bound or longrope and getattr(config, "original_max_position_embeddings", None)
+    return (bound - bound % multiple,) if bound else ()
 
 
 def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

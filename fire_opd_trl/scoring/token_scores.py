@@ -1,6 +1,6 @@
 """From a model and rollouts to the log-probability and the entropy of every sampled token, in many short forwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..rollouts.layout import Batch, lengths, take
-from ..rollouts.packing import cut_at_least_cost, cut_to_count, shortest_row
+from ..rollouts.packing import cut_at_least_cost, cut_to_count, of_like_length, shortest_row
 from ..stages import World
 from .clock import clock
-from .forward import ForwardOutput
+from .forward import ForwardOutput, length_bounds
 from .forward_cost import LAUNCH, forward_cost
 from .heads import Observer
 
@@ -80,6 +80,11 @@ class ModelScorer:
     on_time: Callable[[float], None]
     keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone
 
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Between which lengths this model has no forward in common: the update keeps to the student's too."""
+        return length_bounds(self.base().config.get_text_config(), self.multiple)
+
     def token_scores(self, batch: Batch, rows: list[int] | None = None, observe: Observe | None = None) -> TokenScores:
         """
         Score rows of this rank; the model is in evaluation mode meanwhile, since dropout would be noise in the
@@ -109,6 +114,7 @@ class ModelScorer:
                 self.unknown,
                 cost=forward_cost(model, config, device.type),
                 keep=self.keep,
+                bounds=self.bounds,
             )
             model.train(training)
             self.on_time(clock(device) - started)
@@ -127,6 +133,7 @@ def score_rows(
     unknown: frozenset[int] = frozenset(),
     cost: int = LAUNCH["cpu"],
     keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    bounds: Sequence[int] = (),
 ) -> TokenScores:
     """
     Score rows of a batch under one model. They are sorted by length and cut where it costs least, at most
@@ -145,11 +152,13 @@ def score_rows(
         unknown (`frozenset[int]`): Further ids that mean nothing to the model, and are treated alike.
         cost (`int`): What a forward costs beside its tokens, in tokens.
         keep (`Callable`): Makes the copy of what was observed of a row.
+        bounds (`Sequence[int]`): See [`~fire_opd_trl.rollouts.packing.of_like_length`].
     """
     length_B, completion_B = lengths(batch), batch["completion_mask"].sum(dim=1).tolist()
     rows = list(range(len(length_B))) if rows is None else rows
     device = batch["completion_ids"].device
-    cuts = cut_at_least_cost(rows, length_B, token_budget, cost)
+    classes = of_like_length(rows, length_B, bounds)
+    cuts = [cut for alike in classes for cut in cut_at_least_cost(alike, length_B, token_budget, cost)]
     count = int(world.max(torch.tensor(len(cuts), device=device)))
     strange = torch.tensor(sorted(unknown), dtype=torch.long, device=device)
     logp_BT = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32, device=device)

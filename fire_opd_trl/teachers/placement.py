@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models.utils import prepare_fsdp
@@ -283,7 +284,17 @@ def wrap_like_student(
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def wrap_in_fsdp(model: PreTrainedModel, accelerator) -> torch.nn.Module:
+def keep_outputs_exact(accelerator: Accelerator) -> None:
+    """
+    The trainer calls this before any model is wrapped. Under FSDP 2 with mixed precision accelerate lets each wrapped
+    module cast its outputs to 16 bits (`output_dtype`). That would round the log-probabilities and entropies that the
+    heads of student, teachers and references compute in float32, and with them the advantage, by several percent.
+    """
+    if accelerator.is_fsdp2 and (policy := accelerator.state.fsdp_plugin.mixed_precision_policy) is not None:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+def wrap_in_fsdp(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn.Module:
     """
     Wraps a frozen model in FSDP, under version 2 layer by layer: TRL's helper alone would gather all of it at once.
     """

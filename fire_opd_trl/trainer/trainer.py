@@ -13,6 +13,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
+from ..preflight.precision import refuse_loaded_weights
 from ..refusals import chosen_method
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
@@ -27,7 +28,7 @@ from ..scoring.token_scores import ModelScorer
 from ..scoring.window import Mode, WindowScorer
 from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
-from ..teachers.placement import load_reference, load_teachers
+from ..teachers.placement import keep_outputs_exact, load_reference, load_teachers
 from ..teachers.prompts import teacher_prompts
 from ..teachers.routing import route_to_teachers
 from ..teachers.setup import RunSetup
@@ -77,6 +78,7 @@ class FiReOPDTrainer(GRPOTrainer):
     What it overrides of GRPOTrainer, in the order of a step:
 
     - `__init__`: checks everything before a model is loaded; then loads the teachers beside the student.
+    - `create_accelerator_and_postprocess`: under FSDP 2 no model rounds its outputs.
     - `train`: starts without anything that an earlier run has left over, and records how it ended.
     - `create_model_card`: says what was distilled into what, from which data, how, and with which result.
     - `_send_telemetry`: sends nothing.
@@ -124,6 +126,7 @@ class FiReOPDTrainer(GRPOTrainer):
             processing_class=self.checked.processing_class,
             **kwargs,
         )
+        refuse_loaded_weights(self.model, args, kwargs)
         if self.rollout_func is not None:
             self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = AcceleratorWorld(self.accelerator)
@@ -180,6 +183,10 @@ class FiReOPDTrainer(GRPOTrainer):
             temperature=self.temperature,
             pad_token_id=self.checked.tokenizer.pad_token_id,
         )
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        keep_outputs_exact(self.accelerator)
 
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
@@ -369,6 +376,7 @@ class FiReOPDTrainer(GRPOTrainer):
             seed=self._window_seed,
             multiple=self.pad_to_multiple_of or 1,
             balance=args.balance,
+            bounds=self.window_scorer.student.bounds,
         )
 
     @property

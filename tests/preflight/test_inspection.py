@@ -19,8 +19,9 @@ def test_of_good_input_nothing_is_wrong_and_all_is_said():
     findings = said(looked(TWO, ROUTED))
     assert {outcome for outcome, _ in findings.values()} == {"ok"}
     assert list(findings) == [
-        "student", "teacher a", "teacher a, tokens", "teacher a, ends", "teacher b", "teacher b, tokens",
-        "teacher b, ends", "dataset", "routing", "teacher a, prompt", "teacher b, prompt", "window", "work",
+        "student", "precision", "teacher a", "teacher a, tokens", "teacher a, ends", "teacher b",
+        "teacher b, tokens", "teacher b, ends", "dataset", "routing", "teacher a, prompt", "teacher b, prompt",
+        "window", "work",
     ]  # fmt: skip
     texts = {subject: text for subject, (_, text) in findings.items()}
     # Embedding 16 x 128; a layer: 2 x 128 x 128 + 2 x 128 x 64 attention, 3 x 128 x 384, norms 2 x 128 + 2 x 64; 128.

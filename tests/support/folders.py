@@ -50,3 +50,14 @@ def mixture_folder(folder: Path) -> str:
     )  # fmt: skip
     Qwen3MoeForCausalLM(config).save_pretrained(folder / "mixture")
     return with_tokenizer(folder / "mixture")
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "rope_theta": 10000.0}
+
+
+def rescaled_folder(folder: Path, name: str = "student", **rope) -> str:
+    """An embedded model whose rotary embeddings are scaled: by default `longrope` beyond 24 of its 128 tokens."""
+    model = loaded(name)
+    model.config.rope_parameters = rope or {**LONGROPE, "original_max_position_embeddings": 24}
+    model.save_pretrained(folder)
+    return with_tokenizer(folder)

@@ -54,7 +54,10 @@ def odd_sum(completion_ids, **kwargs) -> list[float]:
 
 
 def fsdp2_on_cpu() -> None:
-    """accelerate turns FSDP off where there is no GPU, but FSDP2 runs on gloo. Switch it on again, for tests."""
+    """
+    accelerate turns FSDP off where there is no GPU, but FSDP2 runs on gloo. Switch it on again, for tests, with the
+    mixed precision that accelerate gives it on GPUs (AcceleratorState.__init__).
+    """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -64,6 +67,8 @@ def fsdp2_on_cpu() -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init
@@ -137,16 +142,19 @@ def built(case: dict, output_dir: str, **kwargs):
         ddp_timeout=20,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"dtype": case.get("dtype", "float32")},
         teacher_model_init_kwargs={"dtype": "float32", **case.get("teacher_kwargs", {})},
         **case.get("config", {}),
     )
     trainer = FiReOPDTrainer(
-        model=str(models / case.get("student", "student")),
-        **{"teacher_model": teacher, **kwargs},
+        **{
+            "model": str(models / case.get("student", "student")),
+            "teacher_model": teacher,
+            "peft_config": peft_config,
+            **kwargs,
+        },
         args=args,
         train_dataset=Dataset.from_list(rows),
-        peft_config=peft_config,
         rollout_func=None if case.get("sample") else rollout,
         **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
     )
@@ -158,7 +166,31 @@ def built(case: dict, output_dir: str, **kwargs):
                 module.support_avx512bf16_for_cpu = False
     if case.get("watch_experts"):
         trainer.experts = watched_experts(trainer)
+    if case.get("watch_outputs"):
+        trainer.outputs = watched_outputs(trainer)
     return trainer
+
+
+def watched_outputs(trainer) -> list[dict]:
+    """For each forward to come: whose it is, whether of the loss, its rows, and what it says of their tokens."""
+    from fire_opd_trl.scoring.heads import base_of
+
+    seen, forward = [], trainer._forward
+    scorers = {**trainer.window_scorer.scorers, "ref_model": trainer._trl_reference}
+    names = {id(scorer.base()): name for name, scorer in scorers.items() if name != "ref_model" or trainer.ref_model}
+
+    def watched(model, part, *args, **kwargs):
+        output = forward(model, part, *args, **kwargs)
+        keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "train_mask")
+        note = {"of": names[id(base_of(trainer.accelerator.unwrap_model(model)))], "loss": torch.is_grad_enabled()}
+        note["part"] = {key: part[key].clone() for key in keys if key in part}
+        seen.append({**note, "logp": output.logp_BC.detach(), "entropy": output.entropy_BC})
+        return output
+
+    trainer._forward = watched
+    for scorer in scorers.values():
+        scorer.forward = watched
+    return seen
 
 
 def watched_experts(trainer) -> list[list[tuple[int, int]]]:
@@ -200,10 +232,20 @@ def is_sharded(module: torch.nn.Module) -> bool:
     return all(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
 
 
+def stepped(trainer) -> list[str]:
+    """The precisions of what the optimizer steps: the weights, or the copies of them that DeepSpeed keeps."""
+    copies = {2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}.get(trainer._dist.zero_stage)
+    if copies:
+        return sorted({str(copy.dtype) for copy in getattr(trainer.model_wrapped.optimizer, copies)})
+    return sorted({str(p.dtype) for group in trainer.optimizer.param_groups for p in group["params"]})
+
+
 def watched(trainer) -> dict:
-    """The experts of every rank, if they were watched."""
+    """The experts, or what the forwards said, of every rank, if they were watched."""
     from accelerate.utils import gather_object
 
+    if hasattr(trainer, "outputs"):
+        return {"outputs_of_ranks": gather_object([trainer.outputs])}
     if not hasattr(trainer, "experts"):
         return {}
     return {
@@ -242,6 +284,7 @@ def result(trainer) -> dict:
         "teachers_are_sharded": all(is_sharded(module) for module in teachers),
         "brought_bytes_of_teachers": [brought_bytes(module) for module in teachers],
         **watched(trainer),
+        "stepped": stepped(trainer),
         "fsdp_units_of_teachers": [sum(isinstance(m, FSDPModule) for m in module.modules()) for module in teachers],
         "teachers_train": any(p.requires_grad for module in teachers for p in module.parameters()),
     }
