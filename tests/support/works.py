@@ -25,6 +25,34 @@ def ragged_rows() -> None:
     assert world.sum(torch.tensor([rows, 1])).tolist() == [10, 2]
     assert world.max(torch.tensor([float(rank), -float(rank)])).tolist() == [1.0, 0.0]
     assert world.gather(torch.empty(0) if rank == 0 else torch.ones(2)).tolist() == [1.0, 1.0]
+    assert world.gather(torch.empty(0, 3)).shape == (0, 3)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def windows_without_a_token() -> None:
+    """Every method on windows in which no token is usable on the first rank, on the second, and on both."""
+    from accelerate import Accelerator
+    from support.windows import emptied, rows_of, window
+
+    from fire_opd_trl import METHODS, Context, distil
+    from fire_opd_trl.rollouts.ranks import AcceleratorWorld
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    world = AcceleratorWorld(accelerator)
+    rollout, scores = window(rows=8)
+    mine = slice(4 * world.rank, 4 * world.rank + 4)
+    for gone in (range(4), range(4, 8), range(8)):
+        rows = rows_of(emptied(rollout, list(gone)), scores, mine)
+        for name, recipe in METHODS.items():
+            for progress in (0.0, 0.9):  # reopold reads the entropies in the second phase alone
+                signal = distil(*rows, recipe(), Context(world, progress=progress))
+                assert signal.metrics["empty"] == len(gone), name
+                weights = [v for v in (signal.weight_BT, signal.advantage_BT, signal.divergence_BT) if v is not None]
+                assert all(value.isfinite().all() for value in weights), name
+                alive = len(gone) < 8 and world.rank == int(0 in gone)
+                assert alive or not any(value.any() for value in weights), name
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
