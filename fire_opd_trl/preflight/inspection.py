@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
@@ -22,6 +22,7 @@ from .dataset import (
 from .findings import Checked
 from .models import check_reference, check_teacher, describe_model, room_for_prompt
 from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_ids
+from .streams import checked_stream
 from .window import report_window
 
 
@@ -53,8 +54,7 @@ def inspect_run(
 ) -> Checked:
     """
     `check_inputs` and `fire-opd preflight` call this. It checks everything but weights: configs, tokenizers,
-    templates, every row of the map-style datasets, the window. Routes and forms of a stream's rows are checked as they
-    are sampled.
+    templates, every row of the map-style datasets, the window. The rows of a stream are checked when they are read.
 
     Args:
         model (`str` or `PreTrainedModel`): The student.
@@ -98,6 +98,9 @@ def inspect_run(
         columns = (args.teacher_column, args.teacher_prompt_column)
 
         def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
+            if prompts_exist and isinstance(dataset, IterableDataset):
+                given = {"overlong": args.overlong_prompts, "columns": columns, "left_out": checked.left_out}
+                return checked_stream(dataset, called, student=student_reader, teachers=named, **given), Facts()
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
             reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)

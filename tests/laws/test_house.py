@@ -46,8 +46,8 @@ rollouts/micro_batches rollouts/ranks rollouts/engine_gap
 scoring/__init__ scoring/heads scoring/forward scoring/token_scores scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
-preflight/__init__ preflight/packaged preflight/findings preflight/cost preflight/dataset preflight/prompts
-preflight/window preflight/models preflight/inspection preflight/tryout preflight/command
+preflight/__init__ preflight/packaged preflight/findings preflight/cost preflight/dataset preflight/streams
+preflight/prompts preflight/window preflight/models preflight/inspection preflight/tryout preflight/command
 trainer/callbacks trainer/logs trainer/trainer trainer/command trainer/__init__
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run
