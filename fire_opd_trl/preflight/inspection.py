@@ -99,8 +99,16 @@ def inspect_run(
 
         def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
             if prompts_exist and isinstance(dataset, IterableDataset):
-                given = {"overlong": args.overlong_prompts, "columns": columns, "left_out": checked.left_out}
-                return checked_stream(dataset, called, student=student_reader, teachers=named, **given), Facts()
+                stream = checked_stream(
+                    dataset,
+                    called,
+                    student=student_reader,
+                    teachers=named,
+                    overlong=args.overlong_prompts,
+                    columns=columns,
+                    left_out=checked.left_out,
+                )
+                return stream, Facts()
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
             reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
