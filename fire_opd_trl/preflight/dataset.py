@@ -321,9 +321,12 @@ def refuse_lost_columns(args: FiReOPDConfig, dataset: Any, names: list[str]) -> 
 
 def report_dataset(checked: Checked, facts: Facts, names: list[str], args: FiReOPDConfig) -> None:
     """Record how many rows there are, how long they are, and to which teacher they go."""
+    if "train_dataset" in checked.left_out:
+        checked.record("dataset", "a stream: every row is checked when it is read")
+        return
     if not isinstance(checked.train_dataset, Dataset) or not facts.rows:
-        text = "a stream, or prompts that an environment makes: routes and forms are checked as rows are sampled, "
-        checked.record("dataset", text + "lengths are not")
+        text = "prompts that an environment makes: routes and forms are checked as rows are sampled, lengths are not"
+        checked.record("dataset", text)
         return
     left = f", {facts.dropped} left out as too long" if facts.dropped else ""
     longest = f", the longest prompt has {facts.longest} tokens" if facts.longest else ""

@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Checked:
     renderers: dict[str, PromptRenderer] = field(default_factory=dict)
     unknown: dict[str, frozenset[int]] = field(default_factory=dict)
     example: str = ""
+    left_out: Counter = field(default_factory=Counter)  # rows of each stream, counted as it is read
 
     def record(self, subject: str, text: str, outcome: str = "ok") -> None:
         """Add a finding."""

@@ -4,7 +4,7 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from ..config import FiReOPDConfig
@@ -27,6 +27,7 @@ from .models import check_reference, check_teacher, describe_model, report_posit
 from .packages import needed, refuse_missing
 from .precision import check_precision
 from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_reader
+from .streams import checked_stream
 from .window import report_window
 
 
@@ -57,8 +58,7 @@ def inspect_run(
 ) -> Checked:
     """
     `check_inputs` and `fire-opd preflight` call this. It checks everything but weights: configs, tokenizers,
-    templates, every row of the map-style datasets, the window. Routes and forms of a stream's rows are checked as they
-    are sampled.
+    templates, every row of the map-style datasets, the window. The rows of a stream are checked when they are read.
 
     Args:
         model (`str` or `PreTrainedModel`): The student; `None` where a preflight has none, and says so.
@@ -111,6 +111,17 @@ def inspect_run(
         columns = (args.teacher_column, args.teacher_prompt_column)
 
         def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
+            if prompts_exist and isinstance(dataset, IterableDataset):
+                stream = checked_stream(
+                    dataset,
+                    called,
+                    student=reader,
+                    teachers=named,
+                    overlong=args.overlong_prompts,
+                    columns=columns,
+                    left_out=checked.left_out,
+                )
+                return stream, Facts()
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
             images = {"image", "images"} & set(dataset.column_names)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..stages import Rollout, World, global_row_B
+from ..stages import Rollout, World, failing_alike, global_row_B
 from .layout import Batch
 
 
@@ -60,6 +60,15 @@ def fill_empty_completions(output: dict[str, Any], pad_token_id: int) -> dict[st
     return output
 
 
-def wrap_rollout_func(rollout_func: Callable, pad_token_id: int) -> Callable:
-    """A rollout function of the user whose empty completions are filled; TRL calls it with prompts and itself."""
-    return lambda prompts, caller: fill_empty_completions(rollout_func(prompts, caller), pad_token_id)
+def wrap_rollout_func(rollout_func: Callable, pad_token_id: int, world: World, device: torch.device) -> Callable:
+    """
+    A rollout function of the user whose empty completions are filled, and whose error stops all ranks; TRL calls it
+    with prompts and itself.
+    """
+
+    def wrapped(prompts: list, caller: Any) -> dict[str, Any]:
+        with failing_alike(world, device):
+            output = fill_empty_completions(rollout_func(prompts, caller), pad_token_id)
+        return output
+
+    return wrapped

@@ -26,9 +26,10 @@ class AcceleratorWorld(World):
     def gather(self, value_B: torch.Tensor) -> torch.Tensor:
         # Collectives want equal shapes, and with gloo unequal ones return garbage in silence: pad, gather, cut.
         sizes = self._sizes(len(value_B))
-        padded = value_B.new_zeros((max(sizes), *value_B.shape[1:]))
+        longest = max(sizes)
+        padded = value_B.new_zeros((longest, *value_B.shape[1:]))
         padded[: len(value_B)] = value_B
-        blocks = self.accelerator.gather(padded).split(max(sizes))
+        blocks = self.accelerator.gather(padded).unflatten(0, (self.ranks, longest))  # also where no rank has a row
         return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
 
     def local_slice(self, rows: int) -> slice:

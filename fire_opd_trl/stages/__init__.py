@@ -41,7 +41,7 @@ from .select import (
     unsure_or_far,
 )
 from .soundness import checked_output, refuse_broken_student, refuse_incomplete, refuse_missing, usable_B
-from .world import Context, World, global_row_B, order_by_draw, random_order_N, uniform_hash
+from .world import Context, World, failing_alike, global_row_B, order_by_draw, random_order_N, uniform_hash
 
 
 def __getattr__(name: str):

@@ -1,5 +1,7 @@
 """Statistics are taken over the rows of every rank, not over those that one process happens to hold."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +65,21 @@ class Context:
     world: World = field(default_factory=World)
     progress: float = 0.0
     seed: int = 0
+
+
+@contextmanager
+def failing_alike(world: World, device: torch.device) -> Iterator[None]:
+    """
+    Inside this a rank works on rows of its own, with which it may fail. If one rank fails, all of them leave it by an
+    error; the others would else wait for that rank in their next collective.
+    """
+    fault = None
+    try:
+        yield
+    except Exception as error:
+        fault = error
+    if world.max(torch.tensor(int(fault is not None), device=device)):
+        raise fault or ValueError("A row of another rank is wrong; its message says how.")
 
 
 def global_row_B(rows: int, world: World, device: torch.device) -> torch.Tensor:

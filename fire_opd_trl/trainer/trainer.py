@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -14,6 +15,7 @@ from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
 from ..preflight.precision import refuse_loaded_weights
+from ..preflight.streams import WholeStream
 from ..refusals import chosen_method
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
@@ -26,7 +28,7 @@ from ..scoring.forward import ForwardOutput, score_lines, trl_rectangle
 from ..scoring.heads import Observer, base_of, make_observable, observing
 from ..scoring.token_scores import ModelScorer
 from ..scoring.window import Mode, WindowScorer
-from ..stages import aggregate, clipped_surrogate, combined, masked_mean_B, reference_kl
+from ..stages import aggregate, clipped_surrogate, combined, failing_alike, masked_mean_B, reference_kl
 from ..teachers.health import refuse_broken_teacher, refuse_guessing_teacher
 from ..teachers.placement import keep_outputs_exact, load_reference, load_teachers
 from ..teachers.prompts import teacher_prompts
@@ -82,11 +84,12 @@ class FiReOPDTrainer(GRPOTrainer):
     - `train`: starts without anything that an earlier run has left over, and records how it ended.
     - `create_model_card`: says what was distilled into what, from which data, how, and with which result.
     - `_send_telemetry`: sends nothing.
+    - `_get_dataloader`: lets every rank read the whole of a stream.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
     - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
     - `_generate`: takes the time of a rollout.
     - `_generate_single_turn`: fills empty completions, which GRPO cannot measure.
-    - `_calculate_rewards`: keeps the rewards of each function, which some methods read.
+    - `_calculate_rewards`: keeps the rewards of each function, which some methods read, and stops all ranks alike.
     - `_get_per_token_logps_and_entropies`: scores in short forwards, and remembers what GRPO asked for.
     - `compute_loss`: the objective, on one micro-batch.
     """
@@ -127,9 +130,10 @@ class FiReOPDTrainer(GRPOTrainer):
             **kwargs,
         )
         refuse_loaded_weights(self.model, args, kwargs)
-        if self.rollout_func is not None:
-            self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
         self.world = AcceleratorWorld(self.accelerator)
+        if self.rollout_func is not None:
+            alike = self.world, self.accelerator.device
+            self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id, *alike)
         self.engine_monitor = EngineMonitor(args)
         self._empty_steps = EmptyStepGuard()
         self.add_callback(self._empty_steps)
@@ -213,6 +217,10 @@ class FiReOPDTrainer(GRPOTrainer):
         with torch.no_grad():
             return self._prepare_inputs([row for row in rows for _ in range(self.num_generations_eval)])
 
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        whole = WholeStream(dataset) if isinstance(dataset, IterableDataset) else dataset
+        return super()._get_dataloader(whole, *args, **kwargs)
+
     # Rollout and signal: once for each window
 
     def _generate(self, prompts: list):
@@ -225,8 +233,15 @@ class FiReOPDTrainer(GRPOTrainer):
         output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
         return tuple(fill_empty_completions(output, self._tokenizer.pad_token_id).values())
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._reward_NF = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs, *args, **kwargs):
+        with failing_alike(self.world, self.accelerator.device):
+            try:
+                self._reward_NF = super()._calculate_rewards(inputs, *args, **kwargs)
+            except Exception:
+                # GRPO gathers the rewards at the end, where the other ranks now wait for this one.
+                none_BF = torch.zeros(len(inputs), len(self.reward_funcs), device=self.accelerator.device)
+                self.accelerator.gather(none_BF)
+                raise
         return self._reward_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
@@ -235,8 +250,9 @@ class FiReOPDTrainer(GRPOTrainer):
         world, step = self.world, self.state.global_step
         method = self.method if mode == "train" else self.method.unfiltered()
         columns = self.args.teacher_column, self.args.teacher_prompt_column
-        teacher_B = route_to_teachers(inputs, list(self.teachers), columns, world, self.accelerator.device)
-        prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
+        with failing_alike(world, self.accelerator.device):
+            teacher_B = route_to_teachers(inputs, list(self.teachers), columns, self.accelerator.device)
+            prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
 
         self.window_scorer.begin(mode, method, teacher_B, prompts)
         batch = super()._generate_and_score_completions(inputs)
@@ -295,6 +311,10 @@ class FiReOPDTrainer(GRPOTrainer):
         """The window's metrics, and its completions in TRL's table."""
         for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
             self._log_window(f"fire/{name}", value)
+        if self.checked.left_out:  # there are streams; a row counts when it is read, which is before its window
+            mode = self._window_mode
+            rows = sum(rows for name, rows in self.checked.left_out.items() if name.startswith(mode))
+            self._log_window("fire/left_out", float(rows))
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[self._window_mode], self._logs)
         fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)

@@ -48,8 +48,8 @@ scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/spelling preflight/packaged preflight/findings preflight/packages preflight/loading
-preflight/cost preflight/dataset preflight/prompts preflight/window preflight/models preflight/precision
-preflight/inspection preflight/tryout preflight/command preflight/arguments
+preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
+preflight/precision preflight/inspection preflight/tryout preflight/command preflight/arguments
 trainer/callbacks trainer/logs trainer/progress trainer/record trainer/card trainer/ending trainer/launched
 trainer/arguments trainer/trainer trainer/command trainer/__init__
 __init__

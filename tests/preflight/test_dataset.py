@@ -1,16 +1,15 @@
 """What is wrong with a dataset, with the row."""
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from support.inspections import ROUTED, TWO, fault, looked, said
 
 
-def test_a_stream_is_checked_as_it_is_sampled():
-    stream = IterableDataset.from_generator(lambda: iter([{"prompt": "1+1=", "teacher_id": "neither"}]))
-    assert said(looked(TWO, stream))["dataset"] == (
+def test_prompts_that_an_environment_makes_are_checked_as_they_are_sampled():
+    checked = looked(TWO, others={"environment_factory": object})  # rows of the dataset name no teacher
+    assert said(checked)["dataset"] == (
         "ok",
-        "a stream, or prompts that an environment makes: routes and forms are checked as rows are sampled, lengths "
-        "are not",
+        "prompts that an environment makes: routes and forms are checked as rows are sampled, lengths are not",
     )
 
 

@@ -1,12 +1,13 @@
-"""The hash from which every random choice is drawn, on one rank as on many."""
+"""The hash from which every random choice is drawn, on one rank as on many; a failure of one rank is one of all."""
 
 import math
 
 import pytest
 import torch
-from support.windows import hash_in_plain_python
+from support.windows import hash_in_plain_python, on_ranks
 
 from fire_opd_trl.stages import (
+    failing_alike,
     uniform_hash,
 )
 
@@ -42,3 +43,18 @@ def test_different_seeds_rows_and_tokens_are_uncorrelated():
     for family in (by_seed, by_token, swapped, score_and_token, neighbours):
         apart = family.double().corrcoef() - torch.eye(len(family))
         assert apart.abs().max() < bound
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 2])
+def test_where_one_rank_fails_all_of_them_do(wrong):
+    def work(rank: int, world) -> str:
+        try:
+            with failing_alike(world, torch.device("cpu")):
+                if rank == wrong:
+                    raise KeyError("mine")
+        except Exception as error:
+            return str(error)
+        return "went on"
+
+    theirs = "went on" if wrong is None else "A row of another rank is wrong; its message says how."
+    assert on_ranks(3, work) == ["'mine'" if rank == wrong else theirs for rank in range(3)]

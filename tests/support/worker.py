@@ -74,6 +74,18 @@ def fsdp2_on_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
+def streamed(rows: list[dict], lengths: list[int]):
+    """A stream of several files of these lengths. In each the second row is more, and too long for the teacher."""
+    from datasets import IterableDataset
+
+    ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
+    files = [rows[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    files = [[file[0], {**file[0], "teacher_prompt": "1" * 128}, *file[1:]] for file in files]
+    return IterableDataset.from_generator(
+        lambda files: (row for file in files for row in file), gen_kwargs={"files": files}
+    )
+
+
 def built(case: dict, output_dir: str, **kwargs):
     """The trainer of a case. Everything in `case` is plain JSON; `kwargs` go to the trainer."""
     from datasets import Dataset
@@ -146,16 +158,18 @@ def built(case: dict, output_dir: str, **kwargs):
         teacher_model_init_kwargs={"dtype": "float32", **case.get("teacher_kwargs", {})},
         **case.get("config", {}),
     )
+    dataset = streamed(rows, case["stream"]) if case.get("stream") else Dataset.from_list(rows)
+    sampler = None if case.get("sample") else rollout
     trainer = FiReOPDTrainer(
         **{
             "model": str(models / case.get("student", "student")),
             "teacher_model": teacher,
             "peft_config": peft_config,
+            "train_dataset": dataset,
+            "rollout_func": sampler,
             **kwargs,
         },
         args=args,
-        train_dataset=Dataset.from_list(rows),
-        rollout_func=None if case.get("sample") else rollout,
         **({"reward_funcs": [odd_sum]} if case.get("rewards") else {}),
     )
     for placed in trainer.teachers.values():

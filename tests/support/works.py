@@ -25,8 +25,83 @@ def ragged_rows() -> None:
     assert world.sum(torch.tensor([rows, 1])).tolist() == [10, 2]
     assert world.max(torch.tensor([float(rank), -float(rank)])).tolist() == [1.0, 0.0]
     assert world.gather(torch.empty(0) if rank == 0 else torch.ones(2)).tolist() == [1.0, 1.0]
+    assert world.gather(torch.empty(0, 3)).shape == (0, 3)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def windows_without_a_token() -> None:
+    """Every method on windows in which no token is usable on the first rank, on the second, and on both."""
+    from accelerate import Accelerator
+
+    from fire_opd_trl import METHODS, Context, distil
+    from fire_opd_trl.rollouts.ranks import AcceleratorWorld
+    from support.windows import emptied, rows_of, window
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    world = AcceleratorWorld(accelerator)
+    rollout, scores = window(rows=8)
+    mine = slice(4 * world.rank, 4 * world.rank + 4)
+    for gone in (range(4), range(4, 8), range(8)):
+        rows = rows_of(emptied(rollout, list(gone)), scores, mine)
+        for name, recipe in METHODS.items():
+            for progress in (0.0, 0.9):  # reopold reads the entropies in the second phase alone
+                signal = distil(*rows, recipe(), Context(world, progress=progress))
+                assert signal.metrics["empty"] == len(gone), name
+                weights = [v for v in (signal.weight_BT, signal.advantage_BT, signal.divergence_BT) if v is not None]
+                assert all(value.isfinite().all() for value in weights), name
+                alive = len(gone) < 8 and world.rank == int(0 in gone)
+                assert alive or not any(value.any() for value in weights), name
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def refusals_of_one_rank() -> None:
+    """A row of one rank is too long, cannot be rendered, breaks the reward or the rollout: both ranks stop."""
+    import tempfile
+
+    from accelerate.utils import gather_object
+    from datasets import Dataset
+
+    from support.inspections import asked, with_template
+    from support.worker import built
+
+    def stopped(sentence: str, trainer, run) -> None:
+        try:
+            run(trainer)
+        except Exception as error:
+            said = str(error)
+        else:
+            said = "nothing was refused"
+        everyone = gather_object([said])  # a rank that still waits never comes here
+        assert sum(sentence in said for said in everyone) >= 1, everyone
+        assert all(sentence in said or "A row of another rank is wrong" in said for said in everyone), everyone
+
+    case = {"batch": 2, "accumulation": 1, "max_steps": 2, "holes": False}
+    with tempfile.TemporaryDirectory() as folder:
+        long = built({**case, "stream": [20, 12]}, folder)
+        stopped("row 1: the prompt of teacher 'teacher' has 128 tokens", long, lambda trainer: trainer.train())
+
+        template = "{% if messages[0]['content'] == '7=' %}{{ raise_exception('no sevens') }}{% endif %}1="
+        tokenizer = with_template()
+        rows = [{"prompt": asked(f"{number}=")} for number in range(4)]
+        chats = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+        chat = built({**case, "sample": True, "config": {"teacher_chat_template": template}}, folder, **chats)
+        late = Dataset.from_list([{"prompt": asked(text)} for text in ("3=", "7=")])  # nobody has looked at these
+        stopped("no sevens", chat, lambda trainer: trainer.evaluate(late))
+
+        def picky(completion_ids, **_):
+            if os.environ["RANK"] == "1":
+                raise KeyError("a reward without its column")
+            return [0.0] * len(completion_ids)
+
+        stopped("a reward without its column", built(case, folder, reward_funcs=[picky]), lambda t: t.train())
+
+        def engine(prompts, _):
+            return {} if os.environ["RANK"] == "1" else {"completion_ids": [[1]] * len(prompts)}
+
+        stopped("completion_ids", built(case, folder, rollout_func=engine), lambda t: t.train())
 
 
 def leave_a_mark(path: str) -> None:

@@ -20,7 +20,6 @@ from fire_opd_trl import FiReOPDTrainer
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.preflight.inspection import check_inputs
 from fire_opd_trl.refusals import chosen_method
-from fire_opd_trl.stages import World
 from fire_opd_trl.teachers.routing import route_to_teachers
 from fire_opd_trl.teachers.sources import teacher_sources
 
@@ -59,17 +58,15 @@ def test_a_teacher_that_no_row_names_warns():
 
 def test_a_stream_that_names_no_teacher_stops_where_it_is_sampled():
     rows = [{"prompt": "1+1=", "teacher_id": "b"}, {"prompt": "2+2=", "teacher_id": "c"}]
-    assert route_to_teachers(rows[:1] * 2, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu").tolist() == [
+    assert route_to_teachers(rows[:1] * 2, ["a", "b"], ("teacher_id", "teacher_prompt"), "cpu").tolist() == [
         1,
         1,
     ]
     message = "window row 1: `teacher_id` is 'c'. Each row names one of: a, b."
     with pytest.raises(ValueError, match=re.escape("window row 0: `teacher_prompt` is empty")):
-        route_to_teachers(
-            [{**rows[0], "teacher_prompt": ""}], ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu"
-        )
+        route_to_teachers([{**rows[0], "teacher_prompt": ""}], ["a", "b"], ("teacher_id", "teacher_prompt"), "cpu")
     with pytest.raises(ValueError, match=re.escape(message)):
-        route_to_teachers(rows, ["a", "b"], ("teacher_id", "teacher_prompt"), World(), "cpu")
+        route_to_teachers(rows, ["a", "b"], ("teacher_id", "teacher_prompt"), "cpu")
 
 
 def test_a_wrongly_routed_stream_stops_training(tmp_path):
@@ -77,5 +74,5 @@ def test_a_wrongly_routed_stream_stops_training(tmp_path):
     args = settings(per_device_train_batch_size=2, max_steps=1)
     args.output_dir = str(tmp_path)
     trainer = FiReOPDTrainer(STUDENT, TWO, args, stream)
-    with pytest.raises(ValueError, match="window row [01]: `teacher_id` is 'c'.* names one of: a, b"):
+    with pytest.raises(ValueError, match="train_dataset row 1: `teacher_id` is 'c'.* names one of: a, b"):
         trainer.train()

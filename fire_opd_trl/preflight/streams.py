@@ -1,0 +1,94 @@
+"""Nobody can look at a stream beforehand: its rows are checked one by one, when they are read."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+
+from ..rollouts.prompts import refuse_malformed, refuse_unrouted, teacher_of
+from .dataset import Reader, check_fit, no_ids
+
+
+SAID_AT = {10**power for power in range(12)}  # rows left out: the first, the tenth, the hundredth, ...
+
+
+def checked_stream(
+    stream: IterableDataset,
+    name: str,
+    *,
+    student: Reader,
+    teachers: dict[str, Reader],
+    overlong: str,
+    columns: tuple[str, str],
+    left_out: Counter,
+) -> IterableDataset:
+    """
+    `inspect_run` calls this for each stream. It returns the same stream without the rows that are too long, if those
+    are to be dropped. A wrong row is refused as `check_dataset` refuses it, but only when it is read. Every rank reads
+    the whole stream, so that all ranks stop at the same row, and leave out the same rows.
+
+    Args:
+        left_out (`Counter`): Where the rows that were left out are counted, under the name of the stream. A row counts
+            in each epoch that reads it.
+
+    The other arguments are those of `check_dataset`.
+    """
+    names, limit = list(teachers), student.limit
+    read = left_out[name] = 0
+
+    def fits(row: dict[str, Any], index: int) -> bool:
+        nonlocal read
+        read += 1
+        refuse_malformed(row, index, name)
+        refuse_unrouted(row, index, name, columns[0], names)
+        if row.get(columns[1]) is not None:
+            refuse_malformed(row, index, name, columns[1])
+        who = teacher_of(row, columns[0], names)
+        pictured = {"image", "images"} & row.keys()  # only the rollout knows their length
+        mine, theirs = Reader(no_ids, None) if pictured else student, teachers[who]
+        where = f"{name} row {index}"
+        try:
+            (ids,), (own,) = mine.ids([row]), theirs.ids([row])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        reader, read_ids = (theirs, ids) if own is None else (replace(theirs, unknown=frozenset()), own)
+        both = (
+            check_fit(ids, mine, f"{where}: the prompt", overlong),
+            check_fit(read_ids, reader, f"{where}: the prompt of teacher {who!r}", overlong),
+        )
+        if all(both):
+            return True
+        left_out[name] += 1
+        if left_out[name] in SAID_AT:
+            warnings.warn(
+                f"{name} row {index} is left out, its prompt is longer than {limit} tokens, or than a teacher's "
+                f"context leaves (overlong_prompts='drop'). That makes {left_out[name]} of {read} rows so far.",
+                stacklevel=2,
+            )
+        return False
+
+    return stream.filter(fits, with_indices=True)
+
+
+class WholeStream(torch.utils.data.IterableDataset):
+    """
+    The trainer gives a stream to its loader as this: rows in one order, without the files that they come from. Where
+    there are as many files as ranks, accelerate would let each rank read files of its own. Ranks would then run out
+    of rows at different times, and TRL's order, which holds a window together and repeats it for every
+    micro-batch, would be cut in the wrong places. Of this stream every rank reads all, and takes its part of each
+    window.
+    """
+
+    def __init__(self, stream: IterableDataset):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.stream)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle in another order, if the stream is shuffled."""
+        self.stream.set_epoch(epoch)
