@@ -115,12 +115,8 @@ def check_dataset(
         wrong_N |= long_N
     if wrong_N.any():
         index = int(wrong_N.long().argmax())
-        row, where = read[index], f"{name} row {index}"
-        refuse_unreadable(row, index, name, columns, names)
-        who = names[owner_N[index]]
-        check_fit(int(prompt_N[index]), student, f"{where}: the prompt")
-        whose = f"{where}: the prompt" if own_N[index] < 0 else f"{where}: the prompt of teacher {who!r}"
-        check_fit(int(read_N[index]), teachers[who], whose, int(seen["largest"][index]), int(seen["stray"][index]))
+        found = {key: int(values[index]) for key, values in seen.items()}
+        refuse_row(read[index], index, name, found, student, teachers, columns)
 
     fits_N = ~long_N
     for number, who in enumerate(names):
@@ -155,6 +151,24 @@ def refuse_unreadable(row: dict[str, Any], index: int, name: str, columns: tuple
     refuse_unrouted(row, index, name, columns[0], names)
     if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
         refuse_malformed(row, index, name, columns[1])
+
+
+def refuse_row(
+    row: dict[str, Any],
+    index: int,
+    name: str,
+    found: dict[str, int],
+    student: Reader,
+    teachers: dict[str, Reader],
+    columns: tuple[str, str],
+) -> None:
+    """Refuse a row for the first thing that is wrong of it. `found`: what [`measure`] finds of it."""
+    names, where = list(teachers), f"{name} row {index}"
+    refuse_unreadable(row, index, name, columns, names)
+    who, prompt, own = names[found["teacher"]], found["prompt"], found["own"]
+    check_fit(prompt, student, f"{where}: the prompt")
+    whose = f"{where}: the prompt" if own < 0 else f"{where}: the prompt of teacher {who!r}"
+    check_fit(prompt if own < 0 else own, teachers[who], whose, found["largest"], found["stray"])
 
 
 def measure(

@@ -3,14 +3,12 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import IterableDataset
 
-from ..rollouts.prompts import refuse_malformed, refuse_unrouted, teacher_of
-from .dataset import Reader, check_fit, no_ids
+from .dataset import Reader, measure, no_ids, refuse_row
 
 
 SAID_AT = {10**power for power in range(12)}  # rows left out: the first, the tenth, the hundredth, ...
@@ -37,41 +35,39 @@ def checked_stream(
 
     The other arguments are those of `check_dataset`.
     """
-    names, limit = list(teachers), student.limit
     read = left_out[name] = 0
 
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal read
         read += 1
-        refuse_malformed(row, index, name)
-        refuse_unrouted(row, index, name, columns[0], names)
-        if row.get(columns[1]) is not None:
-            refuse_malformed(row, index, name, columns[1])
-        who = teacher_of(row, columns[0], names)
         pictured = {"image", "images"} & row.keys()  # only the rollout knows their length
-        mine, theirs = Reader(no_ids, None) if pictured else student, teachers[who]
-        where = f"{name} row {index}"
+        mine = Reader(no_ids, None) if pictured else student
         try:
-            (ids,), (own,) = mine.ids([row]), theirs.ids([row])
+            seen = measure({column: [value] for column, value in row.items()}, mine, teachers, columns)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        reader, read_ids = (theirs, ids) if own is None else (replace(theirs, unknown=frozenset()), own)
-        both = (
-            check_fit(ids, mine, f"{where}: the prompt", overlong),
-            check_fit(read_ids, reader, f"{where}: the prompt of teacher {who!r}", overlong),
-        )
-        if all(both):
+            raise ValueError(f"{name} row {index}: {error}") from error
+        found = {key: values[0] for key, values in seen.items()}
+        if overlong == "error" or not is_overlong(found, mine, teachers):
+            refuse_row(row, index, name, found, mine, teachers, columns)
             return True
         left_out[name] += 1
         if left_out[name] in SAID_AT:
             warnings.warn(
-                f"{name} row {index} is left out, its prompt is longer than {limit} tokens, or than a teacher's "
-                f"context leaves (overlong_prompts='drop'). That makes {left_out[name]} of {read} rows so far.",
+                f"{name} row {index} is left out, its prompt is longer than {student.limit} tokens, or than a "
+                f"teacher's context leaves (overlong_prompts='drop'). That makes {left_out[name]} of {read} rows so far.",
                 stacklevel=2,
             )
         return False
 
     return stream.filter(fits, with_indices=True)
+
+
+def is_overlong(found: dict[str, int], student: Reader, teachers: dict[str, Reader]) -> bool:
+    """Returns whether a row is longer than the student or its teacher can read. `found`: what [`measure`] finds."""
+    reader = list(teachers.values())[found["teacher"]]
+    read = found["prompt"] if found["own"] < 0 else found["own"]
+    pairs = ((found["prompt"], student.limit), (read, reader.limit))
+    return found["teacher"] >= 0 and any(limit is not None and tokens > limit for tokens, limit in pairs)
 
 
 class WholeStream(torch.utils.data.IterableDataset):
