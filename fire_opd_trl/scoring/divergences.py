@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+from trl.kernels import chunked_logprob
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
@@ -42,8 +43,7 @@ class TopK:
         ids, logps = [], []
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             for rows in tiles(len(hidden_NH), len(head.weight)):
-                raw_NV = torch.nn.functional.linear(hidden_NH[rows], head.weight.to(hidden_NH.dtype), head.bias)
-                logits_NV = head.logits(raw_NV.float(), self.temperature)
+                logits_NV = head.logits(raw_logits(hidden_NH[rows], head), self.temperature)
                 top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
                 ids.append(top.indices.int())
                 logps.append(top.values - logits_NV.logsumexp(dim=1, keepdim=True))
@@ -58,6 +58,18 @@ def tiles(rows: int, width: int) -> list[slice]:
     """Cuts `rows` rows of `width` numbers into tiles of bounded size; at least one, so that shapes exist."""
     step = max(1, LARGEST_TILE // width)
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
+
+
+def raw_logits(hidden_NH: torch.Tensor, head: Head) -> torch.Tensor:
+    """
+    Returns `W h + b` in float32, as the fused head does, from factors in the precision of the layers. A linear layer
+    would round the result to it as well: in bfloat16 a logit of 20 by up to 1/16.
+    """
+    device = hidden_NH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+    raw_NV = torch.zeros((len(hidden_NH), len(head.weight)), dtype=torch.float32, device=hidden_NH.device)
+    chunked_logprob._addmm_fp32(raw_NV, hidden_NH.to(dtype), head.weight.to(dtype).t())
+    return raw_NV if head.bias is None else raw_NV + head.bias.float()
 
 
 # What is differentiated
