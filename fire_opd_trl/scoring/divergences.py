@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+from trl.kernels import chunked_logprob
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
@@ -46,10 +47,9 @@ class TopK:
         hidden_NH = head.read(hidden_BTH[self.inside_BT])
         ids, logps = [], []
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
-            weight_VH = head.weight.to(hidden_NH.dtype)
+            weight_VH = head.weight.to(product_dtype(hidden_NH))
             for rows in tiles(len(hidden_NH), len(weight_VH), hidden_NH.device):
-                raw_NV = torch.nn.functional.linear(hidden_NH[rows], weight_VH, head.bias)
-                logits_NV = head.logits(raw_NV.float(), self.temperature)
+                logits_NV = head.logits(raw_logits(hidden_NH[rows], weight_VH, head.bias), self.temperature)
                 top = logits_NV.topk(min(self.k, logits_NV.shape[1]), dim=1)
                 ids.append(top.indices.int())
                 logps.append(top.values - logits_NV.logsumexp(dim=1, keepdim=True))
@@ -64,6 +64,22 @@ def tiles(rows: int, width: int, device: torch.device) -> list[slice]:
     """Cuts `rows` rows of `width` numbers into tiles of the device's size; at least one, so that shapes exist."""
     step = max(1, (LARGEST_TILE if device.type == "cpu" else LARGEST_TILE_ON_GPU) // width)
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
+
+
+def product_dtype(hidden_NH: torch.Tensor) -> torch.dtype:
+    """Returns the precision in which the head's factors are multiplied: that of the layers."""
+    device = hidden_NH.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+
+
+def raw_logits(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
+    """
+    Returns `W h + b` in float32, as the fused head does, from factors in the precision of the layers. A linear layer
+    would round the result to it as well: in bfloat16 a logit of 20 by up to 1/16.
+    """
+    raw_NV = torch.zeros((len(hidden_NH), len(weight_VH)), dtype=torch.float32, device=hidden_NH.device)
+    chunked_logprob._addmm_fp32(raw_NV, hidden_NH.to(weight_VH.dtype), weight_VH.t())
+    return raw_NV if bias_V is None else raw_NV + bias_V.float()
 
 
 # What is differentiated

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from datasets import Dataset
+from support.folders import rescaled_folder
 from support.inspections import TEACHER, adapter, fault, looked, said, without_weights
 from transformers import AutoModelForCausalLM
 
@@ -114,3 +116,42 @@ def test_whole_distributions_over_fewer_tokens_are_refused(tmp_path):
             "distributions, which must be over the same tokens. Cut the student's embeddings to the teacher's rows "
             "(resize_token_embeddings), or use a method of the sampled token."
         )
+
+
+APART = " apart from shorter rows, whose scores do not depend on them"
+SAMPLING = {
+    False: "Sampling cannot: when the longest row of a batch grows beyond 24, all change their frequencies, so that "
+    "some tokens are off policy. If that is too much, keep prompt and completion within 24 tokens.",
+    True: "vLLM samples every row with the frequencies of long rows where its context is longer than 24 "
+    "(vllm_max_model_length), so that its short rows are off policy (fire/sampling_gap). If that is too much, keep "
+    "prompt and completion within 24 tokens.",
+}
+
+
+def test_of_longrope_it_is_said_which_rows_are_kept_apart_and_where_they_cannot_be(tmp_path):
+    models = {name: rescaled_folder(tmp_path / name, name) for name in ("student", "teacher")}
+    longrope = "longrope: it reads rows of more than 24 tokens with other frequencies. Scoring"
+    for vllm in (False, True):
+        findings = said(
+            looked(models["teacher"], model=models["student"], gradient_accumulation_steps=2, use_vllm=vllm)
+        )
+        assert findings["teacher, positions"] == ("ok", f"{longrope} keeps them{APART}")
+        assert findings["student, positions"] == (
+            "warning", f"{longrope} and update keep them{APART}. {SAMPLING[vllm]}"
+        )  # fmt: skip
+    alone = said(looked(models["teacher"], model=models["student"]))["student, positions"][1]
+    assert "with gradient_accumulation_steps=1 the update cannot do so where all rows of a rank are one" in alone
+    # The longest of the two prompts has 8 tokens: with 16 more no row is longer than 24.
+    short = said(looked(models["teacher"], model=models["student"], max_completion_length=16))
+    assert "student, positions" not in short and "teacher, positions" not in short
+
+
+def test_of_dynamic_ntk_it_is_said_where_rows_may_be_longer_than_its_context(tmp_path):
+    dynamic = rescaled_folder(tmp_path / "dynamic", rope_type="dynamic", factor=4.0)
+    assert "student, positions" not in said(looked(model=dynamic))  # a prompt that does not fit is refused
+    stream = Dataset.from_list([{"prompt": "12+34="}]).to_iterable_dataset()
+    outcome, text = said(looked(model=dynamic, rows=stream, max_steps=1))["student, positions"]
+    assert (
+        outcome == "warning" and "it is not known how long the prompts are. Let no prompt have more than 95 " in text
+    )
+    assert "teacher, positions" not in said(looked(model=dynamic, rows=stream, max_steps=1))

@@ -13,6 +13,7 @@ from fire_opd_trl.rollouts.packing import (
     cut_within_limit,
     deal_to_ranks,
     longest_first,
+    of_like_length,
     optimizer_step_N,
     padded_tokens,
     shortest_row,
@@ -48,6 +49,30 @@ def test_cuts_within_a_limit_are_greedy_and_a_row_that_is_too_long_goes_alone():
     assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 18) == [[2], [1], [4], [0, 3, 5]]
     assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 20) == [[2], [1, 4], [0, 3, 5]]
     assert cut_within_limit([], length_B, 18) == []
+
+
+def test_rows_on_either_side_of_a_bound_have_no_cut_in_common():
+    length_B = [5, 10, 20, 4, 11, 10]
+    assert of_like_length([0, 1, 2, 3, 4, 5], length_B, ()) == [[2, 4, 1, 5, 0, 3]]
+    assert of_like_length([0, 1, 2, 3, 4, 5], length_B, (4, 10)) == [[2, 4], [1, 5, 0], [3]]
+    assert of_like_length([], length_B, (4, 10)) == []
+    assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 40) == [[2, 4], [1, 5, 0, 3]]  # 2 * 20, 4 * 10
+    assert cut_within_limit([0, 1, 2, 3, 4, 5], length_B, 40, (4, 10)) == [[2, 4], [1, 5, 0], [3]]
+    # The smallest limit for three cuts is 30 = 3 * 10; without the bound it would be 24 = 2 * 20, 2 * 10, 2 * 5.
+    assert cut_into_micro_batches([0, 1, 2, 3, 4, 5], length_B, 3, (4, 10)) == [[2, 4], [1, 5, 0], [3]]
+    # Two micro-batches cannot keep three classes apart: they are cut as if there were none.
+    assert cut_into_micro_batches([0, 1, 2, 3, 4, 5], length_B, 2, (4, 10)) == [[2, 4], [1, 5, 0, 3]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bounds_are_kept_in_every_number_of_micro_batches_and_on_every_rank(seed):
+    rows, length_B = lines(seed, 40, 25)
+    bounds = (20, 40)
+    for count, ranks in ((3, 1), (2, 2), (8, 3), (16, 2)):
+        plan = deal_to_ranks(rows, length_B, count, ranks, bounds)
+        cuts = [cut for mine in plan for cut in mine]
+        assert [len(mine) for mine in plan] == [count] * ranks and sorted(sum(cuts, [])) == sorted(rows)
+        assert all(len({(length_B[row] > 20) + (length_B[row] > 40) for row in cut}) <= 1 for cut in cuts)
 
 
 def test_the_shortest_row_is_the_one_with_fewest_tokens():

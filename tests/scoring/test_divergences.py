@@ -190,6 +190,20 @@ def test_top_k_and_its_divergence_agree_with_dense_float64(bias, scale, softcap,
         torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_teachers_top_k_is_not_rounded_to_the_precision_of_its_layers(autocast):
+    torch.manual_seed(0)
+    hidden_BTH, weight_VH = torch.randn(1, 8, 64).bfloat16(), (2 * torch.randn(50, 64)).bfloat16()
+    exact = (hidden_BTH.double() @ weight_VH.double().T).log_softmax(dim=2).topk(4, dim=2)
+    head = Head(weight_VH.float() if autocast else weight_VH, None, 1.0, None, 64, False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        hidden_BTH = hidden_BTH.float() if autocast else hidden_BTH
+        seen = TopK(4, 1.0, torch.ones(1, 8, dtype=torch.bool))(hidden_BTH, head, None)
+    assert torch.equal(seen["top_ids"].long(), exact.indices)
+    # Logits are up to 64: rounded to bfloat16, which has 8 bits, they would be off by up to 1/8.
+    assert torch.allclose(seen["top_logps"].double(), exact.values, atol=1e-4)
+
+
 @pytest.mark.parametrize("mixture", [1.0, 0.0, 0.3])
 @pytest.mark.parametrize(("bias", "scale", "softcap"), HEADS)
 def test_the_full_divergence_agrees_with_dense_float64(bias, scale, softcap, mixture):

@@ -52,12 +52,12 @@ def mixture_folder(folder: Path) -> str:
     return with_tokenizer(folder / "mixture")
 
 
-LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "rope_theta": 10000.0}
-
-
 def rescaled_folder(folder: Path, name: str = "student", **rope) -> str:
-    """An embedded model whose rotary embeddings are scaled: by default `longrope` beyond 24 of its 128 tokens."""
+    """An embedded model whose rotary embeddings are scaled, by default with `longrope` beyond 24 of its 128 tokens."""
     model = loaded(name)
-    model.config.rope_parameters = rope or {**LONGROPE, "original_max_position_embeddings": 24}
+    pairs = model.config.head_dim // 2
+    longrope = {"rope_type": "longrope", "original_max_position_embeddings": 24, "attention_factor": 1.0}
+    longrope.update(short_factor=[1.0] * pairs, long_factor=[4.0] * pairs)
+    model.config.rope_parameters = {"rope_theta": 10000.0, **(rope or longrope)}
     model.save_pretrained(folder)
     return with_tokenizer(folder)

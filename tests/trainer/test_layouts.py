@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from support.folders import rescaled_folder
 from support.layouts import METHODS, OTHERS, TOLERANCE, assert_same, in_this_process, layout
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM
@@ -195,6 +196,19 @@ def test_dropped_rows_cost_no_update_and_micro_batches_are_short(tmp_path):
     assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
     assert all(part["completion_mask"].sum(1).max() == part["completion_ids"].shape[1] for part in parts)
     assert torch.stack([part["scale"].sum() for part in parts]).sum() > 0
+
+
+# Models that read long rows otherwise
+
+
+@pytest.mark.launch
+def test_longrope_gives_the_same_in_every_layout(on_two_ranks, tmp_path):
+    """The reference has one row to a micro-batch and to a forward: none of them has neighbours."""
+    models = {name: rescaled_folder(tmp_path / name, name) for name in ("student", "teacher")}
+    case = {"method": "fire", **models}
+    one = in_this_process(layout(1, 32, {**case, "scoring_token_budget": 1}), tmp_path / "one")
+    assert_same(one, in_this_process(layout(8, 4, case), tmp_path / "other"))
+    assert_same(one, on_two_ranks("zero3", layout(8, 2, case)))
 
 
 # Precision
