@@ -60,13 +60,12 @@ def report_states(
 ) -> None:
     """Record how much memory a rank needs for what the loss will read of a teacher, if the method reads any of it."""
     if size := bytes_of_states(config, named_dtype(config, dtype), args, method):
-        where = "host memory" if args.offload_teacher_states else "the device's (host: offload_teacher_states=True)"
+        device = "device memory until then (offload_teacher_states=True: in host memory)"
         top_k = method.divergence.top_k if method.divergence else 0
-        what = f"top {top_k}" if top_k else "hidden states"
         checked.record(
             f"{title_of(name)}, states",
-            f"{method.name} holds the teacher's {what} of a window's completions, of survivors until their update: at "
-            f"most {short_number(size)}B a rank, in {where}",
+            f"{method.name} reads the teacher's {f'top {top_k}' if top_k else 'hidden states'} again in the update: "
+            f"at most {short_number(size)}B a rank, in {'host memory' if args.offload_teacher_states else device}",
         )
 
 

@@ -56,10 +56,13 @@ def test_a_filter_within_each_teacher_drops_a_share_of_each():
     ("config", "size"),
     [
         # 4 x 2 rows of at most 100 tokens, of each 128 numbers with 2 bytes: 204 800 bytes
-        ({"method": "opd_full"}, "hidden states of a window's completions, .* at most 205 kB a rank, in the device's"),
+        (
+            {"method": "opd_full"},
+            "teacher's hidden states again in the update: at most 205 kB a rank, in device memory",
+        ),
         ({"method": "opd_full", "offload_teacher_states": True}, "at most 205 kB a rank, in host memory"),
         # 800 tokens, of each 16 ids and 16 log-probabilities with 4 bytes: 102 400 bytes
-        ({"method": "eopd"}, "top 16 of a window's completions, .* at most 102 kB a rank"),
+        ({"method": "eopd"}, "top 16 again in the update: at most 102 kB a rank"),
         ({"method": "opd"}, None),
     ],
 )
