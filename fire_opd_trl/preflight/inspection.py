@@ -122,7 +122,7 @@ def inspect_run(
             checked.eval_dataset = check_rows(eval_dataset, "eval_dataset")[0]
         if train_dataset is not None or not prompts_exist:
             report_dataset(checked, facts, names, args)
-        report_prompts(checked, facts)
+            report_prompts(checked, facts)
     with checked.check("window"):
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
