@@ -101,10 +101,8 @@ def test_what_the_numbers_depend_on_has_files_of_its_own(many):
         ],
         start=1,
     ):
-        looked(rows=rows, tokenizer=tokenizer, **change)
-        looked(
-            rows=rows, tokenizer=with_template() if tokenizer is not other else other, max_prompt_length=9, **change
-        )
+        looked(rows=rows, tokenizer=mine, **change)
+        looked(rows=rows, tokenizer=with_template() if mine is tokenizer else other, max_prompt_length=9, **change)
         assert len(files(many)) == 2 * number, change
     looked(rows=rows[1:] + [{"prompt": [{"role": "user", "content": "2"}]}], tokenizer=tokenizer)
     assert len(files(many)) == 2 * 5
