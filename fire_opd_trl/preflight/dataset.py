@@ -215,6 +215,7 @@ def measured(
         batches = [measure(rows[start : start + BATCH], **arguments) for start in range(0, len(rows), BATCH)]
         return {key: torch.tensor([v for batch in batches for v in batch[key]], dtype=torch.long) for key in MEASURED}
     fingerprint = fingerprint_of(rows, student, teachers, columns)
+    processes = min(processor_cores(), len(rows) // ROWS_OF_A_PROCESS)
     with first_process_first(PartialState()), bars_off(quiet):
         table = rows.map(
             measure,
@@ -222,7 +223,7 @@ def measured(
             batch_size=BATCH,
             fn_kwargs=arguments,
             remove_columns=rows.column_names,
-            num_proc=min(processor_cores(), len(rows) // ROWS_OF_A_PROCESS),
+            num_proc=processes if processes > 1 else None,
             new_fingerprint=fingerprint,
             desc=f"checking {name}",
             **cache_arguments(fingerprint),

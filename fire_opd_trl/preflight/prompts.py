@@ -21,7 +21,8 @@ def student_reader(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]
     tokenizer, template_kwargs, tools = checked.tokenizer, args.chat_template_kwargs or {}, others.get("tools")
 
     def ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:
-        return [*prompt_ids([row["prompt"] for row in rows], tokenizer, None, template_kwargs, tools, "the student's")]
+        prompts, whose = [row["prompt"] for row in rows], "the student's tokenizer"
+        return [*prompt_ids(prompts, tokenizer, None, template_kwargs, tools, whose)]
 
     return Reader(ids, limit, depends=(tokenizer, template_kwargs, tools))
 

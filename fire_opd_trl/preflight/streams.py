@@ -53,8 +53,9 @@ def checked_stream(
         left_out[name] += 1
         if left_out[name] in SAID_AT:
             warnings.warn(
-                f"{name} row {index} is left out, its prompt is longer than {student.limit} tokens, or than a "
-                f"teacher's context leaves (overlong_prompts='drop'). That makes {left_out[name]} of {read} rows so far.",
+                f"{name} row {index} is left out, its prompt is longer than {student.limit} tokens, or than "
+                f"a teacher's context leaves (overlong_prompts='drop'). That makes "
+                f"{left_out[name]} of {read} rows so far.",
                 stacklevel=2,
             )
         return False

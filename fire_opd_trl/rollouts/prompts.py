@@ -57,21 +57,21 @@ def prompt_ids(
     template: str | None = None,
     template_kwargs: dict[str, Any] | None = None,
     tools: list | None = None,
-    whose: str = "the",
+    whose: str = "the tokenizer",
 ) -> list[list[int]]:
     """
     Returns the tokens of prompts as a model reads them: a text as it is, messages through a chat template.
 
     Args:
         template (`str`, *optional*): A chat template in place of the tokenizer's.
-        whose (`str`): Whose tokenizer it is, for an error: `"the student's"`.
+        whose (`str`): What to call the tokenizer in an error.
     """
     ids: list[list[int]] = [[]] * len(prompts)
     texts = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
     chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if chats and template is None and tokenizer.chat_template is None:
         raise ValueError(
-            f"the prompts are messages, and {whose} tokenizer has no chat template that could render them. Give the "
+            f"the prompts are messages, and {whose} has no chat template that could render them. Give the "
             "prompts as texts, or put the template of a model of its kind beside the tokenizer's files, as "
             "chat_template.jinja; in Python, pass a processing_class whose tokenizer.chat_template is set."
         )

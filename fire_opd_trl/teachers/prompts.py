@@ -24,7 +24,7 @@ class PromptRenderer:
         template_kwargs (`dict`): Its variables.
         column (`str`): Dataset column with a prompt for the teacher alone.
         rendered (`bool`): Whether messages are rendered anew for the teacher.
-        whose (`str`): Whose the tokenizer is, for an error.
+        whose (`str`): What to call the tokenizer in an error.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class PromptRenderer:
     template_kwargs: dict[str, Any]
     column: str
     rendered: bool
-    whose: str = "the teacher's"
+    whose: str = "the teacher's tokenizer"
 
     def ids(self, rows: list[dict[str, Any]], tools: list | None = None) -> list[list[int] | None]:
         """Returns the tokens of the teacher's prompts; `None` where it reads the student's prompt."""
@@ -86,7 +86,7 @@ def prompt_renderer(
         template_kwargs=dict((args.chat_template_kwargs if template_kwargs is None else template_kwargs) or {}),
         column=args.teacher_prompt_column,
         rendered=rendered,
-        whose="the student's" if teacher is None else f"teacher {name!r}'s",
+        whose="the student's tokenizer" if teacher is None else f"the tokenizer of teacher {name!r}",
     )
 
 

@@ -7,11 +7,13 @@ import time
 
 import pytest
 from support.forks import Commands
+from support.inspections import settings
 from support.launches import run_killably
 from transformers import AutoTokenizer
 
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight import command
 
 
 FIRE_OPD = [sys.executable, "-m", "fire_opd_trl.cli"]
@@ -213,11 +215,17 @@ def test_with_models_says_of_broken_weights_that_they_are(data, broken_teacher, 
 def test_with_models_writes_nothing_and_tries_any_placement(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    planned = ["--accelerate_config", "zero3", "--teacher_placement", "sharded", "--use_vllm", "true"]
+    planned = ["--accelerate_config", "zero3", "--teacher_placement", "sharded"]
     sizes = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8", "--push_to_hub", "true"]
     code, output = preflight(data, model_path("teacher"), *planned, *sizes, "--with-models")
     assert code == 0, output
     assert "; sharded" in said(output) and sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_tried_needs_no_engine_and_no_placement():
+    args = settings(use_vllm=True, teacher_placement="sharded", push_to_hub=True, report_to=["wandb"])
+    args = command.arguments_to_try({"args": args}, "folder")["args"]
+    assert (args.use_vllm, args.teacher_placement, args.push_to_hub, args.report_to) == (False, "auto", False, [])
 
 
 def test_a_deepspeed_file_says_whether_the_run_is_sharded(data, teacher_folder, tmp_path):

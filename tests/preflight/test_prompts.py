@@ -1,6 +1,7 @@
 """One prompt as each model sees it."""
 
-from support.inspections import ROUTED, TWO, asked, looked, with_template
+import pytest
+from support.inspections import ROUTED, TWO, asked, fault, looked, with_template
 
 
 def test_one_prompt_of_each_teacher_is_shown_as_each_model_sees_it():
@@ -19,3 +20,14 @@ def test_the_example_is_attributed_to_its_own_teacher_where_another_has_no_view(
     assert [f.subject for f in checked.findings if f.outcome == "fault"] == ["teacher a, prompt"]
     assert "teacher a sees it" not in checked.example
     assert "'123+456==;'\nand as teacher b sees it:        the same tokens" in checked.example
+
+
+@pytest.mark.parametrize("where", ["prompt", "teacher_prompt"])
+def test_messages_without_a_template_are_refused_with_whose_and_what_to_do(where):
+    rows = [{"prompt": "1+1=", where: asked("1+1=")}]
+    whose = "the student's tokenizer" if where == "prompt" else "the tokenizer of teacher 'teacher'"
+    assert fault(looked(rows=rows)) == (
+        f"the prompts are messages, and {whose} has no chat template that could render them. Give the "
+        "prompts as texts, or put the template of a model of its kind beside the tokenizer's files, as "
+        "chat_template.jinja; in Python, pass a processing_class whose tokenizer.chat_template is set."
+    )

@@ -104,6 +104,34 @@ def refusals_of_one_rank() -> None:
         stopped("completion_ids", built(case, folder, rollout_func=engine), lambda t: t.train())
 
 
+def checked_rows(folder: str) -> None:
+    """Check a dataset that is read by a pool; write how many rows this rank measured, and the longest it heard of."""
+    import datasets
+    from accelerate import PartialState
+
+    from fire_opd_trl.preflight import dataset
+
+    rank, measure = os.environ["RANK"], dataset.measure
+    PartialState(cpu=True)
+
+    def counted(batch, **arguments):
+        with open(f"{folder}/measured{rank}", "a") as file:
+            file.write("." * len(batch["prompt"]))
+        return measure(batch, **arguments)
+
+    datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
+    dataset.POOL_ROWS, dataset.ROWS_OF_A_PROCESS, dataset.measure = 20, 15, counted
+    rows = datasets.Dataset.from_list([{"prompt": "1" * (1 + row % 7)} for row in range(30)])
+    reader = dataset.Reader(lambda rows: [[1] * len(row["prompt"]) for row in rows], None)
+    teachers, columns = {"teacher": dataset.Reader(dataset.no_ids, None)}, ("teacher_id", "teacher_prompt")
+    _, facts = dataset.check_dataset(
+        rows, "rows", student=reader, teachers=teachers, overlong="error", columns=columns
+    )
+    done = Path(f"{folder}/measured{rank}")
+    count = len(done.read_text()) if done.exists() else 0
+    Path(f"{folder}/rank{rank}").write_text(f"{count} rows measured, {facts.longest}")
+
+
 def leave_a_mark(path: str) -> None:
     """Write which process does this work for which rank, and where it meets the other."""
     Path(f"{path}{os.environ['RANK']}").write_text(f"{os.getpid()} {os.getpgid(0)} {os.environ['MASTER_PORT']}")
