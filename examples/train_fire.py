@@ -35,8 +35,12 @@ This trains a LoRA adapter on one GPU:
         --learning_rate 1e-5 \
         --output_dir outputs/qwen3-0.6b-fire-lora
 
-Every argument can stand in a YAML file instead (`--config`); the command line overrides the file. `--help` lists all
-arguments.
+Every argument can stand in a YAML file instead (`--config`, a file or the name of a recipe); the command line
+overrides it. `--help` lists all arguments. `--resume_from_checkpoint true` goes on from the last checkpoint.
+
+What is wrong before training starts is said in a sentence, with exit code 2. Ctrl-C and SIGTERM end the run at once,
+with a line that names the last checkpoint. `fire-opd train` says no more than that, and leaves no process behind;
+`accelerate launch` adds a traceback of its own, which `accelerate launch --quiet` leaves out where one process runs.
 """
 
 import os
