@@ -152,8 +152,9 @@ def test_a_signal_ends_it_with_the_line_that_names_the_last_checkpoint(tmp_path)
         f"The last checkpoint is {folder}/checkpoint-12; the same command with --resume_from_checkpoint true goes on"
     )
     assert end(script(SLEEP, folder), signal.SIGTERM) == (143, f"\ntrain.py: stopped by SIGTERM. {line} from it.\n")
-    twice = end(script(SLEEP, folder), signal.SIGINT, signal.SIGTERM)  # from a terminal, and from a launcher
-    assert twice == (130, f"\ntrain.py: stopped by Ctrl-C. {line} from it.\n")
+    tidy = f"try: {SLEEP}\n    finally: time.sleep(0.3); print('tidy', flush=True)"
+    twice = end(script(tidy, folder), signal.SIGINT, signal.SIGTERM)  # from a terminal, and from a launcher
+    assert twice == (130, f"tidy\n\ntrain.py: stopped by Ctrl-C. {line} from it.\n")
 
 
 def test_before_training_and_without_a_checkpoint_it_says_so():
