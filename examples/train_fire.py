@@ -46,6 +46,7 @@ with a line that names the last checkpoint. `fire-opd train` says no more than t
 import os
 import pkgutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,11 +59,10 @@ if __name__ == "__main__":
 from trl import ScriptArguments  # noqa: E402
 
 
-DESCRIPTION = """
-On-policy distillation: the student answers prompts, and learns from what the
-teacher finds of every token. --config NAME or FILE.yaml sets any of these
-arguments (recipes: {recipes}); the command line overrides it.
-"""
+DESCRIPTION = (
+    "On-policy distillation: the student answers prompts, and learns from what the teacher finds of every token. "
+    "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
+)
 USUAL = [
     *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "learning_rate"),
@@ -129,7 +129,7 @@ def make_parser(prog: str | None = None, config: type | None = None):
         helps=HELPS,
         prog=prog or program(),
         usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
-        description=DESCRIPTION.format(recipes=", ".join(recipes())),
+        description=textwrap.fill(DESCRIPTION + ", ".join(recipes()) + ".", 78),
         allow_abbrev=False,
     )
 
