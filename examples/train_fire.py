@@ -35,13 +35,18 @@ This trains a LoRA adapter on one GPU:
         --learning_rate 1e-5 \
         --output_dir outputs/qwen3-0.6b-fire-lora
 
-Every argument can stand in a YAML file instead (`--config`); the command line overrides the file. `--help` lists all
-arguments.
+Every argument can stand in a YAML file instead (`--config`, a file or the name of a recipe); the command line
+overrides it. `--help` lists all arguments. `--resume_from_checkpoint true` goes on from the last checkpoint.
+
+What is wrong before training starts is said in a sentence, with exit code 2. Ctrl-C and SIGTERM end the run at once,
+with a line that names the last checkpoint. `fire-opd train` says no more than that, and leaves no process behind;
+`accelerate launch` adds a traceback of its own, which `accelerate launch --quiet` leaves out where one process runs.
 """
 
 import os
 import pkgutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,11 +59,10 @@ if __name__ == "__main__":
 from trl import ScriptArguments  # noqa: E402
 
 
-DESCRIPTION = """
-On-policy distillation: the student answers prompts, and learns from what the
-teacher finds of every token. --config NAME or FILE.yaml sets any of these
-arguments (recipes: {recipes}); the command line overrides it.
-"""
+DESCRIPTION = (
+    "On-policy distillation: the student answers prompts, and learns from what the teacher finds of every token. "
+    "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
+)
 USUAL = [
     *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "learning_rate"),
@@ -150,7 +154,7 @@ def make_parser(prog: str | None = None, config: type | None = None):
         helps=HELPS,
         prog=prog or program(),
         usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
-        description=DESCRIPTION.format(recipes=", ".join(recipes())),
+        description=textwrap.fill(DESCRIPTION + ", ".join(recipes()) + ".", 78),
         allow_abbrev=False,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .preflight.spelling import did_you_mean
+from .trainer.ending import REFUSED, Refusal, refusals
 
 
 # verb: the module whose `main` runs it, and what it does
@@ -40,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if verb not in COMMANDS:
         parser.error(f"there is no command {verb!r}.{did_you_mean(verb, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     try:
-        if verb == "methods":
-            return list_methods(argv[1:])
-        return importlib.import_module(f".{COMMANDS[verb][0]}", __package__).main(argv[1:])
+        with refusals():
+            if verb == "methods":
+                return list_methods(argv[1:])
+            return importlib.import_module(f".{COMMANDS[verb][0]}", __package__).main(argv[1:])
+    except Refusal as error:
+        print(f"{parser.prog} {verb}: error: {error}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print(f"\n{parser.prog} {verb}: stopped by Ctrl-C.", file=sys.stderr)
         return 130

@@ -62,6 +62,14 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     assert "Did you mean" not in refusal(capsys, "quantize")
 
 
+def test_what_a_user_can_mend_is_said_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for command in (["demo"], ["compare", "--preset", "smoke"]):
+        assert cli.main([*command, "--output_dir", str(tmp_path / "file" / "out")]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"fire-opd {command[0]}: error: [Errno 20] Not a directory: ") and said.count("\n") == 1
+
+
 def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
     def interrupted(argv):
         raise KeyboardInterrupt

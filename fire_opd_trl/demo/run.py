@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.method not in METHODS:
         hint = did_you_mean(options.method, METHODS)
         parser.error(f"--method: there is no method {options.method!r}.{hint} Methods: {', '.join(METHODS)}.")
+    options.output_dir.mkdir(parents=True, exist_ok=True)  # now, and not after two minutes
     import logging
     import warnings
 

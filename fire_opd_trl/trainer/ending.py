@@ -31,15 +31,18 @@ class Stopped(KeyboardInterrupt):
     """A signal has reached this process."""
 
 
-def raised_on_purpose(error: BaseException) -> bool:
+def raised_on_purpose(error: BaseException, by_us: bool = True) -> bool:
     """
-    Returns whether an error was raised by a `raise` of this package or of its script, and not by something that
-    went wrong in them or in a library: by `int("x")`, say, or by torch.
+    Returns whether an error comes from a `raise` in so many words, and not from something that went wrong: from
+    `int("x")`, say, or in torch.
+
+    Args:
+        by_us (`bool`): Whether the `raise` must be one of this package or of its script, or may be a library's.
     """
     last = traceback.extract_tb(error.__traceback__)[-1]
     file = Path(last.filename).resolve()
     ours = file.is_relative_to(PACKAGE) or file.parent in (PACKAGE / "examples", PACKAGE.parent / "examples")
-    return ours and (last.line or "").startswith("raise ")
+    return (ours or not by_us) and (last.line or "").startswith("raise ")
 
 
 def can_be_mended(error: Exception) -> bool:
@@ -49,6 +52,8 @@ def can_be_mended(error: Exception) -> bool:
     """
     if isinstance(error, ModuleNotFoundError):
         return (error.name or "").split(".")[0] != PACKAGE.name
+    if isinstance(error, ImportError):  # "pip install trl[vllm]", but not "cannot import name"
+        return raised_on_purpose(error, by_us=False)
     return isinstance(error, OSError) or isinstance(error, ValueError) and raised_on_purpose(error)
 
 

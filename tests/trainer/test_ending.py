@@ -75,6 +75,12 @@ def file():
 def library():
     from pathlib import Path
     Path("x").relative_to("y")
+
+def extra():
+    raise ImportError("vLLM is not available. Install it with pip install trl[vllm].")
+
+def version():
+    from pathlib import NoSuchPath
 """
 
 
@@ -82,14 +88,17 @@ def library():
     ("cause", "mended"),
     [
         *(("on_purpose", True), ("package", True), ("file", True)),
+        *(("extra", True), ("version", False)),
         *(("number", False), ("unpack", False), ("part_of_ours", False), ("library", False)),
     ],
 )
 def test_what_a_user_can_mend_is_told_from_a_bug(tmp_path, monkeypatch, cause, mended):
     package = tmp_path / "fire_opd_trl"
     package.mkdir()
-    (package / "ours.py").write_text(SOURCE)
     monkeypatch.setattr(ending, "PACKAGE", package)
+    if cause == "extra":  # a library may say so
+        package = tmp_path
+    (package / "ours.py").write_text(SOURCE)
     with pytest.raises((ValueError, OSError, ImportError)) as caught, ending.refusals():
         vars(load_module(package / "ours.py"))[cause]()
     assert isinstance(caught.value, ending.Refusal) == mended
@@ -143,8 +152,9 @@ def test_a_signal_ends_it_with_the_line_that_names_the_last_checkpoint(tmp_path)
         f"The last checkpoint is {folder}/checkpoint-12; the same command with --resume_from_checkpoint true goes on"
     )
     assert end(script(SLEEP, folder), signal.SIGTERM) == (143, f"\ntrain.py: stopped by SIGTERM. {line} from it.\n")
-    twice = end(script(SLEEP, folder), signal.SIGINT, signal.SIGTERM)  # from a terminal, and from a launcher
-    assert twice == (130, f"\ntrain.py: stopped by Ctrl-C. {line} from it.\n")
+    tidy = f"try: {SLEEP}\n    finally: time.sleep(0.3); print('tidy', flush=True)"
+    twice = end(script(tidy, folder), signal.SIGINT, signal.SIGTERM)  # from a terminal, and from a launcher
+    assert twice == (130, f"tidy\n\ntrain.py: stopped by Ctrl-C. {line} from it.\n")
 
 
 def test_before_training_and_without_a_checkpoint_it_says_so():

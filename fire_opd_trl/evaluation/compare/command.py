@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     failed: list[str] = []
     try:
         if not options.only_report:
+            options.output_dir.mkdir(parents=True, exist_ok=True)  # or nothing starts
             if options.overwrite:
                 for arm, seed in wanted:
                     run_path(options.output_dir, arm, seed).unlink(missing_ok=True)
