@@ -383,6 +383,11 @@ class FiReOPDConfig(GRPOConfig):
         "It is not part of this objective: with `beta` the penalty is the plain k3 estimate.",
         *leave_at(False, "With `beta` the reference penalty is the plain k3 estimate."),
     )
+    logging_first_step: bool = described(
+        True,
+        "Log the first step too, besides every `logging_steps`-th: a step can take minutes.",
+        *YES_OR_NO,
+    )
     logging_nan_inf_filter: bool = described(
         False,
         "Replace NaN losses by the running mean in logs. It is off, because a NaN must be seen.",

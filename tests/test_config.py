@@ -61,6 +61,7 @@ WRONG = {
     "allow_truncated_sampling": ["yes", 1],
     "preflight": ["yes", None],
     "print_metrics": ["dict", None, True],
+    "logging_first_step": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],
     "offload_teacher_states": ["yes", None],

@@ -79,8 +79,8 @@ def test_the_script_trains_under_accelerate_launch(data):
         HF_HOME=str(data / "hf"),
     )
     assert code == 0, output
-    assert output.count("'fire/reverse_kl'") == 2  # two steps, each logged
-    assert "'rewards/exact_match/mean'" in output
+    assert len(re.findall(r"^step \d/2  loss", output, re.MULTILINE)) == 2  # two steps, each logged
+    assert "  reward 0." in output or "  reward 1." in output
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,6 +1,7 @@
 """`fire-opd train`: exact in what it passes on, one sentence for what is wrong."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -100,7 +101,8 @@ def test_fire_opd_train_trains(tmp_path):
         HF_HOME=str(tmp_path / "hf"),
     )
     assert code == 0, output
-    assert "fire/keep_ratio" in output and "reward" not in output
+    assert "step 2/2  loss" in output and "fire/keep_ratio" not in output and "reward" not in output
+    assert json.loads((tmp_path / "student" / "run.json").read_text())["status"] == "finished"
     assert (tmp_path / "student" / "model.safetensors").is_file()
     card = (tmp_path / "student" / "README.md").read_text()
     assert "FiRe-OPD" in card and "2606.02684" in card
