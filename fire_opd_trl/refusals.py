@@ -54,10 +54,13 @@ def unset_or(rule: Rule) -> Rule:
     return lambda value: value is None or rule(value)
 
 
-def one_of(names: Iterable[str]) -> tuple[Rule, str]:
+def one_of(names: Iterable[str | bool]) -> tuple[Rule, str]:
     """The value is one of the names. Returns this rule, and what to do about any other value."""
     choices = tuple(names)
-    return lambda value: isinstance(value, str) and value in choices, f"Use one of: {', '.join(choices)}."
+    return (
+        lambda value: isinstance(value, str | bool) and value in choices,
+        f"Use one of: {', '.join(map(str, choices))}.",
+    )
 
 
 def leave_at(neutral: Any, reason: str) -> tuple[Rule, str]:
@@ -101,6 +104,12 @@ def refuse_wrong_combinations(config: Any) -> None:
         f"{config.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
     )
     refuse_unless(
+        config.beta > 0 or not config.sync_ref_model,
+        config,
+        "sync_ref_model",
+        "With beta=0 there is no reference model that could follow the student. Set beta, or leave it at False.",
+    )
+    refuse_unless(
         config.teacher_model_revision is None or config.teacher_model_name_or_path is not None,
         config,
         "teacher_model_revision",
@@ -127,6 +136,15 @@ def refuse_lone_completions(config: Any, method: Method) -> None:
     refuse_unless(not alone, config, "num_generations", fix)
 
 
+# Fields that are read only where another one is set.
+READ_WITH = {
+    "scale_rewards": "reward_coef",
+    "multi_objective_aggregation": "reward_coef",
+    "ref_model_mixup_alpha": "sync_ref_model",
+    "ref_model_sync_steps": "sync_ref_model",
+}
+
+
 def warn_of_effects(config: Any, takes: set[str]) -> None:
     """
     The config calls this to warn of fields that have no effect, or an effect beyond what they say.
@@ -147,6 +165,20 @@ def warn_of_effects(config: Any, takes: set[str]) -> None:
             f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / config.drop_fraction)} or more.",
             stacklevel=4,
         )
+    touched = {name for name, own in type(config).__dataclass_fields__.items() if getattr(config, name) != own.default}
+    for name, other in READ_WITH.items():
+        if name in touched and not getattr(config, other):
+            warnings.warn(
+                f"{name}={getattr(config, name)!r} has no effect, because {other}={getattr(config, other)!r}.",
+                stacklevel=4,
+            )
+    if not config.reward_coef and config.build_method().advantage is None:
+        for name in touched & {"epsilon", "epsilon_high"}:
+            warnings.warn(
+                f"{name}={getattr(config, name)!r} has no effect: method={config.method!r} has no policy gradient, so "
+                "that nothing is clipped.",
+                stacklevel=4,
+            )
     if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
         warnings.warn(
             "use_transformers_continuous_batching with bf16 or fp16: TRL casts the weights themselves to 16 bits "
