@@ -143,6 +143,10 @@ READ_WITH = {
     "ref_model_mixup_alpha": "sync_ref_model",
     "ref_model_sync_steps": "sync_ref_model",
 }
+READ_BY_THE_POLICY_GRADIENT = {
+    "epsilon", "epsilon_high", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_clip_max",
+}  # fmt: skip
 
 
 def warn_of_effects(config: Any, takes: set[str]) -> None:
@@ -173,10 +177,10 @@ def warn_of_effects(config: Any, takes: set[str]) -> None:
                 stacklevel=4,
             )
     if not config.reward_coef and config.build_method().advantage is None:
-        for name in touched & {"epsilon", "epsilon_high"}:
+        for name in sorted(touched & READ_BY_THE_POLICY_GRADIENT):
             warnings.warn(
-                f"{name}={getattr(config, name)!r} has no effect: method={config.method!r} has no policy gradient, so "
-                "that nothing is clipped.",
+                f"{name}={getattr(config, name)!r} has no effect, because method={config.method!r} has no policy "
+                "gradient.",
                 stacklevel=4,
             )
     if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
