@@ -52,7 +52,7 @@ def test_the_teacher_is_frozen_unchanged_and_has_no_optimizer_state(tmp_path):
 
 
 def test_four_steps_are_two_and_resume_and_two_bit_for_bit(tmp_path):
-    case = {**CASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}
+    case = {**CASE, "method": "random", "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}  # draws go on
     whole = trained(case, str(tmp_path / "whole"))
     trained({**case, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}, str(tmp_path / "half"))
     checkpoint = tmp_path / "half" / "checkpoint-2"
