@@ -74,6 +74,6 @@ def test_the_tests_of_the_table_of_mutants_exist_and_all_of_them_killed():
     rows = re.findall(
         r"^\| `(tests/[\w/.]+)`, `(\w+)` \|.*\| (\w+) \|$", (ROOT / "docs" / "mutants.md").read_text(), re.M
     )
-    assert len(rows) >= 40 and {outcome for *_, outcome in rows} == {"killed"}
+    assert len(rows) >= 35 and {outcome for *_, outcome in rows} == {"killed"}
     for file, function, _ in rows:
         assert f"def {function}(" in (ROOT / file).read_text(), function
