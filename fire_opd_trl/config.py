@@ -97,6 +97,10 @@ RULES_OF_GRPO_FIELDS: dict[str, tuple[Rule, str]] = {
     "per_device_train_batch_size": (whole_number(1), "Give a whole number of at least 1."),
     "gradient_accumulation_steps": (whole_number(1), "Give a whole number of at least 1."),
     "steps_per_generation": (unset_or(whole_number(1)), "Give a multiple of gradient_accumulation_steps."),
+    "generation_batch_size": (
+        unset_or(whole_number(1)),
+        "Give a multiple of per_device_train_batch_size x processes x gradient_accumulation_steps, or leave it unset.",
+    ),
     "max_completion_length": (whole_number(1), "Give a whole number of at least 1."),
     "temperature": (number(1e-6), "Sampling needs a temperature above 0, for example 1.0."),
     "top_p": (number(1e-6, 1), "Give a share in (0, 1]; 1.0 samples the whole distribution."),
@@ -104,6 +108,8 @@ RULES_OF_GRPO_FIELDS: dict[str, tuple[Rule, str]] = {
     "epsilon_high": (unset_or(number(0)), "Give a number of at least 0, or leave it unset to use epsilon."),
     "beta": (number(0), "Give a number of at least 0; 0 needs no reference model."),
     "mask_truncated_completions": YES_OR_NO,
+    "scale_rewards": one_of(("group", "batch", "none", True, False)),
+    "multi_objective_aggregation": one_of(("sum_then_normalize", "normalize_then_sum")),
     # These would change the objective into one that is not distillation's.
     "importance_sampling_level": leave_at("token", "Distillation has one advantage per token."),
     "top_entropy_quantile": leave_at(1.0, "Tokens are weighted by the method; see `method` and `confusion`."),
@@ -111,6 +117,16 @@ RULES_OF_GRPO_FIELDS: dict[str, tuple[Rule, str]] = {
     "use_adaptive_entropy": leave_at(False, "An entropy bonus is not part of the distillation objective."),
     "off_policy_mask_threshold": leave_at(None, "Trajectories are selected by the method; see `drop_fraction`."),
     "delta": leave_at(None, "The surrogate is clipped once, by `epsilon` and `epsilon_high`."),
+    # Parts of those, which would have no effect.
+    **{
+        name: leave_at(GRPOConfig.__dataclass_fields__[name].default, f"It belongs to {owner}, which is refused.")
+        for owner, names in {
+            "loss_type='sapo'": ("sapo_temperature_neg", "sapo_temperature_pos"),
+            "loss_type='vespo'": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+            "use_adaptive_entropy": ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+        }.items()
+        for name in names
+    },
 }
 
 

@@ -59,19 +59,19 @@ def unset_or(rule: Rule) -> Rule:
 class Choice(str):
     """What to do about a value that is none of some names."""
 
-    names: tuple[str, ...]
+    names: tuple[str | bool, ...]
 
 
-def one_of(names: Iterable[str]) -> tuple[Rule, str]:
+def one_of(names: Iterable[str | bool]) -> tuple[Rule, str]:
     """The value is one of the names. Returns this rule, and what to do about any other value."""
-    fix = Choice(f"Use one of: {', '.join(names := tuple(names))}.")
+    fix = Choice(f"Use one of: {', '.join(map(str, names := tuple(names)))}.")
     fix.names = names
-    return lambda value: isinstance(value, str) and value in names, fix
+    return lambda value: isinstance(value, str | bool) and value in names, fix
 
 
 def meant(value: Any, fix: str) -> str:
     """Returns which name was probably meant by a value, where it should be one of some names."""
-    close = difflib.get_close_matches(str(value), fix.names, n=1) if isinstance(fix, Choice) else []
+    close = difflib.get_close_matches(str(value), map(str, fix.names), n=1) if isinstance(fix, Choice) else []
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -148,6 +148,11 @@ def refuse_wrong_combinations(config: Any) -> None:
         f"{config.gradient_accumulation_steps}. Make steps_per_generation a multiple of it.",
     )
     unless(
+        config.beta > 0 or not config.sync_ref_model,
+        "sync_ref_model",
+        "With beta=0 there is no reference model that could follow the student. Set beta, or leave it at False.",
+    )
+    unless(
         config.teacher_model_revision is None or config.teacher_model_name_or_path is not None,
         "teacher_model_revision",
         "It names a revision of teacher_model_name_or_path, which is not set.",
@@ -175,6 +180,19 @@ def refuse_lone_completions(config: Any, method: Method) -> None:
     refuse_unless(not alone, config, "num_generations", fix)
 
 
+# Fields that are read only where another one is set.
+READ_WITH = {
+    "scale_rewards": "reward_coef",
+    "multi_objective_aggregation": "reward_coef",
+    "ref_model_mixup_alpha": "sync_ref_model",
+    "ref_model_sync_steps": "sync_ref_model",
+}
+READ_BY_THE_POLICY_GRADIENT = {
+    "epsilon", "epsilon_high", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_clip_max",
+}  # fmt: skip
+
+
 def warn_of_effects(config: Any, takes: set[str]) -> None:
     """
     The config calls this to warn of fields that have no effect, or an effect beyond what they say.
@@ -195,6 +213,20 @@ def warn_of_effects(config: Any, takes: set[str]) -> None:
             f"Raise gradient_accumulation_steps until it holds {math.ceil(1 / config.drop_fraction)} or more.",
             stacklevel=4,
         )
+    touched = {name for name, own in type(config).__dataclass_fields__.items() if getattr(config, name) != own.default}
+    for name, other in READ_WITH.items():
+        if name in touched and not getattr(config, other):
+            warnings.warn(
+                f"{name}={getattr(config, name)!r} has no effect, because {other}={getattr(config, other)!r}.",
+                stacklevel=4,
+            )
+    if not config.reward_coef and config.build_method().advantage is None:
+        for name in sorted(touched & READ_BY_THE_POLICY_GRADIENT):
+            warnings.warn(
+                f"{name}={getattr(config, name)!r} has no effect, because method={config.method!r} has no policy "
+                "gradient.",
+                stacklevel=4,
+            )
     if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
         warnings.warn(
             "use_transformers_continuous_batching with bf16 or fp16: TRL casts the weights themselves to 16 bits "

@@ -75,6 +75,9 @@ WRONG = {
     "per_device_train_batch_size": [0],
     "gradient_accumulation_steps": [0],
     "steps_per_generation": [0],
+    "generation_batch_size": [0, 8.0],
+    "scale_rewards": ["groups", None],
+    "multi_objective_aggregation": ["sum", None],
     "max_completion_length": [0, None],
     "loss_type": ["bnpo", "sapo", None],
     "temperature": [0.0, float("inf"), None],
@@ -94,6 +97,9 @@ WRONG = {
     "off_policy_mask_threshold": [0.5],
     "delta": [2.0],
     "use_bias_correction_kl": [True],
+    **{name: [0.5] for name in ("sapo_temperature_neg", "sapo_temperature_pos")},
+    **{name: [0.5] for name in ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")},
+    **{name: [0.5] for name in ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")},
 }
 
 

@@ -98,6 +98,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         ({"method": "tip", "method_kwargs": {"full": 1}}, "full=1 is unknown. Use one of: True, False"),
         ({"drop_fraction": 0.1, "method_kwargs": {"drop_fraction": 0.3}}, "drop_fraction=0.1 is also set in"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs=3 is refused. Give a dict"),
+        ({"sync_ref_model": True}, "sync_ref_model=True is refused. With beta=0 there is no reference model"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
     ],
 )
@@ -132,6 +133,12 @@ def test_all_wrong_combinations_are_refused_at_once():
         ({"statistics_scope": "trajectory", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
         ({"method": "fire_released", "drop_fraction": 0.4}, "drop_fraction=0.4 drops nothing"),
         ({"use_transformers_continuous_batching": True, "bf16": True}, "casts the weights themselves to 16 bits"),
+        ({"scale_rewards": False}, "scale_rewards='none' has no effect, because reward_coef=0.0"),
+        ({"ref_model_sync_steps": 8}, "ref_model_sync_steps=8 has no effect, because sync_ref_model=False"),
+        (
+            {"method": "opd_full", "epsilon": 0.1},
+            "epsilon=0.1 has no effect, because method='opd_full' has no",
+        ),
     ],
 )
 def test_what_has_no_effect_or_a_side_effect_warns(kwargs, sentence):

@@ -311,10 +311,9 @@ class FiReOPDTrainer(GRPOTrainer):
         """The window's metrics, and its completions in TRL's table."""
         for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
             self._log_window(f"fire/{name}", value)
-        if self.checked.left_out:  # there are streams; a row counts when it is read, which is before its window
-            mode = self._window_mode
-            rows = sum(rows for name, rows in self.checked.left_out.items() if name.startswith(mode))
-            self._log_window("fire/left_out", float(rows))
+        left_out = self.checked.left_out.get("train_dataset")  # of a stream, so far; rows are read before their window
+        if left_out is not None and self._window_mode == "train":
+            self._log_window("fire/left_out", float(left_out))
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[self._window_mode], self._logs)
         fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)

@@ -79,3 +79,12 @@ def test_every_path_that_a_document_names_exists(document):
     starts = "|".join(("benchmarks", "configs", "docs", "examples", "fire_opd_trl", "tests"))
     paths = re.findall(rf"(?<![\w/.-])(?:{starts})/[\w./-]*\w(?=[`\s:,)\]]|$)", document.read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_tests_of_the_table_of_mutants_exist_and_all_of_them_killed():
+    rows = re.findall(
+        r"^\| `(tests/[\w/.]+)`, `(\w+)` \|.*\| (\w+) \|$", (ROOT / "docs" / "mutants.md").read_text(), re.M
+    )
+    assert len(rows) >= 35 and {outcome for *_, outcome in rows} == {"killed"}
+    for file, function, _ in rows:
+        assert f"def {function}(" in (ROOT / file).read_text(), function

@@ -39,12 +39,14 @@ def test_the_clipped_surrogate_of_one_token(ratio, advantage, loss, clipped, slo
     assert logp_BT.grad.item() == pytest.approx(slope, abs=1e-14)
 
 
-def test_the_clip_has_two_sides():
-    old_BT, advantage_BT, mask_BT = f64([[0.0] * 4]), f64([[1.0, 1.0, -1.0, -1.0]]), mask("1111")
-    logp_BT = f64([[1.25, 1.35, 0.85, 0.95]]).log()
-    loss_BT, clipped_BT = clipped_surrogate(logp_BT, old_BT, advantage_BT, mask_BT, epsilon_low=0.1, epsilon_high=0.3)
-    torch.testing.assert_close(loss_BT, f64([[-1.25, -1.3, 0.9, 0.95]]), rtol=1e-14, atol=0)
-    assert clipped_BT.tolist() == [[False, True, True, False]]
+def test_the_clip_has_two_sides_and_holds_nothing_back_that_went_wrong():
+    """The last two: a good token that became unlikely, and a bad one that became likely, keep their gradient."""
+    old_BT, advantage_BT = f64([[0.0] * 6]), f64([[1.0, 1.0, -1.0, -1.0, 1.0, -1.0]])
+    logp_BT = f64([[1.25, 1.35, 0.85, 0.95, 0.5, 2.0]]).log()
+    bounds = {"epsilon_low": 0.1, "epsilon_high": 0.3}
+    loss_BT, clipped_BT = clipped_surrogate(logp_BT, old_BT, advantage_BT, mask("111111"), **bounds)
+    torch.testing.assert_close(loss_BT, f64([[-1.25, -1.3, 0.9, 0.95, -0.5, 2.0]]), rtol=1e-14, atol=0)
+    assert clipped_BT.tolist() == [[False, True, True, False, False, False]]
 
 
 def off_policy(seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -13,4 +13,4 @@ def cut(logits_NV: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def config(**kwargs) -> FiReOPDConfig:
-    return FiReOPDConfig("output", use_cpu=True, bf16=False, **kwargs)
+    return FiReOPDConfig("output", **{"use_cpu": True, "bf16": False, **kwargs})

@@ -58,14 +58,14 @@ def windows_without_a_token() -> None:
 
 
 def refusals_of_one_rank() -> None:
-    """A row of one rank is too long, cannot be rendered, breaks the reward or the rollout: both ranks stop."""
+    """A row of one rank is too long, cannot be rendered, breaks the reward or the rollout: both ranks do the same."""
     import tempfile
 
     from accelerate.utils import gather_object
     from datasets import Dataset
 
     from support.inspections import asked, with_template
-    from support.worker import built
+    from support.worker import built, frozen_rows, streamed
 
     def stopped(sentence: str, trainer, run) -> None:
         try:
@@ -82,6 +82,11 @@ def refusals_of_one_rank() -> None:
     with tempfile.TemporaryDirectory() as folder:
         long = built({**case, "stream": [20, 12]}, folder)
         stopped("row 1: the prompt of teacher 'teacher' has 128 tokens", long, lambda trainer: trainer.train())
+
+        late = streamed([{"prompt": text} for text in frozen_rows(32, False)][:8], [5, 3])
+        drops = built({**case, "config": {"overlong_prompts": "drop"}}, folder, eval_dataset=late)
+        assert drops.evaluate()["eval_fire/rows"] == 2 * drops.args.per_device_eval_batch_size
+        assert drops.checked.left_out == {"eval_dataset": 2}
 
         template = "{% if messages[0]['content'] == '7=' %}{{ raise_exception('no sevens') }}{% endif %}1="
         tokenizer = with_template()

@@ -52,7 +52,7 @@ def test_the_teacher_is_frozen_unchanged_and_has_no_optimizer_state(tmp_path):
 
 
 def test_four_steps_are_two_and_resume_and_two_bit_for_bit(tmp_path):
-    case = {**CASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}
+    case = {**CASE, "method": "random", "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}  # draws go on
     whole = trained(case, str(tmp_path / "whole"))
     trained({**case, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}, str(tmp_path / "half"))
     checkpoint = tmp_path / "half" / "checkpoint-2"
@@ -352,16 +352,6 @@ def test_what_is_saved_loads_and_the_card_names_the_method(tmp_path):
     assert "FiRe-OPD" in card and "2606.02684" in card and "fire-opd" in card
 
 
-def test_the_loss_watches_no_tensor_of_the_size_of_the_logits(tmp_path, monkeypatch):
-    """Every score and every loss goes through TRL's fused head, never through `lm_head`."""
-    trainer = sampling_trainer(tmp_path)
-    (teacher,) = (placed.module for placed in trainer.teachers.values())
-    calls = []
-    teacher.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
-    trainer.train()
-    assert calls == []
-
-
 def test_a_new_trl_fails_here():
     """The names and keys of GRPOTrainer that this trainer stands on."""
     from trl import GRPOTrainer
@@ -392,6 +382,13 @@ def test_a_reference_penalty_pulls_back(tmp_path):
     moved = [sum((parameters(t)[n] - start[n]).square().sum() for n in start) for t in (free, held)]
     assert moved[1] < 0.9 * moved[0]
     assert any(log.get("kl", 0) > 0 for log in held.state.log_history)
+
+
+def test_a_reference_that_follows_the_student_is_the_student_after_each_step(tmp_path):
+    follows = {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
+    trainer = trained({**CASE, "config": follows}, str(tmp_path))
+    assert furthest(parameters(trainer), trainer.ref_model.state_dict()) == 0.0
+    assert furthest(parameters(trainer), loaded("student").state_dict()) > 1e-3
 
 
 def test_trl_is_asked_for_nothing_over_the_network(tmp_path, monkeypatch):
