@@ -91,6 +91,12 @@ def inspect_run(
     student_reader = Reader(student_ids(checked, args, others), limit)
     prompts_exist = others.get("environment_factory") is None
     facts = Facts()
+
+    def reader_of(dataset: Any) -> Reader:
+        """With images the processor alone knows a prompt's tokens, when it reads them."""
+        pictured = {"image", "images"} & set(getattr(dataset, "column_names", None) or [])
+        return Reader(no_ids, None) if pictured else student_reader
+
     with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
         refuse_impossible_prompts(args, train_dataset, others)
@@ -100,10 +106,9 @@ def inspect_run(
         def check_rows(dataset: Any, called: str) -> tuple[Any, Facts]:
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
-            reader = student_reader if not {"image", "images"} & set(dataset.column_names) else Reader(no_ids, None)
             overlong, quiet = args.overlong_prompts, args.disable_tqdm
             return check_dataset(
-                dataset, called, student=reader, teachers=named, overlong=overlong, columns=columns, quiet=quiet
+                dataset, called, student=reader_of(dataset), teachers=named, overlong=overlong, columns=columns, quiet=quiet
             )
 
         checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")
@@ -117,5 +122,5 @@ def inspect_run(
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
         report_window(checked, args, method, list(sources), facts)
-    checked.example = example_prompts(checked, facts, student_reader)
+    checked.example = example_prompts(checked, facts, reader_of(checked.train_dataset))
     return checked

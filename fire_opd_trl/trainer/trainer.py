@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -14,7 +15,8 @@ from ..preflight.inspection import check_inputs
 from ..refusals import chosen_method
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
-from ..rollouts.layout import Batch, model_kwargs
+from ..rollouts.images import images_of, lists_of_images, with_companion, without_lost_images
+from ..rollouts.layout import COMPANION, Batch, model_kwargs
 from ..rollouts.micro_batches import layout_metrics, micro_batches
 from ..rollouts.ranks import AcceleratorWorld
 from ..scoring.forward import ForwardOutput, score_lines, trl_rectangle
@@ -117,6 +119,7 @@ class FiReOPDTrainer(GRPOTrainer):
         )
         if self.rollout_func is not None:
             self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
+        self.log_multimodal = False  # TRL gathers images on those ranks that have some; see _report
         self.world = AcceleratorWorld(self.accelerator)
         self.engine_monitor = EngineMonitor(args)
         self._empty_steps = EmptyStepGuard()
@@ -182,6 +185,12 @@ class FiReOPDTrainer(GRPOTrainer):
 
     # Rollout and signal: once for each window
 
+    def _generate(self, *args, **kwargs):
+        *sampled, images, tool_images = super()._generate(*args, **kwargs)
+        if images is not None:  # no processor takes None for the images of a row
+            images = self._images = [of_row or [] for of_row in images]
+        return *sampled, images, tool_images
+
     def _generate_single_turn(self, *args, **kwargs):
         output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
         return tuple(fill_empty_completions(output, self._tokenizer.pad_token_id).values())
@@ -200,7 +209,9 @@ class FiReOPDTrainer(GRPOTrainer):
         prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
 
         self.window_scorer.begin(mode, method, teacher_B, prompts)
-        batch = super()._generate_and_score_completions(inputs)
+        inputs = lists_of_images(inputs)
+        self._images = images_of(inputs)
+        batch = self._readable(super()._generate_and_score_completions(inputs))
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
         reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), teacher_B
 
@@ -228,6 +239,11 @@ class FiReOPDTrainer(GRPOTrainer):
             batch.update(for_loss, divergence=signal.divergence_BT)
         self.window_scorer.end()
         return batch
+
+    def _readable(self, batch: Batch) -> Batch:
+        """A window's batch as models can read it, whatever images its rows have or lack."""
+        batch = without_lost_images(batch, self._image_pad_token_id, self._tokenizer.pad_token_id)
+        return with_companion(batch, self.world)
 
     def _rollout(self, batch: Batch, mode: str) -> Rollout:
         """The window as the pipeline sees it."""
@@ -259,6 +275,8 @@ class FiReOPDTrainer(GRPOTrainer):
             self._log_window(f"fire/{name}", value)
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[self._window_mode], self._logs)
+        if self._is_vlm and self.args.log_multimodal:
+            self._logs["images"].extend(gather_object(self._images))
         fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
 
     def _log_window(self, name: str, value: float) -> None:
@@ -277,12 +295,13 @@ class FiReOPDTrainer(GRPOTrainer):
         router: bool = False,
     ) -> ForwardOutput:
         base = base_of(self.accelerator.unwrap_model(model))
-        if images := model_kwargs(part):  # TRL knows how each model wants them
-            *rectangle, column_BC = trl_rectangle(part)
+        if model_kwargs(part) or COMPANION in part:  # TRL knows how each model wants its images
+            *rectangle, images, column_BC = trl_rectangle(part)
             flags = {"compute_entropy": compute_entropy, "compute_aux_loss": router}
             with observing(base, observer, column_BC) as observation:
                 scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **images, **flags)
-            return ForwardOutput(scored[0], scored[1], observation.observed, scored[2])
+            logp_BC, entropy_BC = (None if value is None else value[: len(column_BC)] for value in scored[:2])
+            return ForwardOutput(logp_BC, entropy_BC, observation.observed, scored[2])
         with self.accelerator.autocast():
             return score_lines(model, base, part, observer, router, self.pad_to_multiple_of or 1)
 
@@ -299,7 +318,7 @@ class FiReOPDTrainer(GRPOTrainer):
         }
         assert model is self.model or model is self.ref_model, "GRPO scores its student and its reference alone"
         scorer = None if model is self.model else self._trl_reference
-        scores = self.window_scorer.asked_by_trl(batch, scorer)
+        scores = self.window_scorer.asked_by_trl(self._readable(batch), scorer)
         return scores.logp_BT, scores.entropy_BT, None
 
     # Micro-batches and loss: once for each micro-batch
