@@ -385,10 +385,13 @@ class FiReOPDTrainer(GRPOTrainer):
             sums["kl"] = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
             loss_BT = loss_BT + self.beta * sums["kl"]
         loss = aggregate(loss_BT, mask_BT, scale_B)
+        shares = {}
         if self.aux_loss_enabled:
             assert router_loss is not None
-            loss = loss + self.router_aux_loss_coef * router_loss / self.current_gradient_accumulation_steps
-        self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums)
+            router_loss = router_loss * inputs["share_in_step"]
+            loss = loss + self.router_aux_loss_coef * router_loss
+            shares["aux_loss"] = router_loss / self.world.ranks
+        self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums, shares)
         if self.accelerator.sync_gradients:
             for name, value in self._step_sums.total(self.state.global_step).items():
                 self._metrics["train"][name].append(value)
