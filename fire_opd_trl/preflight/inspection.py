@@ -108,7 +108,13 @@ def inspect_run(
                 return dataset, Facts()
             overlong, quiet = args.overlong_prompts, args.disable_tqdm
             return check_dataset(
-                dataset, called, student=reader_of(dataset), teachers=named, overlong=overlong, columns=columns, quiet=quiet
+                dataset,
+                called,
+                student=reader_of(dataset),
+                teachers=named,
+                overlong=overlong,
+                columns=columns,
+                quiet=quiet,
             )
 
         checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")

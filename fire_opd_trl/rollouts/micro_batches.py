@@ -72,12 +72,14 @@ def micro_batches(
     for number, cut in enumerate(plan[world.rank]):
         part = take(home, [place[row] for row in cut], multiple) if cut else take(batch, [filler], multiple)
         step = number // per_step
-        parts.append({
-            **part,
-            "scale": part["scale"] * bool(cut),
-            "rows_in_step": len(rows_of_step[step]),
-            "share_in_step": world.ranks / cuts_in_step[step] if cut else 0.0,
-        })
+        parts.append(
+            {
+                **part,
+                "scale": part["scale"] * bool(cut),
+                "rows_in_step": len(rows_of_step[step]),
+                "share_in_step": world.ranks / cuts_in_step[step] if cut else 0.0,
+            }
+        )
     return parts
 
 

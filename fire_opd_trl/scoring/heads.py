@@ -114,8 +114,8 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
             output.last_hidden_state = states[0][scored_BT.to(states[0].device)].unsqueeze(0)
             head = self.get_output_embeddings()
             if isinstance(head, FSDPModule) and isinstance(head.weight, DTensor):
-                # Only a head in a unit of its own (an untied head of a vision model) is still in pieces here. TRL would
-                # gather the weight, whose gradient is then that of this rank's rows alone: FSDP must gather it.
+                # Only a head in a unit of its own (an untied head of a vision model) is still in pieces here. TRL
+                # would gather the weight, whose gradient is then that of this rank's rows alone: FSDP must gather it.
                 head.unshard()
                 alone.append(head)
             return output

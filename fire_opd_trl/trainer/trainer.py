@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
-from ..refusals import chosen_method
+from ..refusals import chosen_method, refuse_missing_rewards
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
 from ..rollouts.images import images_of, lists_of_images, with_companion, without_lost_images
@@ -108,15 +108,18 @@ class FiReOPDTrainer(GRPOTrainer):
         self.checked = check_inputs(
             model, sources, args, self.method, train_dataset, eval_dataset, processing_class, kwargs
         )
+        if args.ddp_find_unused_parameters is None and isinstance(self.checked.processing_class, ProcessorMixin):
+            args.ddp_find_unused_parameters = True  # a window without any image leaves the vision tower unused
         super().__init__(
             model=model,
-            reward_funcs=reward_funcs or (None if kwargs.get("environment_factory") else [no_reward]),
+            reward_funcs=reward_funcs or [no_reward],
             args=args,
             train_dataset=self.checked.train_dataset,
             eval_dataset=self.checked.eval_dataset,
             processing_class=self.checked.processing_class,
             **kwargs,
         )
+        self._settle_rewards()
         if self.rollout_func is not None:
             self.rollout_func = wrap_rollout_func(self.rollout_func, self._tokenizer.pad_token_id)
         self.log_multimodal = False  # TRL gathers images on those ranks that have some; see _report
@@ -131,6 +134,15 @@ class FiReOPDTrainer(GRPOTrainer):
         self.teachers = load_teachers(sources, self.checked.unknown, setup, lambda: self.model)
         self.reference = load_reference(reference, setup)
         self.window_scorer = self._window_scorer(setup)
+
+    def _settle_rewards(self) -> None:
+        """TRL has made the environments, and has added the rewards of those that give any."""
+        if self.reward_funcs == [no_reward]:
+            refuse_missing_rewards(self.method, self.args)
+        elif no_reward in self.reward_funcs:
+            for functions in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
+                del functions[0]
+            self.reward_weights = self.reward_weights[1:]
 
     def _window_scorer(self, setup: RunSetup) -> WindowScorer:
         """The student, the teachers and the reference as what scores windows."""

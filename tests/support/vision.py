@@ -50,7 +50,9 @@ class PictureProcessor(Qwen2_5_VLProcessor):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+            [self.image_token, self.video_token]
+        )
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
@@ -118,7 +120,7 @@ def vision_trainer(folder, counts: list[int], sample: bool = False, rows: list[d
         "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1e6, "lr_scheduler_type": "constant",
         "max_completion_length": 8, "gradient_checkpointing": False, "shuffle_dataset": False, "save_strategy": "no",
         "logging_steps": 1, "preflight": False, "disable_tqdm": True, "bf16": False, "use_cpu": True, "seed": 3,
-        "ddp_timeout": 20, "ddp_find_unused_parameters": False, "scoring_token_budget": 120,
+        "ddp_timeout": 20, "scoring_token_budget": 120,
     }  # fmt: skip
     return FiReOPDTrainer(
         model=vision_model(0),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.trainers import logs_of
-from support.vision import SPECIAL, characters, template
+from support.vision import characters, template
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
@@ -93,7 +93,7 @@ def chat_trainer(folder, monkeypatch, says: list[str], columns: dict | None = No
     return trainer
 
 
-CALL = f'<tool_call>\n{json.dumps({"name": "add", "arguments": {"a": 1, "b": 2}})}\n</tool_call>'
+CALL = f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': {'a': 1, 'b': 2}})}\n</tool_call>"
 ANSWER = "It is 3."
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the loss that spreads tokens over experts is in the objective, in the gradient and in the log."""
+"""Mixtures of experts: the loss that spreads tokens over experts is in the objective, the gradient and the log."""
 
 import pytest
 import torch
@@ -39,10 +39,10 @@ def mixture(tmp_path_factory):
 )
 def test_the_router_learns_from_the_mean_over_the_micro_batches_that_train(layout, fillers, mixture, tmp_path):
     case = {**layout, "student": mixture, "method": "opd", "max_steps": 1, "learning_rate": RATE}
-    ends = {
-        coefficient: trained({**case, "config": {"router_aux_loss_coef": coefficient}}, str(tmp_path / str(coefficient)))
-        for coefficient in (0.0, COEFFICIENT)
-    }
+    ends = {}
+    for coefficient in (0.0, COEFFICIENT):
+        config = {"router_aux_loss_coef": coefficient}
+        ends[coefficient] = trained({**case, "config": config}, str(tmp_path / str(coefficient)))
     parts = ends[COEFFICIENT]._buffered_inputs
     real = [part for part in parts if float(part["scale"].sum()) > 0]
     assert len(parts) - len(real) == fillers
