@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL with random weights, its processor, and rows with no, one and two images; nothing is downloaded."""
+"""A tiny Qwen2.5-VL with random weights, its processor, and rows with and without images; nothing is downloaded."""
 
 import functools
 import random

@@ -1,4 +1,4 @@
-"""Environments and tools, with a tiny model that chats: they may give rewards or none, and what they say never trains."""
+"""Environments and tools, with a tiny model that chats: they may give rewards; what they say never trains."""
 
 import json
 
