@@ -85,7 +85,7 @@ def test_micro_batches_with_and_without_images_take_the_same_step(batch, accumul
 
 @pytest.mark.parametrize("launcher", ["ddp", "fsdp2", "zero3"])
 def test_a_rank_without_any_image_takes_the_same_step(launcher, whole, on_two_ranks):
-    """The head is not tied to the embeddings: under FSDP2 it is a unit of its own, and FSDP must reduce its gradient."""
+    """The head is not tied to the embeddings: under FSDP2 it is a unit of its own, whose gradient must be reduced."""
     config = {"ddp_find_unused_parameters": False, "log_multimodal": True}
     two = on_two_ranks(launcher, {**CASE, "batch": 2, "accumulation": 2, "config": config})
     assert furthest(two["parameters"], whole.model.state_dict()) < 1e-6
