@@ -50,7 +50,7 @@ def with_companion(batch: Batch, world: World) -> Batch:
     The trainer calls this on a window before models read it. Ranks whose models are sharded, or whose gradients are
     averaged, must run the same modules in every forward: the vision tower in all of them or in none. If any rank has
     an image, the batch of every rank gets a row with images, of its own or of another rank, to run beside rows that
-    have none. It is never trained on.
+    have none. It is never trained on; only the router's loss of a mixture of experts counts its tokens.
 
     Returns:
         `dict`: The batch, with the key `COMPANION` if the window has images and there are several ranks.

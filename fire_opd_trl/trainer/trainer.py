@@ -254,6 +254,8 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _readable(self, batch: Batch) -> Batch:
         """A window's batch as models can read it, whatever images its rows have or lack."""
+        if not self._is_vlm:
+            return batch
         batch = without_lost_images(batch, self._image_pad_token_id, self._tokenizer.pad_token_id)
         return with_companion(batch, self.world)
 

@@ -120,7 +120,7 @@ def vision_trainer(folder, counts: list[int], sample: bool = False, rows: list[d
         "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1e6, "lr_scheduler_type": "constant",
         "max_completion_length": 8, "gradient_checkpointing": False, "shuffle_dataset": False, "save_strategy": "no",
         "logging_steps": 1, "preflight": False, "disable_tqdm": True, "bf16": False, "use_cpu": True, "seed": 3,
-        "ddp_timeout": 20, "scoring_token_budget": 120,
+        "ddp_timeout": 20, "scoring_token_budget": 120, "allow_guessing_teacher": True,
     }  # fmt: skip
     return FiReOPDTrainer(
         model=vision_model(0),

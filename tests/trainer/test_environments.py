@@ -75,7 +75,8 @@ def chat_trainer(folder, monkeypatch, says: list[str], columns: dict | None = No
         teacher_model=chat_model(1),
         args=FiReOPDConfig(
             str(folder), max_completion_length=300, shuffle_dataset=False, save_strategy="no", logging_steps=1,
-            disable_tqdm=True, preflight=False, bf16=False, use_cpu=True, learning_rate=0.1, **config,
+            disable_tqdm=True, preflight=False, bf16=False, use_cpu=True, learning_rate=0.1,
+            allow_guessing_teacher=True, **config,
         ),
         train_dataset=Dataset.from_dict(
             {"prompt": [[{"role": "user", "content": f"{row} + 2?"}] for row in range(4)], **(columns or {})}
