@@ -62,20 +62,28 @@ def with_companion(batch: Batch, world: World) -> Batch:
     pictured_N = world.gather(images_B.any().reshape(1).to(device))
     if not pictured_N.any():
         return batch
-    donor, parcels = int(pictured_N.nonzero()[0]), [torch.empty(0, dtype=torch.uint8)] * world.ranks
-    companion = None
+    own: Batch = {}
     if images_B.any():
         length_B, rows = lengths(batch), images_B.nonzero().flatten().tolist()
-        companion = one_line(batch, min(rows, key=lambda row: length_B[row]))
-    if not pictured_N.all():
-        if world.rank == donor:
-            buffer = io.BytesIO()
-            torch.save({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in companion.items()}, buffer)
-            parcel = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-            parcels = [empty if has else parcel for empty, has in zip(parcels, pictured_N.tolist(), strict=True)]
-        parcel = world.swap(parcels)[donor].cpu().numpy().tobytes()
-        companion = companion or torch.load(io.BytesIO(parcel), map_location=device, weights_only=True)
-    return {**batch, COMPANION: companion}
+        own = one_line(batch, min(rows, key=lambda row: length_B[row]))
+    if pictured_N.all():
+        return {**batch, COMPANION: own}
+    donor, nothing = int(pictured_N.nonzero()[0]), torch.empty(0, dtype=torch.uint8)
+    parcel = to_bytes(own) if world.rank == donor else nothing
+    arrived = world.swap([nothing if has else parcel for has in pictured_N.tolist()])[donor]
+    return {**batch, COMPANION: own or from_bytes(arrived, device)}
+
+
+def to_bytes(record: Batch) -> torch.Tensor:
+    """Returns tensors and lists as a tensor of bytes."""
+    buffer = io.BytesIO()
+    torch.save({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in record.items()}, buffer)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def from_bytes(parcel: torch.Tensor, device: torch.device) -> Batch:
+    """Returns what [`to_bytes`] was given, on this device."""
+    return torch.load(io.BytesIO(parcel.cpu().numpy().tobytes()), map_location=device, weights_only=True)
 
 
 def one_line(batch: Batch, row: int) -> Batch:
