@@ -112,12 +112,12 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
         def scored_states(module, _, output):
             states.append(output.last_hidden_state[:, :-1])
             output.last_hidden_state = states[0][scored_BT.to(states[0].device)].unsqueeze(0)
-            head = self.get_output_embeddings()
-            if isinstance(head, FSDPModule) and isinstance(head.weight, DTensor):
+            layer: Any = self.get_output_embeddings()
+            if isinstance(layer, FSDPModule) and isinstance(layer.weight, DTensor):
                 # Only a head in a unit of its own (an untied head of a vision model) is still in pieces here. TRL
                 # would gather the weight, whose gradient is then that of this rank's rows alone: FSDP must gather it.
-                head.unshard()
-                alone.append(head)
+                layer.unshard()
+                alone.append(layer)
             return output
 
         hook = self.base_model.register_forward_hook(scored_states)
@@ -126,8 +126,8 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
         finally:
             hook.remove()
             if not torch.is_grad_enabled():  # else FSDP does it when it has reduced the gradient
-                for head in alone:
-                    head.reshard()
+                for layer in alone:
+                    layer.reshard()
         for name in ("log_probs", "entropy"):
             if (value := output[name] if name in output else None) is not None:
                 output[name] = value.new_zeros(scored_BT.shape).masked_scatter(scored_BT.to(value.device), value)

@@ -314,8 +314,9 @@ class FiReOPDTrainer(GRPOTrainer):
             flags = {"compute_entropy": compute_entropy, "compute_aux_loss": router}
             with observing(base, observer, column_BC) as observation:
                 scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **images, **flags)
-            logp_BC, entropy_BC = (None if value is None else value[: len(column_BC)] for value in scored[:2])
-            return ForwardOutput(logp_BC, entropy_BC, observation.observed, scored[2])
+            rows = len(column_BC)  # without a companion
+            entropy_BC = None if scored[1] is None else scored[1][:rows]
+            return ForwardOutput(scored[0][:rows], entropy_BC, observation.observed, scored[2])
         with self.accelerator.autocast():
             return score_lines(model, base, part, observer, router, self.pad_to_multiple_of or 1)
 
