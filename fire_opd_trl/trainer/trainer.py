@@ -76,6 +76,7 @@ class FiReOPDTrainer(GRPOTrainer):
     - `_send_telemetry`: sends nothing.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
     - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
+    - `_generate`: gives rows without images an empty list of them, where GRPO's `None` breaks the processor.
     - `_generate_single_turn`: fills empty completions, which GRPO cannot measure.
     - `_calculate_rewards`: keeps the rewards of each function, which some methods read.
     - `_get_per_token_logps_and_entropies`: scores in short forwards, and remembers what GRPO asked for.
