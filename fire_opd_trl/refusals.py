@@ -332,9 +332,18 @@ def chosen_method(method: Method | str | None, args: Any, rewarded: bool) -> Met
     method = method or args.build_method()
     refuse_incomplete(method.name, method.signals)
     refuse_truncated_sampling(args, method)
-    if not rewarded and (args.reward_coef or "reward_B" in method.needs):
+    if not rewarded:
+        refuse_missing_rewards(method, args)
+    refuse_lone_completions(args, method)
+    return method
+
+
+def refuse_missing_rewards(method: Method, args: Any) -> None:
+    """
+    Refuse to read rewards where there are none. The trainer calls this again when TRL has made the environments, since
+    only then is it known whether they give any.
+    """
+    if args.reward_coef or "reward_B" in method.needs:
         why = f"reward_coef={args.reward_coef}" if args.reward_coef else f"method={method.name!r}"
         other = "set it to 0" if args.reward_coef else "use a method without rewards"
         raise ValueError(f"{why} has no reward to read. Pass reward_funcs, or {other}.")
-    refuse_lone_completions(args, method)
-    return method

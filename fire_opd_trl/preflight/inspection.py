@@ -104,6 +104,12 @@ def inspect_run(
     reader = student_reader(checked, args, others, limit)
     prompts_exist = others.get("environment_factory") is None
     names, facts = list(named), Facts()
+
+    def reader_of(dataset: Any) -> Reader:
+        """With images the processor alone knows a prompt's tokens, when it reads them."""
+        pictured = {"image", "images"} & set(getattr(dataset, "column_names", None) or [])
+        return Reader(no_ids, None) if pictured else reader
+
     with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
         refuse_impossible_prompts(args, train_dataset, others)
@@ -124,10 +130,14 @@ def inspect_run(
                 return stream, Facts()
             if not isinstance(dataset, Dataset) or not prompts_exist:
                 return dataset, Facts()
-            images = {"image", "images"} & set(dataset.column_names)
-            how = {"overlong": args.overlong_prompts, "columns": columns, "quiet": args.disable_tqdm}
             return check_dataset(
-                dataset, called, student=Reader(no_ids, None) if images else reader, teachers=named, **how
+                dataset,
+                called,
+                student=reader_of(dataset),
+                teachers=named,
+                overlong=args.overlong_prompts,
+                columns=columns,
+                quiet=args.disable_tqdm,
             )
 
         checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")
@@ -147,5 +157,5 @@ def inspect_run(
         if isinstance(checked.train_dataset, Dataset):
             refuse_less_than_a_window(checked.train_dataset, args.generation_batch_size // args.num_generations)
         report_window(checked, args, method, names, facts)
-    checked.example = example_prompts(checked, facts, reader)
+    checked.example = example_prompts(checked, facts, reader_of(checked.train_dataset))
     return checked

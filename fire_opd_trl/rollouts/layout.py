@@ -29,6 +29,7 @@ VISION_KEYS = (
     "image_sizes",
     "image_position_ids",
 )
+COMPANION = "companion"  # a row with images that a forward without any runs beside its rows (see `with_companion`)
 RAGGED_KEYS = ("teacher_hidden", "top_ids", "top_logps")  # one tensor a row, of the row's own length
 ROW_KEYS = (*PER_ROW, *RAGGED_KEYS)
 Batch = dict[str, Any]
@@ -45,7 +46,7 @@ def lengths(batch: Batch) -> list[int]:
 
 
 def model_kwargs(batch: Batch) -> dict[str, Any]:
-    """Returns what a forward needs beside ids and mask: images and token types."""
+    """Returns what a forward needs beside ids and mask: images and token types; nothing where no row has an image."""
     return {key: batch[key] for key in (*WHOLE_KEYS, *VISION_KEYS) if key in batch}
 
 
@@ -59,7 +60,8 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
         multiple (`int`): Round both lengths up to a multiple of this where the batch is long enough.
 
     Returns:
-        `dict`: The same keys for these rows.
+        `dict`: The same keys for these rows; without those of images if none of them has any, since no model takes
+        empty ones.
     """
     width_P, width_C = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
     index = torch.tensor(rows, device=batch["prompt_ids"].device)
@@ -78,8 +80,13 @@ def take(batch: Batch, rows: list[int], multiple: int = 1) -> Batch:
             taken[key] = value[index, :completion]
         elif key in WHOLE_KEYS:
             taken[key] = value[index, width_P - prompt : width_P + completion]
-        elif key in VISION_KEYS or key in ROW_KEYS:
+        elif (key in VISION_KEYS or key in ROW_KEYS) and value is not None:
             taken[key] = [value[row] for row in rows] if isinstance(value, list) else value[index]
+    pictured = any(taken.get("num_images") or ())
+    if "num_images" in batch and not pictured:
+        taken = {key: value for key, value in taken.items() if key not in (*WHOLE_KEYS, *VISION_KEYS)}
+    if COMPANION in batch and not pictured:
+        taken[COMPANION] = batch[COMPANION]
     return unsplit_pixel_values_by_grid(taken)
 
 

@@ -40,7 +40,8 @@ def micro_batches(
     Returns:
         `list[dict]`: `steps * per_step` micro-batches. Each carries `scale` `[rows]`, the window-exact normaliser
         (times the ranks, since DDP, ZeRO and FSDP average over them), which is 0 for the row that a rank runs when it
-        has none left; and `rows_in_step`, the survivors of its step on all ranks.
+        has none left; `rows_in_step`, the survivors of its step on all ranks; and `share_in_step`, its weight in a
+        mean over the step's micro-batches that hold a survivor (times the ranks): 0 for the others.
     """
     line_B, own, trained_B = lengths(batch), world.local_slice(len(batch["keep"])), batch["train_mask"].sum(dim=1)
     counts_B2 = torch.stack([trained_B, trained_B.new_tensor(line_B)], dim=1)
@@ -70,10 +71,19 @@ def micro_batches(
     if together:
         home, place = exchange_rows(batch, [[row for cut in cuts for row in cut] for cuts in plan], world)
     parts, filler = [], shortest_row(line_B)
+    own_cuts = torch.tensor([bool(cut) for cut in plan[world.rank]], device=number_N.device)
+    cuts_in_step = world.sum(own_cuts.reshape(steps, per_step).sum(dim=1)).tolist()
     for number, cut in enumerate(plan[world.rank]):
         part = take(home, [place[row] for row in cut], multiple) if cut else take(batch, [filler], multiple)
-        rows_in_step = len(rows_of_step[number // per_step])
-        parts.append({**part, "scale": part["scale"] * bool(cut), "rows_in_step": rows_in_step})
+        step = number // per_step
+        parts.append(
+            {
+                **part,
+                "scale": part["scale"] * bool(cut),
+                "rows_in_step": len(rows_of_step[step]),
+                "share_in_step": world.ranks / cuts_in_step[step] if cut else 0.0,
+            }
+        )
     return parts
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..rollouts.layout import Batch, round_up
+from ..rollouts.layout import COMPANION, WHOLE_KEYS, Batch, model_kwargs, round_up
 from .heads import Observer, observing
 
 
@@ -80,12 +80,31 @@ def rows_in_lines(part: dict, multiple: int = 1) -> tuple[torch.Tensor, torch.Te
     return ids_BL, column_L < end_B1, label_BL, (prompt_B1 - len(column_L) + column_C).clamp(max=-1)
 
 
-def trl_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
-    """Returns TRL's rectangle: ids, mask, width of the completions, and the columns that are about them."""
+def trl_rectangle(part: dict) -> tuple[torch.Tensor, torch.Tensor, int, dict, torch.Tensor]:
+    """
+    Returns TRL's rectangle: ids, mask, width of the completions, images and token types, and the columns that are
+    about the completions. Rows without images may have a companion with images, which then is the last row.
+    """
     ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
     mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-    width = part["completion_ids"].shape[1]
-    return ids, mask, width, torch.arange(-width, 0, device=ids.device).expand(len(ids), -1)
+    rows, width = part["completion_ids"].shape
+    images = model_kwargs(part)
+    if companion := part.get(COMPANION):
+        ids, mask = stack_left_padded(ids, companion["ids"]), stack_left_padded(mask, companion["mask"])
+        images = model_kwargs(companion)
+        for key in ("num_images", "num_tiles"):
+            if key in images:
+                images[key] = [0] * rows + images[key]
+        for key in WHOLE_KEYS:
+            if key in images:
+                images[key] = stack_left_padded(torch.zeros_like(ids[:rows]), images[key])
+    return ids, mask, width, images, torch.arange(-width, 0, device=ids.device).expand(rows, -1)
+
+
+def stack_left_padded(rows: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """Returns the rows of both, with zeros on the left of the shorter ones."""
+    length = max(rows.shape[1], more.shape[1])
+    return torch.cat([torch.nn.functional.pad(value, (length - value.shape[1], 0)) for value in (rows, more)])
 
 
 def score_lines(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.kernels import chunked_divergence, chunked_logprob
@@ -113,11 +114,17 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
             return fused(*args, **kwargs)
         label_BT = kwargs.pop("labels")[:, 1:]
         set_tiles(label_BT.device)
-        scored_BT, states = label_BT != -100, []
+        scored_BT, states, alone = label_BT != -100, [], []
 
         def scored_states(module, _, output):
             states.append(output.last_hidden_state[:, :-1])
             output.last_hidden_state = states[0][scored_BT.to(states[0].device)].unsqueeze(0)
+            layer: Any = self.get_output_embeddings()
+            if isinstance(layer.weight, DTensor) and isinstance(layer, FSDPModule):
+                # Only a head in a unit of its own (an untied head of a vision model) is still in pieces here. TRL
+                # would gather the weight, whose gradient is then that of this rank's rows alone: FSDP must gather it.
+                layer.unshard()
+                alone.append(layer)
             return output
 
         hook = self.base_model.register_forward_hook(scored_states)
@@ -125,6 +132,9 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
             output = fused(*args, shift_labels=label_BT[scored_BT].unsqueeze(0), **kwargs)
         finally:
             hook.remove()
+            if not torch.is_grad_enabled():  # else FSDP does it when it has reduced the gradient
+                for layer in alone:
+                    layer.reshard()
         for name in ("log_probs", "entropy"):
             if (value := output[name] if name in output else None) is not None:
                 output[name] = value.new_zeros(scored_BT.shape).masked_scatter(scored_BT.to(value.device), value)

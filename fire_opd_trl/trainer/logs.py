@@ -69,10 +69,22 @@ class StepSums:
     def __init__(self, world: World):
         self.world = world
         self.sums: dict[str, torch.Tensor] = {}
+        self.shares: set[str] = set()
 
-    def add(self, loss: torch.Tensor, trained_BT: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        """The loss calls this for each micro-batch, with its loss and with values of the tokens that it trains."""
+    def add(
+        self,
+        loss: torch.Tensor,
+        trained_BT: torch.Tensor,
+        values: dict[str, torch.Tensor],
+        shares: dict[str, torch.Tensor],
+    ) -> None:
+        """
+        The loss calls this for each micro-batch, with its loss, with values of the tokens that it trains, and with its
+        shares in means over the step, which are added up alone.
+        """
+        self.shares = set(shares)
         sums = {name: torch.where(trained_BT, value_BT, 0.0).detach().sum() for name, value_BT in values.items()}
+        sums |= {name: share.detach() for name, share in shares.items()}
         sums = {"broken": ~torch.isfinite(loss.detach()), "tokens": trained_BT.sum(), **sums}
         self.sums = {name: value.float() + self.sums.get(name, 0.0) for name, value in sums.items()}
 
@@ -89,4 +101,4 @@ class StepSums:
                 "Resume from the last checkpoint with a lower learning_rate, or check the precision."
             )
         tokens = total.pop("tokens")
-        return {name: value / tokens for name, value in total.items()} if tokens else {}
+        return {n: v if n in self.shares else v / tokens for n, v in total.items()} if tokens else {}

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from datasets import IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -16,10 +16,11 @@ from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
 from ..preflight.precision import refuse_loaded_weights
 from ..preflight.streams import WholeStream
-from ..refusals import chosen_method
+from ..refusals import chosen_method, refuse_missing_rewards
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
-from ..rollouts.layout import Batch, model_kwargs
+from ..rollouts.images import images_of, lists_of_images, with_companion, without_lost_images
+from ..rollouts.layout import COMPANION, Batch, model_kwargs
 from ..rollouts.micro_batches import layout_metrics, micro_batches
 from ..rollouts.ranks import AcceleratorWorld
 from ..scoring.clock import clock
@@ -87,7 +88,8 @@ class FiReOPDTrainer(GRPOTrainer):
     - `_get_dataloader`: lets every rank read the whole of a stream.
     - `_prepare_inputs`: cuts a window's survivors into micro-batches, where GRPO splits all rows evenly.
     - `_generate_and_score_completions`: routes rows to teachers, lets GRPO sample, then scores and distils.
-    - `_generate`: takes the time of a rollout.
+    - `_generate`: takes the time of a rollout, and gives rows without images an empty list of them, where GRPO's
+      `None` breaks the processor.
     - `_generate_single_turn`: fills empty completions, which GRPO cannot measure.
     - `_calculate_rewards`: keeps the rewards of each function, which some methods read, and stops all ranks alike.
     - `_get_per_token_logps_and_entropies`: scores in short forwards, and remembers what GRPO asked for.
@@ -120,9 +122,11 @@ class FiReOPDTrainer(GRPOTrainer):
         self.checked = check_inputs(
             model, sources, args, self.method, train_dataset, eval_dataset, processing_class, kwargs
         )
+        if args.ddp_find_unused_parameters is None and isinstance(self.checked.processing_class, ProcessorMixin):
+            args.ddp_find_unused_parameters = True  # a window without any image leaves the vision tower unused
         super().__init__(
             model=model,
-            reward_funcs=reward_funcs or (None if kwargs.get("environment_factory") else [no_reward]),
+            reward_funcs=reward_funcs or [no_reward],
             args=args,
             train_dataset=self.checked.train_dataset,
             eval_dataset=self.checked.eval_dataset,
@@ -130,6 +134,8 @@ class FiReOPDTrainer(GRPOTrainer):
             **kwargs,
         )
         refuse_loaded_weights(self.model, args, kwargs)
+        self._settle_rewards()
+        self.log_multimodal = False  # TRL gathers images on those ranks that have some; see _report
         self.world = AcceleratorWorld(self.accelerator)
         if self.rollout_func is not None:
             alike = self.world, self.accelerator.device
@@ -151,6 +157,15 @@ class FiReOPDTrainer(GRPOTrainer):
         self.teachers = load_teachers(sources, self.checked.unknown, setup, lambda: self.model)
         self.reference = load_reference(reference, setup)
         self.window_scorer = self._window_scorer(setup)
+
+    def _settle_rewards(self) -> None:
+        """TRL has made the environments, and has added the rewards of those that give any."""
+        if self.reward_funcs == [no_reward]:
+            refuse_missing_rewards(self.method, self.args)
+        elif no_reward in self.reward_funcs:
+            for functions in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
+                del functions[0]
+            self.reward_weights = self.reward_weights[1:]
 
     def _window_scorer(self, setup: RunSetup) -> WindowScorer:
         """The student, the teachers and the reference as what scores windows."""
@@ -223,11 +238,13 @@ class FiReOPDTrainer(GRPOTrainer):
 
     # Rollout and signal: once for each window
 
-    def _generate(self, prompts: list):
+    def _generate(self, *args, **kwargs):
         started = clock(self.accelerator.device)
-        sampled = super()._generate(prompts)
+        *sampled, images, tool_images = super()._generate(*args, **kwargs)
         self._log_window("time/rollout", clock(self.accelerator.device) - started)
-        return sampled
+        if images is not None:  # no processor takes None for the images of a row
+            images = self._images = [of_row or [] for of_row in images]
+        return *sampled, images, tool_images
 
     def _generate_single_turn(self, *args, **kwargs):
         output = dict(zip(("completion_ids", "logprobs"), super()._generate_single_turn(*args, **kwargs), strict=True))
@@ -255,7 +272,9 @@ class FiReOPDTrainer(GRPOTrainer):
             prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
 
         self.window_scorer.begin(mode, method, teacher_B, prompts)
-        batch = super()._generate_and_score_completions(inputs)
+        inputs = lists_of_images(inputs)
+        self._images = images_of(inputs)
+        batch = self._readable(super()._generate_and_score_completions(inputs))
         self.model.train(mode == "train")  # continuous batching leaves it in training mode
         reward_advantage_B, batch["teacher_number"] = batch.pop("advantages"), teacher_B
 
@@ -283,6 +302,13 @@ class FiReOPDTrainer(GRPOTrainer):
         if mode == "train" and signal.divergence_BT is not None:
             batch.update(for_loss, divergence=signal.divergence_BT)
         return batch
+
+    def _readable(self, batch: Batch) -> Batch:
+        """A window's batch as models can read it, whatever images its rows have or lack."""
+        if not self._is_vlm:
+            return batch
+        batch = without_lost_images(batch, self._image_pad_token_id, self._tokenizer.pad_token_id)
+        return with_companion(batch, self.world)
 
     def _rollout(self, batch: Batch, mode: str) -> Rollout:
         """The window as the pipeline sees it."""
@@ -316,6 +342,8 @@ class FiReOPDTrainer(GRPOTrainer):
             self._log_window("fire/left_out", float(left_out))
         if no_reward in self.reward_funcs:
             forget_rewards(self._metrics[self._window_mode], self._logs)
+        if self._is_vlm and self.args.log_multimodal:
+            self._logs["images"].extend(gather_object(self._images))
         fill_completions_table(self._logs, self.world, rollout, scores, signal, advantage_BT)
 
     def _log_window(self, name: str, value: float) -> None:
@@ -334,12 +362,14 @@ class FiReOPDTrainer(GRPOTrainer):
         router: bool = False,
     ) -> ForwardOutput:
         base = base_of(self.accelerator.unwrap_model(model))
-        if images := model_kwargs(part):  # TRL knows how each model wants them
-            *rectangle, column_BC = trl_rectangle(part)
+        if model_kwargs(part) or COMPANION in part:  # TRL knows how each model wants its images
+            *rectangle, images, column_BC = trl_rectangle(part)
             flags = {"compute_entropy": compute_entropy, "compute_aux_loss": router}
             with observing(base, observer, column_BC) as observation:
                 scored = super()._get_per_token_logps_and_entropies(model, *rectangle, **images, **flags)
-            return ForwardOutput(scored[0], scored[1], observation.observed, scored[2])
+            rows = len(column_BC)  # without a companion
+            entropy_BC = None if scored[1] is None else scored[1][:rows]
+            return ForwardOutput(scored[0][:rows], entropy_BC, observation.observed, scored[2])
         with self.accelerator.autocast():
             return score_lines(model, base, part, observer, router, self.pad_to_multiple_of or 1)
 
@@ -356,7 +386,7 @@ class FiReOPDTrainer(GRPOTrainer):
         }
         assert model is self.model or model is self.ref_model, "GRPO scores its student and its reference alone"
         scorer = None if model is self.model else self._trl_reference
-        scores = self.window_scorer.asked_by_trl(batch, scorer)
+        scores = self.window_scorer.asked_by_trl(self._readable(batch), scorer)
         return scores.logp_BT, scores.entropy_BT, None
 
     # Micro-batches and loss: once for each micro-batch
@@ -426,10 +456,13 @@ class FiReOPDTrainer(GRPOTrainer):
             sums["kl"] = reference_kl(logp_BT, inputs["ref_per_token_logps"], mask_BT)
             loss_BT = loss_BT + self.beta * sums["kl"]
         loss = aggregate(loss_BT, mask_BT, scale_B)
+        shares = {}
         if self.aux_loss_enabled:
             assert router_loss is not None
-            loss = loss + self.router_aux_loss_coef * router_loss / self.current_gradient_accumulation_steps
-        self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums)
+            router_loss = router_loss * inputs["share_in_step"]
+            loss = loss + self.router_aux_loss_coef * router_loss
+            shares["aux_loss"] = router_loss / self.world.ranks
+        self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums, shares)
         if self.accelerator.sync_gradients:
             for name, value in self._step_sums.total(self.state.global_step).items():
                 self._metrics["train"][name].append(value)

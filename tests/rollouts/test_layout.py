@@ -1,10 +1,13 @@
 """Rows that are taken out of a batch: trimmed, rounded up, with their images."""
 
+import inspect
+
 import pytest
 import torch
 from support.batches import literal_batch, random_batch, tokens_of
+from trl import GRPOTrainer
 
-from fire_opd_trl.rollouts.layout import lengths, take
+from fire_opd_trl.rollouts.layout import VISION_KEYS, WHOLE_KEYS, lengths, take
 from fire_opd_trl.rollouts.packing import (
     cut_into_micro_batches,
 )
@@ -53,3 +56,28 @@ def test_micro_batches_that_are_taken_hold_every_token_of_the_batch(multiple):
     assert sorted(taken) == sorted(tokens_of(batch, row) for row in rows)
     padded = sum(part["prompt_ids"].numel() + part["completion_ids"].numel() for part in parts)
     assert padded < 0.7 * (batch["prompt_ids"].numel() + batch["completion_ids"].numel())
+
+
+def with_images(counts: list[int] | None) -> dict:
+    patches = sum(counts or ())  # one patch to an image
+    pixels = {
+        "pixel_values": torch.arange(float(patches)).unsqueeze(1),
+        "image_grid_thw": torch.ones(patches, 3).long(),
+    }
+    return {**literal_batch(), **(pixels if counts else {}), "num_images": counts}
+
+
+def test_rows_without_an_image_bring_nothing_of_images():
+    """No model takes a tensor of no images; without token types they are rows like any other."""
+    assert not set(take(with_images([1, 0, 2]), [1])) & {*VISION_KEYS, *WHOLE_KEYS}
+    assert take(with_images([1, 0, 2]), [1, 0])["num_images"] == [0, 1]
+
+
+def test_rows_whose_images_trl_has_dropped_can_be_taken():
+    """TRL says so by `num_images=None`, where what a tool drew does not fit the tokens (`without_lost_images`)."""
+    assert not set(take(with_images(None), [1, 0])) & {*VISION_KEYS, *WHOLE_KEYS}
+
+
+def test_the_layout_knows_every_input_that_trl_gives_to_a_forward():
+    takes = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert {*VISION_KEYS, *WHOLE_KEYS} == set(takes[takes.index("pixel_values") :])

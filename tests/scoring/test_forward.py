@@ -41,8 +41,8 @@ def test_a_line_may_have_no_prompt_and_one_token():
 
 
 def test_the_rectangle_is_trls():
-    ids, mask, width, columns = trl_rectangle(literal_batch())
-    assert ids.shape == (3, 9) and int(mask.sum()) == 12 and width == 5
+    ids, mask, width, images, columns = trl_rectangle(literal_batch())
+    assert ids.shape == (3, 9) and int(mask.sum()) == 12 and width == 5 and list(images) == ["token_type_ids"]
     assert columns.tolist() == [[-5, -4, -3, -2, -1]] * 3
 
 

@@ -92,6 +92,11 @@ def built(case: dict, output_dir: str, **kwargs):
 
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 
+    if "images" in case:
+        from support.vision import vision_trainer
+
+        settings = {"per_device_train_batch_size": case["batch"], "gradient_accumulation_steps": case["accumulation"]}
+        return vision_trainer(output_dir, case["images"], **settings, **case.get("config", {}))
     models = importlib.resources.files("fire_opd_trl.demo") / "models"
     frozen = frozen_rows(case.get("rows", 32), case.get("holes", True))
 
