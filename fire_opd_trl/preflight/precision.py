@@ -90,8 +90,8 @@ def lost_updates(dtype: torch.dtype, args: FiReOPDConfig) -> ValueError:
     """Returns the refusal of weights that are trained in 16 bits."""
     return ValueError(
         f"The student's trainable weights are {spoken(dtype)}, and nobody keeps them in float32: "
-        f"{lost(args, dtype)}. Load the student in float32 (dtype, the default), and leave bf16=True: it still "
-        "computes in bfloat16. Or let DeepSpeed or FSDP keep float32 copies (configs/accelerate/zero2.yaml, "
+        f"{lost(args, dtype)}. Load the student in float32 (dtype float32, the default), and leave bf16=True: it "
+        "still computes in bfloat16. Or let DeepSpeed or FSDP keep float32 copies (configs/accelerate/zero2.yaml, "
         "fsdp2.yaml), train a LoRA adapter, or give the trainer an optimizer that keeps copies itself "
         "(optimizers=...)."
     )

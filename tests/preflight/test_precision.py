@@ -51,9 +51,9 @@ def test_of_weights_in_16_bits_hardly_any_move_at_a_usual_learning_rate(tmp_path
 LOST = (
     "The student's trainable weights are bfloat16, and nobody keeps them in float32: a step of less than 1/512 of a "
     "weight is lost in rounding, so that at learning_rate=1e-06 no weight above 0.0005 moves. Load the student in "
-    "float32 (dtype, the default), and leave bf16=True: it still computes in bfloat16. Or let DeepSpeed or FSDP keep "
-    "float32 copies (configs/accelerate/zero2.yaml, fsdp2.yaml), train a LoRA adapter, or give the trainer an "
-    "optimizer that keeps copies itself (optimizers=...)."
+    "float32 (dtype float32, the default), and leave bf16=True: it still computes in bfloat16. Or let DeepSpeed or "
+    "FSDP keep float32 copies (configs/accelerate/zero2.yaml, fsdp2.yaml), train a LoRA adapter, or give the trainer "
+    "an optimizer that keeps copies itself (optimizers=...)."
 )
 
 

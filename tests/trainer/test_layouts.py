@@ -203,12 +203,16 @@ def test_dropped_rows_cost_no_update_and_micro_batches_are_short(tmp_path):
 
 @pytest.mark.launch
 def test_longrope_gives_the_same_in_every_layout(on_two_ranks, tmp_path):
-    """The reference has one row to a micro-batch and to a forward: none of them has neighbours."""
+    """
+    The reference has one row to a micro-batch and to a forward: none of them has neighbours. Where rows of both kinds
+    had a forward in common, the parameters were 6e-3 apart.
+    """
     models = {name: rescaled_folder(tmp_path / name, name) for name in ("student", "teacher")}
     case = {"method": "fire", **models}
     one = in_this_process(layout(1, 32, {**case, "scoring_token_budget": 1}), tmp_path / "one")
-    assert_same(one, in_this_process(layout(8, 4, case), tmp_path / "other"))
-    assert_same(one, on_two_ranks("zero3", layout(8, 2, case)))
+    # Frequencies that the models were not trained with leave steep places: norms 2e-5 apart at parameters 1e-7 apart.
+    assert_same(one, in_this_process(layout(8, 4, case), tmp_path / "other"), 1e-4)
+    assert_same(one, on_two_ranks("zero3", layout(8, 2, case)), 1e-4)
 
 
 # Precision
