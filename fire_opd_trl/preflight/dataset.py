@@ -210,7 +210,7 @@ def measured(
     Returns what [`measure`] finds of all rows. Many rows are read by several processes, once on each machine: the
     numbers go to the cache of `datasets`, where the other ranks find them, and later runs.
     """
-    arguments = {"student": student, "teachers": teachers, "columns": columns}
+    arguments: dict[str, Any] = {"student": student, "teachers": teachers, "columns": columns}
     if len(rows) < POOL_ROWS:
         batches = [measure(rows[start : start + BATCH], student, teachers, columns) for start in range(0, len(rows), BATCH)]
         return {key: torch.tensor([v for batch in batches for v in batch[key]], dtype=torch.long) for key in MEASURED}
