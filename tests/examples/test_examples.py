@@ -89,7 +89,7 @@ def test_the_script_trains_under_accelerate_launch(data):
     assert any((value != before[name]).any() for name, value in student.state_dict().items())
     assert AutoTokenizer.from_pretrained(data / "student").get_vocab()
     card = (data / "student" / "README.md").read_text()
-    assert "Model Card for student" in card and "FiRe-OPD" in card and "2606.02684" in card
+    assert "\n# student\n" in card and "FiRe-OPD" in card and "2606.02684" in card and "None" not in card
     assert str(data) not in card
 
 
