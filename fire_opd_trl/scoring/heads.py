@@ -113,7 +113,7 @@ def make_observable(model: PreTrainedModel, float32: bool = False) -> None:
             states.append(output.last_hidden_state[:, :-1])
             output.last_hidden_state = states[0][scored_BT.to(states[0].device)].unsqueeze(0)
             layer: Any = self.get_output_embeddings()
-            if isinstance(layer, FSDPModule) and isinstance(layer.weight, DTensor):
+            if isinstance(layer.weight, DTensor) and isinstance(layer, FSDPModule):
                 # Only a head in a unit of its own (an untied head of a vision model) is still in pieces here. TRL
                 # would gather the weight, whose gradient is then that of this rank's rows alone: FSDP must gather it.
                 layer.unshard()
