@@ -3,6 +3,7 @@ On-policy distillation for TRL that filters trajectories and reweights tokens. T
 build on each other, which is also the order of the data:
 
     stages       the mathematics of each stage, pure functions of tensors: score, filter, reweight, advantage, loss
+    spelling     which word was probably meant by one that is none of those it may be
     pipeline     distil(rollout, scores, method, context) -> Signal: the algorithm on one screen
     methods      the recipes: METHODS["fire"](drop_fraction=0.2) -> Method
     refusals     what is wrong together in a configuration, and what to change

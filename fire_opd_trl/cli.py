@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from . import __version__
-from .preflight.spelling import did_you_mean
+from .spelling import did_you_mean
 from .trainer.ending import REFUSED, Refusal, refusals
 
 

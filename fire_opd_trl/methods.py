@@ -6,13 +6,13 @@ the setting in which it becomes plain on-policy distillation (`opd`), to the bit
 the sources leave something open, the recipe says what is decided here.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from .pipeline import Method, refuse_other_than_method
+from .spelling import did_you_mean
 from .stages import (
     DIRECTIONS,
     SCOPES,
@@ -506,9 +506,7 @@ def first_sentence(recipe: Callable[..., Method]) -> str:
 
 def unknown_method(name: str) -> str:
     """Returns what to say of a name that no recipe has."""
-    close = difflib.get_close_matches(str(name), METHODS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"method={name!r} is unknown.{hint} Use one of: {', '.join(METHODS)}."
+    return f"method={name!r} is unknown.{did_you_mean(str(name), METHODS)} Use one of: {', '.join(METHODS)}."
 
 
 METHODS = Recipes(

@@ -1,6 +1,5 @@
 """What the configuration may hold: the rules for one value, and what is refused of values that are wrong together."""
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 from .methods import METHODS, unknown_method
 from .pipeline import Method, refuse_other_than_method
+from .spelling import did_you_mean
 from .stages import refuse_incomplete
 
 
@@ -69,12 +69,6 @@ def one_of(names: Iterable[str | bool]) -> tuple[Rule, str]:
     return lambda value: isinstance(value, str | bool) and value in names, fix
 
 
-def meant(value: Any, fix: str) -> str:
-    """Returns which name was probably meant by a value, where it should be one of some names."""
-    close = difflib.get_close_matches(str(value), map(str, fix.names), n=1) if isinstance(fix, Choice) else []
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def leave_at(neutral: Any, reason: str) -> tuple[Rule, str]:
     """The value is the neutral one. Returns this rule, and what to do about any other value."""
     return lambda value: value == neutral, f"{reason} Leave it at {neutral!r}."
@@ -112,7 +106,8 @@ def gathered(faults: list[str]) -> Iterator[None]:
 
 def refusal(name: str, value: Any, fix: str) -> str:
     """Returns the sentence for a field with a wrong value: its name, its value, and what to change."""
-    return f"{name}={value!r} is refused. {fix}{meant(value, fix)}"
+    hint = did_you_mean(str(value), map(str, fix.names)) if isinstance(fix, Choice) else ""
+    return f"{name}={value!r} is refused. {fix}{hint}"
 
 
 def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:

@@ -12,7 +12,7 @@ import time
 from importlib import resources
 from pathlib import Path
 
-from ..preflight.spelling import did_you_mean
+from ..spelling import did_you_mean
 
 
 SETTINGS = {

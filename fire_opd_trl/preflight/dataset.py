@@ -212,7 +212,8 @@ def measured(
     """
     arguments: dict[str, Any] = {"student": student, "teachers": teachers, "columns": columns}
     if len(rows) < POOL_ROWS:
-        batches = [measure(rows[start : start + BATCH], student, teachers, columns) for start in range(0, len(rows), BATCH)]
+        starts = range(0, len(rows), BATCH)
+        batches = [measure(rows[start : start + BATCH], student, teachers, columns) for start in starts]
         return {key: torch.tensor([v for batch in batches for v in batch[key]], dtype=torch.long) for key in MEASURED}
     fingerprint = fingerprint_of(rows, student, teachers, columns)
     processes = min(processor_cores(), len(rows) // ROWS_OF_A_PROCESS)

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from .spelling import did_you_mean
+from ..spelling import did_you_mean
 
 
 def packaged_folder(name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from trl import TrlParser
 
 from ..preflight.packaged import recipe
-from ..preflight.spelling import did_you_mean
+from ..spelling import did_you_mean
 from .ending import COMMAND, wait_for_the_first_rank
 
 

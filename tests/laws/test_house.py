@@ -37,6 +37,7 @@ MAY_IMPORT_HEAVY = {
 ORDER = """
 stages/world stages/records stages/rollout stages/group stages/scope stages/score stages/filter stages/reweight
 stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/__init__
+spelling
 pipeline
 methods
 refusals
@@ -47,7 +48,7 @@ scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forwar
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
-preflight/__init__ preflight/spelling preflight/packaged preflight/findings preflight/packages preflight/loading
+preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/tryout preflight/command preflight/arguments
 trainer/callbacks trainer/logs trainer/progress trainer/record trainer/card trainer/ending trainer/launched

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...preflight.spelling import did_you_mean
+from ...spelling import did_you_mean
 from ..files import write_whole
 from ..statistics import scipy_special
 from ..workers import Answer, Job, Worker, do_jobs

@@ -1,6 +1,6 @@
 """Hints at what was meant."""
 
-from fire_opd_trl.preflight.spelling import did_you_mean
+from fire_opd_trl.spelling import did_you_mean
 
 
 def test_the_closest_word_is_named_and_none_if_none_is_close():
