@@ -167,7 +167,7 @@ def refuse_row(
     refuse_unreadable(row, index, name, columns, names)
     who, prompt, own = names[found["teacher"]], found["prompt"], found["own"]
     check_fit(prompt, student, f"{where}: the prompt")
-    whose = f"{where}: the prompt" if own < 0 else f"{where}: the prompt of teacher {who!r}"
+    whose = f"{where}: the prompt of teacher {who!r}"
     check_fit(prompt if own < 0 else own, teachers[who], whose, found["largest"], found["stray"])
 
 

@@ -16,6 +16,8 @@ from .ending import COMMAND, wait_for_the_first_rank
 
 KINDS = {"str": "TEXT", "int": "INT", "float": "FLOAT", "string_to_bool": "BOOL", "dict": "JSON"}
 
+SHORT = 40  # characters of choices that stand behind the name of an argument; more of them stand in its help
+
 
 # Arguments that do not stand in any of the dataclasses.
 BESIDES = ("--config", "--accelerate_config", "--num_processes", "--with-models")
@@ -25,14 +27,18 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Each argument by one of its names, followed by what it takes."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        text = action.help if action.default is None else super()._get_help_string(action)
+        if action.choices and len(choices := ", ".join(map(str, action.choices))) > SHORT:
+            return f"{text} One of: {choices}."
+        return text
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         kind = KINDS.get(getattr(action.type, "__name__", ""), "VALUE")
         if action.choices:
-            kind = "{" + ",".join(map(str, action.choices)) + "}"
+            choices = ",".join(map(str, action.choices))
+            kind = "NAME" if len(choices) > SHORT else f"{{{choices}}}"
         return f"{action.option_strings[0]} {kind}" + (" ..." if action.nargs == "+" else "")
 
 

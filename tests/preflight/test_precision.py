@@ -150,7 +150,7 @@ def test_every_shipped_training_steps_float32(tmp_path):
     for place, (_, config, *line) in shipped_lines().items():
         for launch in {config, "single_gpu"}:
             processes, others = planned_run(accelerate_configs()[launch], None)
-            parts = trainer_arguments(training_script(), [*line, *here], processes)
+            parts = trainer_arguments(training_script(), [*line, *here], processes, Checked())
             others.update({name: parts[name] for name in ("peft_config", "quantization_config")})
             checked = Checked()
             with checked.check("precision"):

@@ -41,7 +41,7 @@ def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):
 
 
 def test_f47_a_dataset_without_prompts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_dataset row 0: `prompt` is missing"):
+    with pytest.raises(ValueError, match="train_dataset has no column `prompt`. It has: question"):
         sample_trainer(tmp_path, [{"question": "1+1="}])
 
 

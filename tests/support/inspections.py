@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from fire_opd_trl import FiReOPDConfig
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.preflight import command
+from fire_opd_trl.preflight import arguments
 from fire_opd_trl.preflight.findings import Checked
 from fire_opd_trl.preflight.inspection import inspect_run
 from fire_opd_trl.refusals import chosen_method
@@ -46,7 +46,7 @@ def looked(
 
 def preflight_table(capsys, *argv: str) -> tuple[int, str]:
     """The exit code and the table of `fire-opd preflight`, in this process, without line breaks."""
-    code = command.main([*argv, "--output_dir", "never"])
+    code = arguments.main([*argv, "--output_dir", "never"])
     return code, " ".join(capsys.readouterr().out.split())
 
 

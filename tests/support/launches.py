@@ -112,9 +112,7 @@ class Pair:
         # Every work has a rendezvous of its own, at a port of its own.
         order["environment"] = {**(environment or {}), "MASTER_PORT": str(free_port())}
         before, exits = len(self.log()), [self.folder / f"{self.number}.exit{rank}" for rank in (0, 1)]
-        waiting = self.folder / "order"
-        waiting.write_text(json.dumps(order))
-        waiting.rename(self.folder / f"{self.number}.json")
+        self.ask(order)
         self.number += 1
         end = time.monotonic() + timeout
         while True:
@@ -128,6 +126,12 @@ class Pair:
                 return
             time.sleep(0.02)
 
+    def ask(self, order: dict | None) -> None:
+        """Put an order where the ranks wait for it, whole at once; `None`: there is no more to do."""
+        waiting = self.folder / "order"
+        waiting.write_text(json.dumps(order))
+        waiting.rename(self.folder / f"{self.number}.json")
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
@@ -139,7 +143,7 @@ class Pair:
     def no_more(self) -> None:
         """Let both ranks end by themselves."""
         if self.process is not None:
-            (self.folder / f"{self.number}.json").write_text("null")
+            self.ask(None)
 
     def close(self) -> None:
         """After `no_more`: both ranks must end with exit code 0."""

@@ -35,14 +35,14 @@ def test_every_row_is_scored_as_it_is_alone(budget, tmp_path):
     trainer = vision_trainer(tmp_path, [1, 0, 2, 0, 1], sample=True, scoring_token_budget=budget)
     seen, scored = {}, trainer.window_scorer.scored
 
-    def watched(batch, rollout, context):
-        seen.update(batch=batch, window=scored(batch, rollout, context))
-        return seen["window"]
+    def watched(batch):
+        seen.update(batch=batch, scores=scored(batch))
+        return seen["scores"]
 
     trainer.window_scorer.scored = watched
     trainer.model.train()
     trainer._generate_and_score_completions(rows)
-    batch, scores = seen["batch"], seen["window"].scores
+    batch, scores = seen["batch"], seen["scores"]
     values = {
         "student": (trainer.model, scores.student_logp_BT, scores.student_entropy_BT),
         "teacher": (trainer.teachers["teacher"].module, scores.teacher_logp_BT, scores.teacher_entropy_BT),

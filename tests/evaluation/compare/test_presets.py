@@ -40,7 +40,7 @@ def test_a_preset_may_be_called_by_its_short_name():
         "smoke",
     ]
     with pytest.raises(SystemExit):
-        parse(["--preset", "table9"])
+        main.main(["--preset", "table9"])
 
 
 @pytest.mark.parametrize("name", PRESETS)
