@@ -147,7 +147,7 @@ def inspect_run(
             checked.eval_dataset = check_rows(eval_dataset, "eval_dataset")[0]
         if train_dataset is not None or not prompts_exist:
             report_dataset(checked, facts, names, args)
-            report_prompts(checked, facts)
+            report_prompts(checked, facts, args)
     configs = {} if student is None else {"student": config}
     for name, source in sources.items():
         with suppress(ValueError):  # one that cannot be loaded is a fault already

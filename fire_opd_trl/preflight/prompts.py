@@ -54,8 +54,15 @@ def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[st
             )
 
 
-def report_prompts(checked: Checked, facts: Facts) -> None:
-    """Record which prompt each teacher reads."""
+def report_prompts(checked: Checked, facts: Facts, args: FiReOPDConfig) -> None:
+    """Record which prompt each teacher reads, and what is set of the student's for nothing."""
+    if args.chat_template_kwargs and facts.first:
+        if all(isinstance(row["prompt"], str) for row in facts.first.values()):
+            text = (
+                f"chat_template_kwargs={args.chat_template_kwargs} has no effect: the prompts are texts, which no chat "
+                "template renders. Give them as messages (--prompt_as_chat true)"
+            )
+            checked.record("student, prompt", text, "warning")
     for name, renderer in checked.renderers.items():
         subject = f"{title_of(name)}, prompt"
         own, template = facts.own[name], renderer.tokenizer.chat_template

@@ -179,6 +179,16 @@ def first_and_last(history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: logs[0] for name, logs in named.items() if logs}
 
 
+def keep_lines_until(step: int, path: str) -> None:
+    """Leaves the lines of metrics.jsonl up to a step: a run that goes on from there writes the later ones again."""
+    lines = []
+    if step and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
 class RunRecord(TrainerCallback):
     """
     Writes run.json when training starts, when it ends, and when it fails, and a line of metrics.jsonl for each log; on
@@ -212,8 +222,7 @@ class RunRecord(TrainerCallback):
             "settings": without_secrets(args.to_dict()),
         }
         self.write(args.output_dir)
-        if not state.global_step:
-            open(self.metrics_file(args), "w").close()
+        keep_lines_until(state.global_step, self.metrics_file(args))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.run:

@@ -1,7 +1,7 @@
 """One prompt as each model sees it."""
 
 import pytest
-from support.inspections import ROUTED, TWO, asked, fault, looked, with_template
+from support.inspections import ROUTED, TWO, asked, fault, looked, said, with_template
 
 
 def test_one_prompt_of_each_teacher_is_shown_as_each_model_sees_it():
@@ -20,6 +20,14 @@ def test_the_example_is_attributed_to_its_own_teacher_where_another_has_no_view(
     assert [f.subject for f in checked.findings if f.outcome == "fault"] == ["teacher a, prompt"]
     assert "teacher a sees it" not in checked.example
     assert "'123+456==;'\nand as teacher b sees it:        the same tokens" in checked.example
+
+
+def test_variables_of_a_template_that_renders_nothing_are_warned_of():
+    variables = {"chat_template_kwargs": {"enable_thinking": False}}
+    outcome, text = said(looked(rows=[{"prompt": "1+1="}], **variables))["student, prompt"]
+    assert outcome == "warning" and "{'enable_thinking': False} has no effect: the prompts are texts" in text
+    chats = looked(rows=[{"prompt": asked("1+1=")}], tokenizer=with_template(), **variables)
+    assert "student, prompt" not in said(chats)
 
 
 @pytest.mark.parametrize("where", ["prompt", "teacher_prompt"])

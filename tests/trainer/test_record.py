@@ -62,6 +62,9 @@ def test_a_resumed_run_goes_on_with_its_metrics(tmp_path):
     run = json.loads((tmp_path / "run.json").read_text())
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (run["resumed_at_step"], run["steps"], steps) == (1, 2, [1, 1, 2, 2])
+    built({**case, "max_steps": 2}, str(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    again = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert again == [1, 1, 2, 2]  # the second step was made twice, and stands there once
     built(case, str(tmp_path)).train()  # anew
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
