@@ -35,8 +35,9 @@ def pairs():
 
 
 @pytest.fixture
-def on_two_ranks(pairs, tmp_path):
+def on_two_ranks(pairs, tmp_path, request):
     """`on_two_ranks("zero3", case)`: train a case of `support/worker.py` on two real ranks; its result."""
+    assert request.node.get_closest_marker("launch"), "mark it with pytest.mark.launch: such tests share their ranks"
 
     def launch(launcher: str, case: dict, **environment: str) -> dict:
         output = tmp_path / f"{launcher}-{len(list(tmp_path.iterdir()))}.pt"

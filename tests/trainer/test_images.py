@@ -83,6 +83,7 @@ def test_micro_batches_with_and_without_images_take_the_same_step(batch, accumul
     assert accumulation < 8 or sum("pixel_values" in part for part in parts._buffered_inputs) == 2
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("launcher", ["ddp", "fsdp2", "zero3"])
 def test_a_rank_without_any_image_takes_the_same_step(launcher, whole, on_two_ranks):
     """The head is not tied to the embeddings: under FSDP2 it is a unit of its own, whose gradient must be reduced."""
@@ -91,6 +92,7 @@ def test_a_rank_without_any_image_takes_the_same_step(launcher, whole, on_two_ra
     assert furthest(two["parameters"], whole.model.state_dict()) < 1e-6
 
 
+@pytest.mark.launch
 def test_a_window_without_any_image_takes_the_same_step_on_two_ranks(on_two_ranks, tmp_path):
     """The vision tower has no gradient then, for which DDP must not wait: gradients would stay those of each rank."""
     case = {"images": [0] * 4, "config": {"gradient_checkpointing": True}}
