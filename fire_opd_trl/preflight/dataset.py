@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import datasets
@@ -211,11 +212,11 @@ def measured(
     numbers go to the cache of `datasets`, where the other ranks find them, and later runs.
     """
     arguments: dict[str, Any] = {"student": student, "teachers": teachers, "columns": columns}
-    if len(rows) < POOL_ROWS:
+    fingerprint = fingerprint_of(rows, student, teachers, columns) if len(rows) >= POOL_ROWS else None
+    if fingerprint is None:
         starts = range(0, len(rows), BATCH)
         batches = [measure(rows[start : start + BATCH], student, teachers, columns) for start in starts]
         return {key: torch.tensor([v for batch in batches for v in batch[key]], dtype=torch.long) for key in MEASURED}
-    fingerprint = fingerprint_of(rows, student, teachers, columns)
     processes = min(processor_cores(), len(rows) // ROWS_OF_A_PROCESS)
     with first_process_first(PartialState()), bars_off(quiet):
         table = rows.map(
@@ -246,13 +247,19 @@ def cache_arguments(fingerprint: str) -> dict[str, Any]:
     return {"keep_in_memory": True}
 
 
-def fingerprint_of(rows: Dataset, student: Reader, teachers: dict[str, Reader], columns: tuple[str, str]) -> str:
+def fingerprint_of(
+    rows: Dataset, student: Reader, teachers: dict[str, Reader], columns: tuple[str, str]
+) -> str | None:
     """
     Returns the name of the numbers in the cache. It changes with all that they depend on: the rows, the tokenizers,
-    the templates and their variables, the columns, and the ids that a teacher does not know.
+    the templates and their variables, the columns, and the ids that a teacher does not know. `None` where one of them
+    cannot be pickled (a tool that holds a connection): then no other process can read the rows either.
     """
     readers = {"": student, **teachers}
-    depend = [[name, sorted(reader.unknown), *map(identity_of, reader.depends)] for name, reader in readers.items()]
+    try:
+        depend = [[name, sorted(r.unknown), *map(identity_of, r.depends)] for name, r in readers.items()]
+    except (TypeError, AttributeError, PicklingError):
+        return None
     return Hasher.hash([EDITION, transformers.__version__, rows._fingerprint, columns, depend])
 
 

@@ -68,7 +68,8 @@ def trained_dtypes(
         return {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
     dtype = getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype
-    return {getattr(torch, spoken(dtype))}
+    named = getattr(torch, spoken(dtype), None)  # a name that torch does not have is a fault of the student's check
+    return {named} if isinstance(named, torch.dtype) else set()
 
 
 def low_precision(dtypes: set[torch.dtype]) -> torch.dtype | None:
@@ -79,11 +80,16 @@ def low_precision(dtypes: set[torch.dtype]) -> torch.dtype | None:
 def keeps_copies(engine: str | None, args: FiReOPDConfig, others: dict[str, Any], quantized: bool = False) -> bool:
     """
     Returns whether the optimizer steps float32 copies of weights in 16 bits. DeepSpeed's ZeRO has them whatever its
-    section `bf16` says, FSDP under mixed precision, but not of adapters on a quantized base.
+    section `bf16` says, and without ZeRO (stage 0) under mixed precision alone; FSDP under mixed precision, but not of
+    adapters on a quantized base.
     """
     mixed = {args.mixed_precision, others.get("mixed_precision", "no")} != {"no"}
     own = others.get("optimizers", (None, None))[0] is not None  # who brings an optimizer knows what it does
-    return own or engine in ("ZeRO-3", "DeepSpeed") or (engine == "FSDP" and mixed and not quantized)
+    plugin, stage = args.deepspeed_plugin, others.get("zero_stage")
+    if plugin is not None:
+        stage = plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0)
+    deepspeed = engine == "ZeRO-3" or engine == "DeepSpeed" and (mixed or stage != 0)
+    return own or deepspeed or (engine == "FSDP" and mixed and not quantized)
 
 
 def lost_updates(dtype: torch.dtype, args: FiReOPDConfig) -> ValueError:

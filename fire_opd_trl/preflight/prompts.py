@@ -18,6 +18,8 @@ def student_reader(checked: Checked, args: FiReOPDConfig, others: dict[str, Any]
     """Returns how the student reads prompts of at most `limit` tokens."""
     if checked.tokenizer is None or others.get("rollout_func") is not None:
         return Reader(no_ids, limit)
+    if checked.processing_class is not checked.tokenizer and checked.tokenizer.chat_template is None:  # a processor's
+        return Reader(no_ids, limit)
     tokenizer, template_kwargs, tools = checked.tokenizer, args.chat_template_kwargs or {}, others.get("tools")
 
     def ids(rows: list[dict[str, Any]]) -> list[list[int] | None]:

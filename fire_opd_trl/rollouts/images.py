@@ -15,9 +15,9 @@ def lists_of_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     its empty lists; `None` for the images of a row, or for each row's `image`, would reach the processor.
     """
     if "images" in rows[0]:
-        return [{**row, "images": row["images"] or []} for row in rows]
-    if "image" in rows[0] and all(row["image"] is None for row in rows):
-        return [{**row, "images": []} for row in rows]
+        return [{**row, "images": row.get("images") or []} for row in rows]
+    if "image" in rows[0] and any(row.get("image") is None for row in rows):
+        return [{**row, "images": images} for row, images in zip(rows, images_of(rows), strict=True)]
     return rows
 
 

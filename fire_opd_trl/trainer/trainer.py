@@ -270,6 +270,11 @@ class FiReOPDTrainer(GRPOTrainer):
         with failing_alike(world, self.accelerator.device):
             teacher_B = route_to_teachers(inputs, list(self.teachers), columns, self.accelerator.device)
             prompts = teacher_prompts(list(self.checked.renderers.values()), inputs, teacher_B.tolist(), self.tools)
+            if any(images_of(inputs)) and any(own is not None for own in prompts):
+                raise ValueError(
+                    "A window has images, and prompts for the teacher alone: a prompt with images cannot be rendered "
+                    "anew for the teacher. Remove teacher_chat_template or the column of teacher_prompt_column."
+                )
 
         self.window_scorer.begin(mode, method, teacher_B, prompts)
         inputs = lists_of_images(inputs)

@@ -13,7 +13,8 @@ from fire_opd_trl.stages import World
 def test_no_image_is_an_empty_list():
     assert lists_of_images([{"images": None}, {"images": [1]}]) == [{"images": []}, {"images": [1]}]
     assert lists_of_images([{"image": None}] * 2) == [{"image": None, "images": []}] * 2  # TRL reads `images` first
-    assert lists_of_images([{"image": None}, {"image": 1}]) == [{"image": None}, {"image": 1}]
+    mixed = [{"image": None, "images": []}, {"image": 1, "images": [1]}]
+    assert lists_of_images([{"image": None}, {"image": 1}]) == mixed
     assert images_of([{"image": None}, {"image": 1}, {"images": [2, 3]}, {}]) == [[], [1], [2, 3], []]
 
 
