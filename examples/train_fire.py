@@ -50,7 +50,7 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fire_opd_trl.trainer.ending import Ending, checkpoint_to_resume, refusals
+from fire_opd_trl.trainer.ending import Ending, checkpoint_to_resume, how_it_starts, refusals
 
 
 if __name__ == "__main__":
@@ -64,9 +64,19 @@ DESCRIPTION = (
     "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
 )
 USUAL = [
-    *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method"),
+    *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "learning_rate"),
-    *("num_train_epochs", "max_steps", "save_steps", "resume_from_checkpoint", "use_vllm", "use_peft", "report_to"),
+    *(
+        "prompt_column",
+        "test_split_size",
+        "num_train_epochs",
+        "max_steps",
+        "save_steps",
+        "resume_from_checkpoint",
+        "use_vllm",
+        "use_peft",
+        "report_to",
+    ),
 ]
 HELPS = {  # where that of the library says less to users of this script
     "model_name_or_path": "Student: a model id on the Hub, or a local folder.",
@@ -250,8 +260,12 @@ def main(script_args, training_args, model_args, dataset_args):
     from packaging.version import Version
 
     with refusals():  # what you can mend is said in a sentence, without a traceback
-        checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, training_args.output_dir)
+        checkpoint = checkpoint_to_resume(
+            training_args.resume_from_checkpoint, training_args.output_dir, training_args.max_steps
+        )
         trainer = make_trainer(trainer_arguments(script_args, training_args, model_args, dataset_args))
+    if start := how_it_starts(checkpoint, training_args.output_dir):
+        trainer.accelerator.print(start)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     on_the_hub = script_args.dataset_name and not os.path.exists(script_args.dataset_name)

@@ -380,7 +380,8 @@ class FiReOPDConfig(GRPOConfig):
         "What the loss is a mean over: 'grpo' takes it over the tokens of a trajectory, then over the surviving "
         "trajectories (the paper's Eq. 9); 'dapo' takes it over all surviving tokens. Both are exact over ranks and "
         "accumulation.",
-        *one_of(LOSS_TYPES),
+        one_of(LOSS_TYPES)[0],
+        "Use 'grpo' or 'dapo': TRL's others are no mean over the survivors of an optimizer step.",
     )
     vllm_importance_sampling_mode: str = described(
         "token_truncate",
@@ -428,7 +429,7 @@ class FiReOPDConfig(GRPOConfig):
             refuse_bf16_without_gpu(self)
             super().__post_init__()
         except ValueError as error:
-            raise WrongSettings(*faults, *not_about(wrong, [str(error)])) from error
+            raise WrongSettings(*faults, *not_about(wrong, [str(error)])) from None
         self.num_generations, self.num_generations_eval = generations, generations_eval
         with gathered(together):
             refuse_wrong_combinations(self)

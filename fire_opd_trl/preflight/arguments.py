@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     configs = accelerate_configs()
     parser = argparse.ArgumentParser(
         prog="fire-opd preflight",
-        usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...] [--with-models]",
+        usage="%(prog)s [--config RECIPE] [--with-models] [--ARGUMENT VALUE ...]",
         description="Find what is wrong before the GPUs start: the arguments of `train`, a table, an exit code.",
         epilog="All other arguments are those of `fire-opd train`. Exit code 0: training can start; 1: it cannot.",
         allow_abbrev=False,

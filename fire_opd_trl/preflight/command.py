@@ -17,6 +17,7 @@ from ..teachers.deepspeed import deepspeed_file
 from ..teachers.sources import Source, teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
+from .packaged import strangers
 from .tryout import try_answers
 
 
@@ -102,7 +103,7 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
     if unknown:
         from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say
 
-        unknown = launch_command_parser().parse_known_args([*unknown, "script"])[1]
+        unknown = strangers(unknown, launch_command_parser())
     if unknown:
         faults.append(parser.unknown(unknown))
     for fault in faults:

@@ -77,6 +77,8 @@ def load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | 
     """Returns the splits of a file, of a folder, or of a dataset on the Hub. A file that is missing is not an id."""
     path = Path(name)
     local = path.exists()
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"dataset_name={name!r} is an empty file. Give one with a row for each prompt.")
     if not local and (not HUB_ID.fullmatch(name) or path.suffix.lower() in ENDINGS):
         raise ValueError(
             f"dataset_name={name!r}: no such file or folder (the working directory is {os.getcwd()}). Give a file "

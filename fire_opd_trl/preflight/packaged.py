@@ -52,6 +52,12 @@ def recipe(name: str) -> Path:
     return recipes()[name]
 
 
+def strangers(arguments: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Returns the options among some arguments that a parser, here that of `accelerate launch`, does not know."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    return [word for word in arguments if word.startswith("--") and word.split("=")[0] not in known]
+
+
 def load_module(file: Path) -> ModuleType:
     """The module in a file, wherever the file lies."""
     spec = importlib.util.spec_from_file_location(file.stem, file)

@@ -58,13 +58,13 @@ def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[st
 
 def report_prompts(checked: Checked, facts: Facts, args: FiReOPDConfig) -> None:
     """Record which prompt each teacher reads, and what is set of the student's for nothing."""
-    if args.chat_template_kwargs and facts.first:
-        if all(isinstance(row["prompt"], str) for row in facts.first.values()):
-            text = (
-                f"chat_template_kwargs={args.chat_template_kwargs} has no effect: the prompts are texts, which no chat "
-                "template renders. Give them as messages (--prompt_as_chat true)"
+    if facts.first and all(isinstance(row["prompt"], str) for row in facts.first.values()):
+        if args.chat_template_kwargs or checked.tokenizer.chat_template:
+            none = f"chat_template_kwargs={args.chat_template_kwargs} has no effect: " * bool(
+                args.chat_template_kwargs
             )
-            checked.record("student, prompt", text, "warning")
+            text = f"{none}the prompts are texts, which the student reads without its chat template"
+            checked.record("student, prompt", f"{text}; --prompt_as_chat true makes them messages", "warning")
     for name, renderer in checked.renderers.items():
         subject = f"{title_of(name)}, prompt"
         own, template = facts.own[name], renderer.tokenizer.chat_template

@@ -84,7 +84,7 @@ def teacher_sources(
         if not isinstance(teacher, str | os.PathLike | torch.nn.Module) or not teacher and isinstance(teacher, str):
             raise ValueError(
                 f"teacher_model {name!r} is {teacher!r}. Give a model id, a local folder, or a model; for several "
-                "teachers a dict of them by name."
+                "teachers a dict of them by name. A reward function goes to reward_funcs=."
             )
     teachers = {name: os.fspath(t) if isinstance(t, os.PathLike) else t for name, t in teachers.items()}
     if taken := [name for name in teachers if name in ("student", "reference")]:

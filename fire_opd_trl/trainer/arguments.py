@@ -71,7 +71,8 @@ class Parser(TrlParser):
 
     def unknown(self, words: list[str]) -> str:
         """Returns the refusal of arguments that do not exist."""
-        return f"no such arguments: {' '.join(words)}.{self.did_you_mean(words[0])}"
+        flags = [word for word in words if word.startswith("-")] or words  # without the values behind them
+        return " ".join(f"There is no argument {flag}.{self.did_you_mean(flag)}" for flag in flags)
 
     def did_you_mean(self, word: str) -> str:
         """Returns the argument that was probably meant, as [`did_you_mean`] does."""

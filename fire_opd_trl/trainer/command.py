@@ -1,12 +1,20 @@
 """`fire-opd train`: the arguments of examples/train_fire.py and of `accelerate launch` in one line."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 import yaml
 
-from ..preflight.packaged import accelerate_config, accelerate_configs, load_module, packaged_folder, recipe
+from ..preflight.packaged import (
+    accelerate_config,
+    accelerate_configs,
+    load_module,
+    packaged_folder,
+    recipe,
+    strangers,
+)
 from .ending import COMMAND, how_to_go_on
 from .launched import Launched
 
@@ -28,6 +36,7 @@ def main(argv: list[str]) -> int:
     """Run `fire-opd train`: accelerate launches examples/train_fire.py with these arguments; returns the exit code."""
     script = packaged_folder("examples") / "train_fire.py"
     parser = load_module(script).make_parser(prog="fire-opd train")
+    parser.usage = "%(prog)s [--accelerate_config NAME] [--config RECIPE] [--ARGUMENT VALUE ...]"
     parser.epilog = EPILOG.format(configs=", ".join(accelerate_configs()))
 
     ours = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, add_help=False, allow_abbrev=False)
@@ -53,7 +62,11 @@ def main(argv: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment
 
-    launch, unknown = launch_command_parser().parse_known_args([*launch_options, str(script), *script_arguments])
+    launcher = launch_command_parser()
+    if stray := strangers(launch_options, launcher):
+        parser.error(parser.unknown(stray))
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # it lists the defaults that it takes
+    launch, unknown = launcher.parse_known_args([*launch_options, str(script), *script_arguments])
     if unknown or launch.training_script != str(script):
         stray = unknown[0] if unknown else launch.training_script
         parser.error(

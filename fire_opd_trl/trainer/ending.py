@@ -6,6 +6,7 @@ checkpoint (128 and the signal's number), and everything else keeps its tracebac
 script can call it before its slow imports.
 """
 
+import json
 import os
 import signal
 import sys
@@ -80,7 +81,7 @@ def checkpoints(output_dir: str) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def checkpoint_to_resume(resume: str | bool | None, output_dir: str) -> str | None:
+def checkpoint_to_resume(resume: str | bool | None, output_dir: str, max_steps: int = -1) -> str | None:
     """
     Returns the folder from which the trainer goes on, or `None` if it starts anew. A script calls this before it makes
     its trainer.
@@ -89,20 +90,39 @@ def checkpoint_to_resume(resume: str | bool | None, output_dir: str) -> str | No
         resume (`str` or `bool`, *optional*):
             `resume_from_checkpoint`: true for the last checkpoint of `output_dir`, or a folder.
         output_dir (`str`): The folder in which the run saves its checkpoints.
+        max_steps (`int`): The steps after which the run ends, if they are known (above 0).
     """
     text = str(resume).strip()
     if text.lower() in ("none", "false", "no", ""):
         return None
     there = checkpoints(output_dir)
     latest = text.lower() in ("true", "yes")
-    if latest and there:
-        return str(there[-1])
-    if not latest and (Path(text) / "trainer_state.json").is_file():
-        return text
+    found = there[-1] if latest and there else Path(text)
+    if (found / "trainer_state.json").is_file() and (there or not latest):
+        steps = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")).get("global_step", 0)
+        if 0 < max_steps < steps:
+            raise ValueError(
+                f"resume_from_checkpoint={text!r}: {found} has made {steps} steps, and max_steps={max_steps}. Raise "
+                "max_steps, or, if it is another run's, use another output_dir."
+            )
+        return str(found)
     what = f"there is no checkpoint in {output_dir}" if latest else "it is no folder of a checkpoint"
     exists = f"There is: {', '.join(map(str, there))}." if there else "None was saved there."
     fix = "Remove the argument to start anew, or give the folder of a checkpoint."
     raise ValueError(f"resume_from_checkpoint={text!r}: {what}. {'' if latest else exists + ' '}{fix}")
+
+
+def how_it_starts(checkpoint: str | None, output_dir: str) -> str:
+    """Returns what to say before the first step: where a run goes on, or whose checkpoints lie in its folder."""
+    if checkpoint is not None:
+        return f"The run goes on from {checkpoint}."
+    there = checkpoints(output_dir)
+    if not there:
+        return ""
+    return (
+        f"The run starts anew, and {output_dir} holds {there[-1].name} of an earlier one. --resume_from_checkpoint true "
+        "goes on from that; another --output_dir keeps the two apart."
+    )
 
 
 def how_to_go_on(output_dir: str) -> str:

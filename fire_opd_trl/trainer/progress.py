@@ -23,9 +23,10 @@ SHOWN = (
     ("completions/clipped_ratio", "cut", "{:4.0%}"),
 )
 LEGEND = (
-    "One line for each log: KL(student || teacher) in nats a token, the share of answers kept to train on, their mean "
-    "length\nin tokens, the share cut at max_completion_length, prompt and answer tokens a second, and the time left. "
-    "All metrics\nare in {folder}/metrics.jsonl."
+    "One line for each log (--logging_steps): the loss, KL(student || teacher) in nats a token, the mean reward if\n"
+    "there is one, the share of answers kept to train on, their mean length in tokens, the share cut at\n"
+    "max_completion_length, prompt and answer tokens a second, and the time left. All metrics are in\n"
+    "{folder}/metrics.jsonl."
 )
 # TRL 1.16 calls these by names that transformers has given up: three warnings a rank about nothing that a user set.
 RENAMED = r"`(is_gradient_checkpointing|gradient_checkpointing_(en|dis)able)` is deprecated"
@@ -34,8 +35,14 @@ RENAMED = r"`(is_gradient_checkpointing|gradient_checkpointing_(en|dis)able)` is
 def leave_out_noise(args: FiReOPDConfig) -> None:
     """The trainer calls this before anything is loaded: what says nothing to a user is not said."""
     warnings.filterwarnings("ignore", RENAMED, FutureWarning)
+    logging.getLogger("transformers.trainer").addFilter(not_about_tied_heads)
     if args.use_cpu:
         logging.getLogger("DeepSpeed").addFilter(not_about_the_cpu)
+
+
+def not_about_tied_heads(record: logging.LogRecord) -> bool:
+    """A filter of transformers' log: a head that is tied to the embeddings is in a checkpoint once."""
+    return "missing keys in the checkpoint model loaded: ['lm_head.weight']" not in record.getMessage()
 
 
 def show_progress(trainer: Trainer, args: FiReOPDConfig) -> None:
@@ -108,7 +115,8 @@ class ProgressLine(PrinterCallback):
         step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
         if "train_runtime" in logs:
             seconds = timedelta(seconds=round(logs["train_runtime"]))
-            return [f"{state.global_step} steps in {seconds}, mean loss {logs.get('train_loss', 0):.4f}"]
+            steps = f"{state.global_step} step{'s' * (state.global_step != 1)}"
+            return [f"{steps} in {seconds}, mean loss {logs.get('train_loss', 0):.4f}"]
         if "loss" in logs:
             return [line(step, {**shown(logs), **self.pace.at(state)})]
         return [

@@ -180,8 +180,13 @@ def first_and_last(history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def keep_lines_until(step: int, path: str) -> None:
-    """Leaves the lines of metrics.jsonl up to a step: a run that goes on from there writes the later ones again."""
+    """
+    Leaves the lines of metrics.jsonl up to a step: a run that goes on from there writes the later ones again. The file
+    of an earlier run stays under another name.
+    """
     lines = []
+    if not step and os.path.exists(path) and os.path.getsize(path):
+        os.replace(path, path.replace(".jsonl", f"-before-{now().replace(':', '')}.jsonl"))
     if step and os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]

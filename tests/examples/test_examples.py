@@ -160,9 +160,9 @@ def as_a_script(monkeypatch, capsys):
             ["--drop_fraction", "1.5"],
             "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.",
         ),
-        (["--config", "typo.yaml"], "no such arguments: --drop_fractoin 0.3. Did you mean '--drop_fraction'?"),
+        (["--config", "typo.yaml"], "There is no argument --drop_fractoin. Did you mean '--drop_fraction'?"),
         (["--config", "absent.yaml"], "--config absent.yaml is neither a file nor one of: paper, several_teachers,"),
-        (["--num_processes", "2"], "no such arguments: --num_processes 2. "),
+        (["--num_processes", "2"], "There is no argument --num_processes. "),
     ],
 )
 def test_a_wrong_command_line_ends_without_a_traceback(tmp_path, monkeypatch, as_a_script, argv, sentence):

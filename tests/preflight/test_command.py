@@ -108,7 +108,7 @@ def test_a_wrong_setting_and_an_unknown_argument_are_faults(data, teacher_folder
     code, output = preflight(data, str(teacher_folder), "--drop_fraction", "2")
     assert code == 1 and "drop_fraction=2.0 is refused" in output
     code, output = preflight(data, str(teacher_folder), "--drop_fractoin", "0.1")
-    assert code == 1 and "no such arguments: --drop_fractoin." in output
+    assert code == 1 and "There is no argument --drop_fractoin." in output
 
 
 def test_with_models_says_how_far_teacher_and_student_are_apart(data):

@@ -94,7 +94,7 @@ def test_all_that_is_wrong_stands_in_one_table(tmp_path, capsys):
         "drop_fraction=2.0 is refused",
         "scoring_token_budget=0 is refused",
         "generation_batch_size=64 is refused",  # 8 processes x 8 x 1
-        "no such arguments: --drop_fractoin.",
+        "There is no argument --drop_fractoin.",
         "There is no student.",
         "nofile.jsonl': no such file or folder",
         "reward_funcs: 'no.such.reward' does not import",

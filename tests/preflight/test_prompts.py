@@ -26,6 +26,8 @@ def test_variables_of_a_template_that_renders_nothing_are_warned_of():
     variables = {"chat_template_kwargs": {"enable_thinking": False}}
     outcome, text = said(looked(rows=[{"prompt": "1+1="}], **variables))["student, prompt"]
     assert outcome == "warning" and "{'enable_thinking': False} has no effect: the prompts are texts" in text
+    outcome, text = said(looked(rows=[{"prompt": "1+1="}], tokenizer=with_template()))["student, prompt"]
+    assert (outcome, text[:23]) == ("warning", "the prompts are texts, ")
     chats = looked(rows=[{"prompt": asked("1+1=")}], tokenizer=with_template(), **variables)
     assert "student, prompt" not in said(chats)
 

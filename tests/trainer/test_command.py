@@ -74,7 +74,7 @@ def test_the_launcher_does_not_judge_windows_by_its_one_process(launched):
 
 def test_a_misspelt_argument_is_refused_before_anything_starts(capsys):
     message = refusal(capsys, "train", "--learning_rat", "1e-5")
-    assert "--learning_rat is an argument of neither the training nor `accelerate launch`." in message
+    assert "There is no argument --learning_rat." in message
     assert message.endswith("Did you mean '--learning_rate'?")
 
 
