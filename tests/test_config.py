@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import transformers
 from support.configs import config
 from trl import TrlParser
 
@@ -229,6 +230,7 @@ def test_no_field_has_a_name_of_which_transformers_warns():
 
 
 def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
+    transformers.logging.set_verbosity_warning()  # transformers draws none below; other tests may set it
     assert config().disable_tqdm and not config(disable_tqdm=False).disable_tqdm
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert not config().disable_tqdm

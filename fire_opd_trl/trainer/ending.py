@@ -120,8 +120,8 @@ def how_it_starts(checkpoint: str | None, output_dir: str) -> str:
     if not there:
         return ""
     return (
-        f"The run starts anew, and {output_dir} holds {there[-1].name} of an earlier one. --resume_from_checkpoint true "
-        "goes on from that; another --output_dir keeps the two apart."
+        f"The run starts anew, and {output_dir} holds {there[-1].name} of an earlier one. --resume_from_checkpoint "
+        "true goes on from that; another --output_dir keeps the two apart."
     )
 
 

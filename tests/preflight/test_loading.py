@@ -179,3 +179,9 @@ def test_without_a_column_prompt_the_columns_are_said_and_how_to_name_one(deepma
         )
         in table
     )
+
+
+def test_an_empty_file_is_said_to_be_one(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=r"empty.jsonl' is an empty file. Give one with a row for each prompt."):
+        loaded(str(tmp_path / "empty.jsonl"))

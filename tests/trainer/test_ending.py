@@ -204,3 +204,17 @@ def test_a_refusal_of_another_rank_alone_is_said_by_it():
     assert refusal.returncode == 2 and time.monotonic() - begin > 2  # so long it leaves the word to rank 0
     refusal = script(f"{READY}; raise Refusal('row 3 is wrong.')", RANK="1")
     assert end(refusal, signal.SIGTERM) == (143, "")  # from the launcher: rank 0 has said it
+
+
+def test_a_start_says_from_where_and_whose_checkpoints_lie_there(tmp_path):
+    folder = str(tmp_path)
+    assert ending.how_it_starts(None, folder) == ""
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+    assert "holds checkpoint-5 of an earlier one. --resume_from_checkpoint true goes on" in ending.how_it_starts(
+        None, folder
+    )
+    checkpoint = ending.checkpoint_to_resume("true", folder, max_steps=5)
+    assert ending.how_it_starts(checkpoint, folder) == f"The run goes on from {tmp_path / 'checkpoint-5'}."
+    with pytest.raises(ValueError, match="checkpoint-5 has made 5 steps, and max_steps=3. Raise max_steps, or"):
+        ending.checkpoint_to_resume("true", folder, max_steps=3)

@@ -67,6 +67,8 @@ def test_a_resumed_run_goes_on_with_its_metrics(tmp_path):
     assert again == [1, 1, 2, 2]  # the second step was made twice, and stands there once
     built(case, str(tmp_path)).train()  # anew
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    (before,) = tmp_path.glob("metrics-before-*.jsonl")
+    assert len(before.read_text().splitlines()) == 4  # what the earlier run has said is not lost
 
 
 def test_secrets_are_left_out_by_name_and_by_look():
