@@ -342,3 +342,9 @@ def refuse_missing_rewards(method: Method, args: Any) -> None:
         why = f"reward_coef={args.reward_coef}" if args.reward_coef else f"method={method.name!r}"
         other = "set it to 0" if args.reward_coef else "use a method without rewards"
         raise ValueError(f"{why} has no reward to read. Pass reward_funcs, or {other}.")
+
+
+def refuse_unread_weights(args: Any) -> None:
+    """The trainer and the preflight call this where there are no reward functions, whose weights these would be."""
+    fix = "It weighs reward_funcs, and there are none; rewards of an environment count once. Pass them, or remove it."
+    refuse_unless(args.reward_weights is None, args, "reward_weights", fix)

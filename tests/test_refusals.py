@@ -4,7 +4,7 @@ import pytest
 from support.configs import config
 
 from fire_opd_trl import METHODS, FiReOPDConfig
-from fire_opd_trl.refusals import WHOLE, chosen_method
+from fire_opd_trl.refusals import WHOLE, chosen_method, refuse_unread_weights
 
 
 def small_config(**kwargs):
@@ -195,3 +195,9 @@ def test_a_name_given_to_the_trainer_takes_the_configs_arguments():
         chosen_method("fier", small_config(), rewarded=False)
     with pytest.raises(ValueError, match="is a recipe that was not called"):
         chosen_method(METHODS["fire"], small_config(), rewarded=False)
+
+
+def test_weights_without_a_reward_function_are_refused():
+    refuse_unread_weights(small_config())
+    with pytest.raises(ValueError, match=r"reward_weights=\[0.5\] is refused. It weighs reward_funcs, .* or remove it"):
+        refuse_unread_weights(small_config(reward_weights=[0.5]))

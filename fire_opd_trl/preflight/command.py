@@ -12,7 +12,7 @@ import yaml
 
 from ..config import FiReOPDConfig
 from ..methods import METHODS
-from ..refusals import chosen_method
+from ..refusals import chosen_method, refuse_unread_weights
 from ..teachers.deepspeed import deepspeed_file
 from ..teachers.sources import Source, teacher_sources
 from .findings import Checked
@@ -119,6 +119,8 @@ def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Ch
     method = METHODS[args.method]()  # where its arguments are refused
     with checked.check("settings"):
         method = chosen_method(None, args, rewarded=bool(parts["reward_funcs"]))
+        if not parts["reward_funcs"]:
+            refuse_unread_weights(args)
     sources: dict[str, Source] = {}
     if args.teacher_model_name_or_path:
         with checked.check("teacher"):

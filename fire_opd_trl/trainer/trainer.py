@@ -16,7 +16,7 @@ from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
 from ..preflight.precision import refuse_loaded_weights
 from ..preflight.streams import WholeStream
-from ..refusals import chosen_method, refuse_missing_rewards
+from ..refusals import chosen_method, refuse_missing_rewards, refuse_unread_weights
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
 from ..rollouts.images import images_of, lists_of_images, with_companion, without_lost_images
@@ -115,6 +115,8 @@ class FiReOPDTrainer(GRPOTrainer):
         if not isinstance(args, FiReOPDConfig):
             raise TypeError(f"args is a {type(args).__name__}. Pass a FiReOPDConfig; it takes every GRPOConfig field.")
         leave_out_noise(args)
+        if not reward_funcs:
+            refuse_unread_weights(args)
         self.method = chosen_method(method, args, rewarded=bool(reward_funcs or kwargs.get("environment_factory")))
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = teacher_sources(teacher_model, model, args, adapted)

@@ -1,5 +1,7 @@
 """What is wrong with a dataset, with the row."""
 
+import sqlite3
+
 import pytest
 from datasets import Dataset, disable_caching, enable_caching
 from support.inspections import ROUTED, TWO, fault, looked, said, with_template
@@ -63,6 +65,27 @@ def files(folder) -> list[str]:
 THIRTY = [{"prompt": "1" * (1 + row % 7), "teacher_id": "ab"[row % 2], "teacher_prompt": None} for row in range(30)]
 THIRTY[3]["teacher_prompt"] = "1" * 9
 MANY = {"max_prompt_length": 5, "overlong_prompts": "drop"}
+
+
+def test_many_rows_are_read_in_this_process_where_a_tool_cannot_be_pickled(many):
+    class Client:
+        def __init__(self):
+            self.store = sqlite3.connect(":memory:")
+
+        def search(self, text: str) -> str:
+            """
+            Searches.
+
+            Args:
+                text: What for.
+
+            Returns:
+                What was found.
+            """
+            return text
+
+    checked = looked(rows=THIRTY, others={"tools": [Client().search]})
+    assert checked.faults == [] and said(checked)["dataset"][1].startswith("30 rows") and files(many) == []
 
 
 @pytest.mark.filterwarnings("ignore:train_dataset")

@@ -86,6 +86,18 @@ def test_deepspeed_keeps_float32_copies_and_so_does_fsdp_under_mixed_precision(e
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("mixed", "kept"), [("no", False), ("bf16", True)])
+def test_deepspeed_without_zero_keeps_copies_under_mixed_precision_alone(mixed, kept, tmp_path):
+    planned = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 0}, "mixed_precision": mixed}
+    (tmp_path / "zero0.yaml").write_text(json.dumps(planned))
+    checked = looked(others=planned_run(tmp_path / "zero0.yaml", 2)[1], **BF16)
+    assert checked.faults == ([] if kept else [LOST])
+
+
+def test_a_dtype_that_does_not_exist_is_a_fault_of_the_student():
+    assert "bf16" in fault(looked(model_init_kwargs={"dtype": "bf16"}))
+
+
 def test_a_module_is_judged_by_the_weights_that_train():
     student = AutoModelForCausalLM.from_config(config_of(STUDENT), dtype=torch.bfloat16)
     student.config._name_or_path = STUDENT

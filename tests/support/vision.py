@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -113,8 +113,8 @@ def frozen_rollout(prompts: list[list[dict]], trainer) -> dict:
     return {"prompt_ids": rendered, "completion_ids": completions, "logprobs": None}
 
 
-def vision_trainer(folder, counts: list[int], sample: bool = False, rows: list[dict] | None = None, **config):
-    """A trainer of a tiny student on these rows; its teacher is another tiny model."""
+def vision_trainer(folder, counts: list[int], sample: bool = False, rows=None, **config):
+    """A trainer of a tiny student on these rows (a list or a stream); its teacher is another tiny model."""
     settings = {
         "method": "fire", "drop_fraction": 0.0, "per_device_train_batch_size": len(counts), "max_steps": 1,
         "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1e6, "lr_scheduler_type": "constant",
@@ -126,7 +126,7 @@ def vision_trainer(folder, counts: list[int], sample: bool = False, rows: list[d
         model=vision_model(0),
         teacher_model=vision_model(1),
         args=FiReOPDConfig(str(folder), **{**settings, **config}),
-        train_dataset=Dataset.from_list(rows or rows_with_images(counts)),
+        train_dataset=rows if isinstance(rows, IterableDataset) else Dataset.from_list(rows or rows_with_images(counts)),
         processing_class=processor(),
         rollout_func=None if sample else frozen_rollout,
     )

@@ -134,6 +134,11 @@ def test_environments_with_and_without_rewards_train_side_by_side(tmp_path, monk
     assert log["rewards/Judge/mean"] == 1.0 and log["fire/kept_rows"] == 4  # the rows without a reward train too
 
 
+def test_weights_do_not_reach_the_reward_of_an_environment(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"reward_weights=\[0.25\] is refused.*rewards of an environment count once"):
+        chat_trainer(tmp_path, monkeypatch, [], environment_factory=Judge, config={"reward_weights": [0.25]})
+
+
 @pytest.mark.parametrize("config", [{"reward_coef": 0.5, "num_generations": 2}])
 def test_an_environment_without_rewards_gives_none_to_read(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="reward_coef=0.5 has no reward to read. Pass reward_funcs, or set it to 0."):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.folders import mixture_folder
-from support.trainers import logs_of
+from support.trainers import furthest, logs_of
 from support.worker import built, trained
 from transformers import AutoModelForCausalLM
 
@@ -63,3 +63,13 @@ def test_the_router_learns_from_the_mean_over_the_micro_batches_that_train(layou
 def test_the_coefficient_of_the_model_is_used_where_none_is_set(mixture, tmp_path):
     trainer = built({"batch": 4, "accumulation": 1, "rows": 4, "student": mixture}, str(tmp_path))
     assert trainer.aux_loss_enabled and trainer.router_aux_loss_coef == 0.001  # Qwen3-MoE's own
+
+
+@pytest.mark.launch
+def test_the_routers_loss_is_a_mean_over_the_ranks(mixture, on_two_ranks, tmp_path):
+    """The second rank's rows are empty: all the micro-batches that train are the first rank's."""
+    config = {"balance": "none", "router_aux_loss_coef": COEFFICIENT}
+    case = {"student": mixture, "rows": 8, "holes": "second half", "method": "opd", "max_steps": 1, "config": config}
+    one = trained({**case, "batch": 1, "accumulation": 8}, str(tmp_path / "one"))
+    two = on_two_ranks("ddp", {**case, "batch": 1, "accumulation": 4})
+    assert furthest(two["parameters"], one.model.state_dict()) < 1e-6
