@@ -61,8 +61,8 @@ def report_prompts(checked: Checked, facts: Facts, args: FiReOPDConfig) -> None:
     if args.chat_template_kwargs and facts.first:
         if all(isinstance(row["prompt"], str) for row in facts.first.values()):
             text = (
-                f"chat_template_kwargs={args.chat_template_kwargs} has no effect: the prompts are texts, which no chat "
-                "template renders. Give them as messages (--prompt_as_chat true)"
+                f"chat_template_kwargs={args.chat_template_kwargs} has no effect: the prompts are texts, which no "
+                "chat template renders. Give them as messages (--prompt_as_chat true)"
             )
             checked.record("student, prompt", text, "warning")
     for name, renderer in checked.renderers.items():
