@@ -59,11 +59,10 @@ def refuse_impossible_prompts(args: FiReOPDConfig, dataset: Any, others: dict[st
 def report_prompts(checked: Checked, facts: Facts, args: FiReOPDConfig) -> None:
     """Record which prompt each teacher reads, and what is set of the student's for nothing."""
     if facts.first and all(isinstance(row["prompt"], str) for row in facts.first.values()):
+        text = "the prompts are texts, which the student reads without its chat template"
+        if args.chat_template_kwargs:
+            text = f"chat_template_kwargs={args.chat_template_kwargs} has no effect: {text}"
         if args.chat_template_kwargs or checked.tokenizer is not None and checked.tokenizer.chat_template:
-            none = f"chat_template_kwargs={args.chat_template_kwargs} has no effect: " * bool(
-                args.chat_template_kwargs
-            )
-            text = f"{none}the prompts are texts, which the student reads without its chat template"
             checked.record("student, prompt", f"{text}; --prompt_as_chat true makes them messages", "warning")
     for name, renderer in checked.renderers.items():
         subject = f"{title_of(name)}, prompt"

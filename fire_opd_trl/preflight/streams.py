@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 
+from ..config import FiReOPDConfig
 from .dataset import Reader, measure, no_ids, refuse_row
 
 
@@ -61,6 +62,16 @@ def checked_stream(
         return False
 
     return stream.filter(fits, with_indices=True)
+
+
+def refuse_short_stream(left_out: int, args: FiReOPDConfig) -> None:
+    """The trainer calls this on every rank where a stream has ended before the first step."""
+    prompts = args.generation_batch_size // args.num_generations
+    raise ValueError(
+        f"train_dataset ended before the first step: it yields fewer than the {prompts} prompts of a window, beside "
+        f"{left_out} rows that were left out as too long (overlong_prompts={args.overlong_prompts!r}). Look at its "
+        "rows, raise max_prompt_length, or lower per_device_train_batch_size or gradient_accumulation_steps."
+    )
 
 
 def is_overlong(found: dict[str, int], student: Reader, teachers: dict[str, Reader]) -> bool:

@@ -246,7 +246,7 @@ class RunRecord(TrainerCallback):
         try:
             yield
         except BaseException as error:
-            if self.run.get("status") == "running":
+            if self.run.get("status") in ("running", "stopped"):
                 interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
                 said = without_secrets(f"{type(error).__name__}: {error}"[:1000])
                 self.run |= {"status": "interrupted" if interrupted else "failed", "ended": now(), "error": said}

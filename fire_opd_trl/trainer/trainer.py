@@ -15,7 +15,7 @@ from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout, Scores, Signal, distil
 from ..preflight.inspection import check_inputs
 from ..preflight.precision import refuse_loaded_weights
-from ..preflight.streams import WholeStream
+from ..preflight.streams import WholeStream, refuse_short_stream
 from ..refusals import chosen_method, refuse_missing_rewards, refuse_unread_weights
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
@@ -214,6 +214,8 @@ class FiReOPDTrainer(GRPOTrainer):
         self._last_loaded_step = -1  # nor in vLLM: a second run's steps are counted from 0 again, its weights are not
         with self._record.of_failure(self.args):
             output = super().train(*args, **kwargs)
+            if isinstance(self.train_dataset, IterableDataset) and self.state.global_step == 0:
+                refuse_short_stream(self.checked.left_out["train_dataset"], self.args)
         self._last_loaded_step = -1  # the best model may have been loaded
         return output
 

@@ -1,9 +1,12 @@
 """A stream's rows are checked as they are read, and every rank reads all of them."""
 
+import json
+
 import pytest
 from datasets import IterableDataset
 from support.inspections import ROUTED, TWO, asked, looked, said, with_template
 from support.layouts import assert_same, in_this_process, layout
+from support.trainers import sampling_trainer
 
 
 def stream_of(rows):
@@ -66,6 +69,24 @@ def test_a_stream_says_that_it_is_checked_as_it_is_read():
         "ok",
         "a stream: every row is checked when it is read",
     )
+
+
+@pytest.mark.parametrize(("lengths", "left_out"), [([9] * 8, 8), ([5] * 3, 0)])
+@pytest.mark.filterwarnings("ignore:train_dataset row")
+def test_a_stream_that_ends_before_the_first_step_is_no_success(lengths, left_out, tmp_path):
+    stream = stream_of([{"prompt": "1" * length} for length in lengths])
+    config = {"max_prompt_length": 5, "overlong_prompts": "drop", "preflight": False}
+    sentence = f"train_dataset ended before .* fewer than the 8 prompts of a window, beside {left_out} rows"
+    with pytest.raises(ValueError, match=sentence):
+        sampling_trainer(tmp_path, dataset=stream, **config).train()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_resumed_run_may_find_its_stream_at_the_end(tmp_path):
+    for rows, checkpoint in (([{"prompt": "1+1="}] * 8, None), ([], str(tmp_path / "checkpoint-1"))):
+        trainer = sampling_trainer(tmp_path, dataset=stream_of(rows), preflight=False, save_steps=1)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert trainer.state.global_step == 1
 
 
 @pytest.mark.launch

@@ -122,11 +122,13 @@ def vision_trainer(folder, counts: list[int], sample: bool = False, rows=None, *
         "logging_steps": 1, "preflight": False, "disable_tqdm": True, "bf16": False, "use_cpu": True, "seed": 3,
         "ddp_timeout": 20, "scoring_token_budget": 120, "allow_guessing_teacher": True,
     }  # fmt: skip
+    if not isinstance(rows, IterableDataset):
+        rows = Dataset.from_list(rows or rows_with_images(counts))
     return FiReOPDTrainer(
         model=vision_model(0),
         teacher_model=vision_model(1),
         args=FiReOPDConfig(str(folder), **{**settings, **config}),
-        train_dataset=rows if isinstance(rows, IterableDataset) else Dataset.from_list(rows or rows_with_images(counts)),
+        train_dataset=rows,
         processing_class=processor(),
         rollout_func=None if sample else frozen_rollout,
     )

@@ -83,6 +83,9 @@ def refusals_of_one_rank() -> None:
         long = built({**case, "stream": [20, 12]}, folder)
         stopped("row 1: the prompt of teacher 'teacher' has 128 tokens", long, lambda trainer: trainer.train())
 
+        short = built({**case, "rows": 3, "stream": [2, 1], "config": {"overlong_prompts": "drop"}}, folder)
+        stopped("fewer than the 4 prompts of a window, beside 2 rows", short, lambda trainer: trainer.train())
+
         late = streamed([{"prompt": text} for text in frozen_rows(32, False)][:8], [5, 3])
         drops = built({**case, "config": {"overlong_prompts": "drop"}}, folder, eval_dataset=late)
         assert drops.evaluate()["eval_fire/rows"] == 2 * drops.args.per_device_eval_batch_size
