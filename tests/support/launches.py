@@ -45,10 +45,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def hear_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(command: list[str], output, **environment: str) -> subprocess.Popen:
-    """A command in a process group of its own, with one thread and without a GPU."""
+    """
+    A command in a process group of its own, with one thread and without a GPU. It hears signals, also where the tests
+    run in the background of a shell or under nohup, which ignore some.
+    """
     return subprocess.Popen(
         command,
+        preexec_fn=hear_signals,
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
