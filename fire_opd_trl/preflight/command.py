@@ -43,8 +43,8 @@ def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[
     if (file := deepspeed.get("deepspeed_config_file")) is not None:
         stage = (deepspeed_file(file) or {}).get("zero_optimization", {}).get("stage")
     engines = {"DEEPSPEED": "ZeRO-3" if stage == 3 else "DeepSpeed", "FSDP": "FSDP"}
-    known = {"engine": engines.get(str(kind)), "mixed_precision": planned.get("mixed_precision", "no")}
-    known["zero_stage"] = stage
+    precision = planned.get("mixed_precision", "no")
+    known = {"engine": engines.get(str(kind)), "zero_stage": stage, "mixed_precision": precision}
     return processes or planned.get("num_processes") or 1, {} if accelerate_config is None else known
 
 

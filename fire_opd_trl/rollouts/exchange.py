@@ -52,18 +52,13 @@ def pack_rows(batch: dict, rows: list[int]) -> torch.Tensor:
         elif key in PER_ROW:
             content[key] = batch[key][index]
     content["completion_ids"] = content["completion_ids"].int()
-    buffer = io.BytesIO()
-    if not rows:
-        return torch.empty(0, dtype=torch.uint8)
-    torch.save({key: value.cpu() for key, value in content.items()}, buffer)
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    return to_bytes(content) if rows else torch.empty(0, dtype=torch.uint8)
 
 
 def unpack_rows(parcels: list[torch.Tensor], like: dict) -> dict:
     """Returns the rows of several parcels, padded to the longest; an empty dict where every parcel is empty."""
     device = like["prompt_ids"].device
-    arrived = [parcel.cpu().numpy().tobytes() for parcel in parcels if len(parcel)]
-    contents = [torch.load(io.BytesIO(parcel), map_location=device, weights_only=True) for parcel in arrived]
+    contents = [from_bytes(parcel, device) for parcel in parcels if len(parcel)]
     if not contents:
         return {}
     flat = {key: torch.cat([content[key] for content in contents]) for key in contents[0]}
@@ -81,3 +76,15 @@ def unpack_rows(parcels: list[torch.Tensor], like: dict) -> dict:
             values = values.to(like[key].dtype)
             batch[key] = values.new_zeros(mask.shape).masked_scatter(mask, values)
     return batch
+
+
+def to_bytes(record: dict[str, Any]) -> torch.Tensor:
+    """Returns tensors and lists as a tensor of bytes."""
+    buffer = io.BytesIO()
+    torch.save({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in record.items()}, buffer)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def from_bytes(parcel: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """Returns what [`to_bytes`] was given, on this device."""
+    return torch.load(io.BytesIO(parcel.cpu().numpy().tobytes()), map_location=device, weights_only=True)

@@ -1,11 +1,11 @@
 """Rows with images beside rows without: what TRL and the processors cannot take, and what every rank must run."""
 
-import io
 from typing import Any
 
 import torch
 
 from ..stages import World
+from .exchange import from_bytes, to_bytes
 from .layout import COMPANION, PROMPT_KEYS, VISION_KEYS, WHOLE_KEYS, Batch, lengths, model_kwargs, take
 
 
@@ -72,18 +72,6 @@ def with_companion(batch: Batch, world: World) -> Batch:
     parcel = to_bytes(own) if world.rank == donor else nothing
     arrived = world.swap([nothing if has else parcel for has in pictured_N.tolist()])[donor]
     return {**batch, COMPANION: own or from_bytes(arrived, device)}
-
-
-def to_bytes(record: Batch) -> torch.Tensor:
-    """Returns tensors and lists as a tensor of bytes."""
-    buffer = io.BytesIO()
-    torch.save({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in record.items()}, buffer)
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-
-
-def from_bytes(parcel: torch.Tensor, device: torch.device) -> Batch:
-    """Returns what [`to_bytes`] was given, on this device."""
-    return torch.load(io.BytesIO(parcel.cpu().numpy().tobytes()), map_location=device, weights_only=True)
 
 
 def one_line(batch: Batch, row: int) -> Batch:

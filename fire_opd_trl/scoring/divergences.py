@@ -23,9 +23,7 @@ def hidden_states(hidden_BTH: torch.Tensor, head: Head, logp_BT: torch.Tensor) -
     The observer that keeps what a full-vocabulary divergence needs of a teacher: `H` numbers a token, not `V`, in the
     precision in which the loss will multiply them with the head.
     """
-    device = hidden_BTH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BTH.dtype
-    return {"teacher_hidden": hidden_BTH.to(dtype)}
+    return {"teacher_hidden": hidden_BTH.to(product_dtype(hidden_BTH))}
 
 
 @dataclass
@@ -66,10 +64,10 @@ def tiles(rows: int, width: int, device: torch.device) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
 
-def product_dtype(hidden_NH: torch.Tensor) -> torch.dtype:
+def product_dtype(hidden: torch.Tensor) -> torch.dtype:
     """Returns the precision in which the head's factors are multiplied: that of the layers."""
-    device = hidden_NH.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def raw_logits(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
@@ -171,7 +169,7 @@ class HeadColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, bias_V, ids_NK):
         device = hidden_NH.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+        ctx.dtype = product_dtype(hidden_NH)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_NK)
         raw_NK = torch.zeros(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
         with maybe_gather_lm_head_ctx(weight_VH, bias_V), torch.autocast(device, enabled=False):

@@ -42,7 +42,7 @@ pipeline
 methods
 refusals
 config
-rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/images rollouts/packing rollouts/exchange
+rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange rollouts/images
 rollouts/micro_batches rollouts/ranks rollouts/engine_gap
 scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forward scoring/token_scores
 scoring/divergences scoring/window
