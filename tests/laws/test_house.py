@@ -43,7 +43,7 @@ methods
 refusals
 config
 rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange rollouts/images
-rollouts/micro_batches rollouts/ranks rollouts/engine_gap
+rollouts/micro_batches rollouts/ranks rollouts/engine_gap rollouts/records
 scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forward scoring/token_scores
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
