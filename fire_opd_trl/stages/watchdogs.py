@@ -1,6 +1,6 @@
 """
-What the metrics of many windows say of a run that is sick. Each watchdog compares one number with a limit, and says what
-was seen and what to do. It is plain arithmetic on plain numbers, so that a run can be examined while it trains or later.
+What the metrics of many windows say of a run that is sick. Each watchdog compares one number with a limit, and says
+what was seen and what to do. Plain arithmetic on plain numbers: a run can be examined while it trains, or afterwards.
 """
 
 import math
@@ -264,8 +264,10 @@ def risen_kl(past: Past) -> list[Sight]:
     share of what it was at the beginning.
     """
     now, begun, lowest = past.recent("fire/reverse_kl", RECENT), past.beginnings("fire/reverse_kl"), past.lowest_kl
-    sights = []
-    for low in [lowest, *begun[:1]] if now and lowest else []:
+    sights: list[Sight] = []
+    if now is None or lowest is None:
+        return sights
+    for low in (lowest, *begun[:1]):
         rise, scale = now.above(low), max(begun[0].value, low.value, SMALLEST_KL)
         facts = {"now": now.value, "lowest": low.value, "then": begun[0].value}
         sights.append(Sight(Mean(rise.value / scale, rise.error / scale), facts))
@@ -279,8 +281,10 @@ def remaining_entropy(past: Past) -> list[Sight]:
     beginning alone is the measure.
     """
     now, teacher = past.recent("entropy"), past.recent("fire/teacher_entropy")
-    sights = []
-    for then in past.beginnings("entropy") if now else []:
+    sights: list[Sight] = []
+    if now is None:
+        return sights
+    for then in past.beginnings("entropy"):
         least = teacher if teacher and teacher.value < then.value else then
         facts = {"now": now.value, "then": then.value, "of_teacher": float(least is teacher)}
         sights.append(Sight(now.over(least), facts))
@@ -306,9 +310,9 @@ WATCHDOGS = {
             "runs that went over into endless answers from such shares on.",
             look=cut_answers,
             says="{value:.0%} of the answers were cut at max_completion_length (limit {limit:.0%}).",
-            remedy="Look at some with log_completions. If they are sound, raise max_completion_length. If they repeat "
-            "themselves or go on after the answer, see that the student knows its end token (generation_config, chat "
-            "template), or begin with a student that ends its answers.",
+            remedy="Look at some with log_completions. If they are sound, raise max_completion_length. If they "
+            "repeat themselves or go on after the answer, see that the student knows its end token "
+            "(generation_config, chat template), or begin with a student that ends its answers.",
         ),
         Watchdog(
             name="length_collapse",
@@ -319,8 +323,8 @@ WATCHDOGS = {
             reason="Where a student is to become brief, published runs leave 41 % of its length or more (arXiv "
             "2603.05433); a third is less than that.",
             look=shorter_answers,
-            says="answers that end by themselves have {now:.0f} tokens, which is {value:.0%} of the {then:.0f} at the "
-            "beginning (limit {limit:.0%}).",
+            says="answers that end by themselves have {now:.0f} tokens, which is {value:.0%} of the {then:.0f} at "
+            "the beginning (limit {limit:.0%}).",
             remedy="Look at some with log_completions. If they are no answers any more, go back to an earlier "
             "checkpoint: the teacher ends too early (its chat template and end token), or learning_rate is too high.",
         ),
@@ -333,8 +337,8 @@ WATCHDOGS = {
             reason="A teacher with long answers makes them grow in health. Growth by half, with 5 % more of all "
             "answers cut or looped than at the beginning, is the early sign of a student that no longer ends.",
             look=longer_answers,
-            says="answers have {now:.0f} tokens, {value:.1f} times the {then:.0f} at the beginning (limit {limit:g}), "
-            "and more of them are cut ({cut:+.0%}) or end in a loop ({looped:+.0%}).",
+            says="answers have {now:.0f} tokens, {value:.1f} times the {then:.0f} at the beginning (limit "
+            "{limit:g}), and more of them are cut ({cut:+.0%}) or end in a loop ({looped:+.0%}).",
             remedy="Look at some with log_completions. If they loop, go back to an earlier checkpoint with a lower "
             "learning_rate, and compare the end tokens of student and teacher. If they are sound, raise "
             "max_completion_length.",
@@ -348,8 +352,8 @@ WATCHDOGS = {
             reason="A filter that pays no heed to loops keeps as many of them as of other answers. Five points more "
             "is a filter that likes them, as a mean log-probability can: what repeats itself is easy to predict.",
             look=kept_loops,
-            says="the filter kept {kept:.0%} of {rows:.0f} answers that {what}, and {kept_finished:.0%} of those that "
-            "ended by themselves, over {windows} windows (limit {limit:+.0%}).",
+            says="the filter kept {kept:.0%} of {rows:.0f} answers that {what}, and {kept_finished:.0%} of those "
+            "that ended by themselves, over {windows} windows (limit {limit:+.0%}).",
             remedy="Set drop_fraction to 0, or take a method without this filter, such as opd. "
             "mask_truncated_completions keeps cut answers out of the filter and of training.",
         ),
@@ -359,11 +363,11 @@ WATCHDOGS = {
             limit=0.3,
             above=False,
             largest=1.0,
-            reason="The variance of the gradient grows as one over this share: below 0.3 a batch is worth less than a "
-            "third of its tokens. FiRe-OPD's own weights, products of two factors between 1 and 2, stay above 0.64.",
+            reason="The variance of the gradient grows as one over this share: below 0.3 a batch is worth less than "
+            "a third of its tokens. FiRe-OPD's own weights, products of two factors between 1 and 2, stay above 0.64.",
             look=effective_tokens,
-            says="of the tokens that have a weight, {value:.0%} effectively count (limit {limit:.0%}): a few carry the "
-            "update.",
+            says="of the tokens that have a weight, {value:.0%} effectively count (limit {limit:.0%}): a few carry "
+            "the update.",
             remedy="Lower what sharpens the weights (confidence, confusion, or the arguments that `fire-opd methods "
             "NAME` lists), look at fire/weight_max, or take more answers for each step.",
         ),
@@ -373,8 +377,9 @@ WATCHDOGS = {
             limit=0.5,
             above=True,
             largest=1000.0,
-            reason="It is what training lowers. In health it rises by up to a fifth of where it began in the first ten "
-            "steps (the demo), and from one batch of prompts to another; half, over twenty windows, is more than that.",
+            reason="It is what training lowers. In health it rises by up to a fifth of where it began in the first "
+            "ten steps (the demo), and from one batch of prompts to another; half, over twenty windows, is more than "
+            "that.",
             look=risen_kl,
             says="KL(student || teacher) is {now:.3g} nats a token over the last {recent} windows; it has been "
             "{lowest:.3g}, and began at {then:.3g} (limit: a rise by {limit:.0%} of that).",
@@ -387,8 +392,9 @@ WATCHDOGS = {
             limit=0.2,
             above=False,
             largest=1.0,
-            reason="Reverse KL makes a student surer than it was, and somewhat surer than its teacher. With a fifth of "
-            "the entropy of either, it samples nearly the same answer again and again, and finds little to learn from.",
+            reason="Reverse KL makes a student surer than it was, and somewhat surer than its teacher. With a fifth "
+            "of the entropy of either, it samples nearly the same answer again and again, and finds little to learn "
+            "from.",
             look=remaining_entropy,
             says="the student's entropy is {now:.2g} nats a token, which is {value:.0%} of {whose} (limit "
             "{limit:.0%}).",
@@ -405,8 +411,8 @@ WATCHDOGS = {
             reason="At 3 nats the teacher gives the token that ends an answer a twentieth of the student's "
             "probability, in the geometric mean. A wrong end token costs ten nats and more.",
             look=unwanted_ends,
-            says="the teacher finds the tokens with which the student ends its answers less likely by {value:.1f} nats "
-            "(limit {limit:g}): they do not agree when, or with which token, an answer ends.",
+            says="the teacher finds the tokens with which the student ends its answers less likely by {value:.1f} "
+            "nats (limit {limit:g}): they do not agree when, or with which token, an answer ends.",
             remedy="Compare the end tokens and chat templates of both: `fire-opd preflight` shows a prompt as each "
             "sees it, and teacher_chat_template gives the teacher its own. If the student only stops too early, the "
             "gap shrinks by training.",

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -34,7 +33,8 @@ class WatchdogCallback(TrainerCallback):
         assert not isinstance(args.watchdogs, str)  # TrainingArguments has parsed the CLI's JSON
         self.limits = {**(args.watchdogs or {}), **off}
         self.record, self.log = record, log
-        self.dogs, self.window = Watchdogs(self.limits), {}
+        self.dogs = Watchdogs(self.limits)
+        self.window: dict[str, float] = {}
         self.warned: dict[str, list[int]] = {}
 
     def see(self, metrics: Mapping[str, float]) -> None:
