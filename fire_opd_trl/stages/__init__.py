@@ -42,6 +42,7 @@ from .select import (
     unsure_or_far,
 )
 from .soundness import checked_output, refuse_broken_student, refuse_incomplete, refuse_missing, usable_B
+from .watchdogs import WATCHDOGS
 from .world import Context, World, failing_alike, global_row_B, order_by_draw, random_order_N, uniform_hash
 
 

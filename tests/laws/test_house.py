@@ -36,8 +36,8 @@ MAY_IMPORT_HEAVY = {
 # All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room.
 ORDER = """
 stages/world stages/records stages/rollout stages/group stages/scope stages/score stages/filter stages/reweight
-stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/repetition
-stages/__init__
+stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/watchdogs stages/select
+stages/repetition stages/__init__
 spelling
 pipeline
 methods
@@ -53,7 +53,7 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/card trainer/ending
+trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card trainer/ending
 trainer/launched trainer/arguments trainer/trainer trainer/command trainer/__init__
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run
