@@ -46,7 +46,7 @@ class OneWindowTrainer(FiReOPDTrainer):
 
     def conclude(self, found: dict[str, Any]) -> None:
         """Records what was found in the window."""
-        self._record.end(self.args, INSPECTED, **found)
+        self._record.end(self.args, INSPECTED, metrics={"last": self.state.log_history[-1]}, **found)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         if self.use_vllm or self.use_transformers_continuous_batching or multimodal_fields:

@@ -206,7 +206,7 @@ def asked_of(options: argparse.Namespace) -> dict[str, Any]:
     add_arguments(parser)
     names = vars(parser.parse_args([]))
     asked = {name: getattr(options, name, None) for name in names}
-    return {n: str(v) if isinstance(v, Path) else v for n, v in asked.items() if v not in (None, False)}
+    return {n: str(v) if isinstance(v, Path) else v for n, v in asked.items() if v is not None and v is not False}
 
 
 # What it takes: prompts, a configuration, models
@@ -227,14 +227,13 @@ def quiet() -> None:
 
 def prompts_of(options: argparse.Namespace, teachers: list[str]) -> tuple["Dataset", list[int]]:
     """Returns the rows whose prompts are answered, drawn at random, and their numbers in the file."""
-    from datasets import disable_progress_bars
-
     from ...config import FiReOPDConfig
+    from ...preflight.dataset import bars_off
     from ...preflight.findings import Checked
     from ...preflight.loading import load_named, prepared, refuse_unknown_column
 
-    disable_progress_bars()
-    splits = load_named(options.prompts, None, False, called="--prompts")
+    with bars_off(True):
+        splits = load_named(options.prompts, None, False, called="--prompts")
     if options.split not in splits:
         raise ValueError(f"--split {options.split} is no split of {options.prompts}, which has: {', '.join(splits)}.")
     column = options.prompt_column or ("text" if Path(options.prompts).suffix.lower() == ".txt" else "prompt")
@@ -251,7 +250,8 @@ def prompts_of(options: argparse.Namespace, teachers: list[str]) -> tuple["Datas
                 f"{', '.join(teachers)}."
             )
     rows = drawn(owners, teachers, options.rows or len(dataset), options.seed)
-    return prepared(dataset.select(rows), source, Checked()), rows
+    with bars_off(True):
+        return prepared(dataset.select(rows), source, Checked()), rows
 
 
 def drawn(owners: list[str], teachers: list[str], rows: int, seed: int) -> list[int]:
@@ -351,7 +351,7 @@ def load(
 
     from ...trainer.one_window import OneWindowTrainer
 
-    print(f"loading {1 + len(checked.renderers)} models", flush=True)
+    print("loading the models", flush=True)
     with checked.check("models", whatever=True):
         student: Any = create_model_from_path(
             base, **args.model_init_kwargs, trust_remote_code=args.trust_remote_code, device_map=None
@@ -378,12 +378,17 @@ def look(trainer: "OneWindowTrainer", dataset: "Dataset", args: "FiReOPDConfig")
     """Returns the window. What a student without sound weights, or a small memory, raise is refused in a sentence."""
     import torch
 
+    broken = "The student has NaN or infinite values. Look at its weights, and at its precision (--dtype float32)"
     try:
         return trainer.look(list(dataset))
     except FloatingPointError as error:
-        raise ValueError(f"The student cannot be scored: {error}") from error
+        raise ValueError(f"{broken}: {error}") from error
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"The GPU's memory is too small for --tokens_at_once {args.scoring_token_budget}. Halve it, or lower "
             "--max_completion_length."
         ) from error
+    except RuntimeError as error:
+        if "probability tensor" in str(error):  # torch.multinomial
+            raise ValueError(f"{broken}.") from error
+        raise

@@ -39,7 +39,7 @@ def of_teacher(
     low, high = interval_of_kl(fit, answers, seed)
     lines = ["", *numbers(fit, low, high)] if fit.tokens else [""]
     lines += describe_partings(window, number, title, tokenizer)
-    lines += ["", f"{title} {verdict}." + why(fit, low, high) * (verdict == "fits")]
+    lines += ["", f"Verdict: the {title} {verdict}.{why(fit, low, high) * (verdict == 'fits')}"]
     lines += [line for because in faults or doubts for line in textwrap.wrap(f"- {because}.", WIDTH)]
     found = {key: value for key, value in asdict(fit).items() if key != "row_sums"}
     return lines, {"verdict": verdict, "because": faults or doubts, "kl": fit.kl, "kl_interval": [low, high], **found}
@@ -49,15 +49,15 @@ def numbers(fit: Fit, low: float, high: float) -> list[str]:
     """Returns the numbers, one a line, each with what it means."""
     sound = fit.answers - fit.broken
     rows = [
-        ("mean log-probability of a token", f"{fit.teacher:.2f} to the teacher, {fit.student:.2f} to the student"),
-        ("", f"itself; guessing would be {fit.guessing:.2f}"),
+        ("log-probability of a token", f"{fit.teacher:.2f} to the teacher, {fit.student:.2f} to the student itself"),
+        ("if it were guessed", f"{fit.guessing:.2f}"),
         ("KL(student || teacher)", f"{fit.kl:.3f} nats a token, 95 % interval {low:.3f} to {high:.3f}"),
         ("tokens below 1 %", f"{fit.rejected:.1%} to the teacher, {fit.own_rejected:.1%} to the student itself"),
         ("where they part first", parting(fit, sound)),
         ("how an answer ends", ending(fit, sound)),
         ("seen", f"{fit.tokens} tokens in {sound} answers" + f", {fit.broken} more are broken" * bool(fit.broken)),
     ]
-    return [f"{label:<33}{text}" for label, text in rows]
+    return [f"{label:<29}{text}" for label, text in rows]
 
 
 def parting(fit: Fit, sound: int) -> str:
