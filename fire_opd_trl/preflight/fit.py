@@ -161,5 +161,5 @@ def doubts_of_fit(fit: Fit) -> list[str]:
             f"{fit.own_rejected:.0%}): so often it judges how a text goes on that it would not have begun"
         )
     if abs(fit.kl) < SAME:
-        doubts.append("The two agree on every token: there is nothing to learn. Are they the same model?")
+        doubts.append("The two agree on every token, so that there is nothing to learn: they may be the same model")
     return doubts

@@ -159,13 +159,12 @@ def named(teachers: str | dict[str, str]) -> dict[str, str]:
 
 def refuse_incomplete(options: argparse.Namespace) -> None:
     """Refuse a pair without one of its three parts, and numbers that are none of anything."""
-    for name, what in (
-        ("student", "model, the one that answers"),
-        ("teacher", "model, the one that judges"),
-        ("prompts", "file of prompts"),
-    ):
-        if not getattr(options, name):
-            raise ValueError(f"--{name} is missing. A look at a pair needs --student, --teacher and --prompts: {what}.")
+    missing = [f"--{name}" for name in ("student", "teacher", "prompts") if not getattr(options, name)]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: a look at a pair needs a student that answers, a teacher that judges, "
+            "and a file of prompts. Give --student DIR --teacher DIR --prompts FILE."
+        )
     for name, least in (("rows", 0), ("num_generations", 1), ("max_completion_length", 1), ("tokens_at_once", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -290,7 +289,7 @@ def config_of(
         bf16=False,  # the weights themselves are in 16 bits, since none of them moves
         gradient_checkpointing=False,
         disable_dropout=True,
-        # log_rollouts=answers,
+        log_rollouts=answers,
         allow_guessing_teacher=True,  # what stops a training is a finding here
         teacher_nonfinite_limit=1.0,
         preflight=False,
@@ -327,6 +326,9 @@ def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Che
     return checked, base, student if adapter is not None else None
 
 
+TO_DROP = "or set overlong_prompts='drop'"  # what a training can do about long prompts
+
+
 def refuse_faults(checked: "Checked", prompts: str, rows: list[int]) -> None:
     """Raise all faults in one error, in which a row has its number in the file."""
     from ...refusals import WrongSettings
@@ -335,7 +337,8 @@ def refuse_faults(checked: "Checked", prompts: str, rows: list[int]) -> None:
         return f"{prompts} row {rows[int(found[1])]}"
 
     if checked.faults:
-        raise WrongSettings(*(re.sub(r"train_dataset row (\d+)", in_file, fault) for fault in checked.faults))
+        faults = [re.sub(r"train_dataset row (\d+)", in_file, fault) for fault in checked.faults]
+        raise WrongSettings(*(fault.replace(TO_DROP, "or draw other rows (--seed)") for fault in faults))
 
 
 def load(
