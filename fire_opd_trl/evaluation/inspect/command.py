@@ -66,11 +66,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--text prints, and writes no page: leave out --output and --open.")
     if options.trajectories is not None and options.trajectories < 1:
         parser.error(f"--trajectories {options.trajectories}: give at least 1.")
-    folders = [options.run or pair.sample_pair(options)]
-    folders += [options.compare] if options.compare is not None else []
 
     from .report import report_of, what_it_holds, write_page  # numpy and pyarrow, a third of a second
+    from .run import refuse_what_is_no_run
 
+    runs = [folder for folder in (options.run, options.compare) if folder is not None]
+    for folder in runs:  # before minutes are spent on a pair
+        refuse_what_is_no_run(folder)
+    folders = runs if options.run is not None else [pair.sample_pair(options), *runs]
     report = report_of(folders, options.trajectories, options.steps)
     if options.text:
         from .text import in_terminal

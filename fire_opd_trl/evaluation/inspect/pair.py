@@ -108,7 +108,9 @@ def sample_pair(options: argparse.Namespace) -> Path:
     refuse_incomplete(options)
     folder = options.output_dir or Path("outputs") / folder_name(student, teachers)
     refuse_anothers_folder(folder)
-    print(f"checking {', '.join(dict.fromkeys([student, *named(teachers).values()]))} and {options.prompts}", flush=True)
+    print(
+        f"checking {', '.join(dict.fromkeys([student, *named(teachers).values()]))} and {options.prompts}", flush=True
+    )
 
     from ...preflight.fit import fit_of  # torch and transformers, seconds
     from .verdict import of_teacher, table_of_checks
@@ -165,7 +167,9 @@ def refuse_incomplete(options: argparse.Namespace) -> None:
         ("prompts", "file of prompts"),
     ):
         if not getattr(options, name):
-            raise ValueError(f"--{name} is missing. A look at a pair needs --student, --teacher and --prompts: {what}.")
+            raise ValueError(
+                f"--{name} is missing. A look at a pair needs --student, --teacher and --prompts: {what}."
+            )
     for name, least in (("rows", 0), ("num_generations", 1), ("max_completion_length", 1), ("tokens_at_once", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -261,9 +265,7 @@ def drawn(owners: list[str], teachers: list[str], rows: int, seed: int) -> list[
     return sorted(row for name in teachers for row in [row for row in order if owners[row] == name][:each])
 
 
-def config_of(
-    options: argparse.Namespace, folder: Path, teachers: str | dict[str, str], rows: int
-) -> "FiReOPDConfig":
+def config_of(options: argparse.Namespace, folder: Path, teachers: str | dict[str, str], rows: int) -> "FiReOPDConfig":
     """Returns the configuration of one window that trains nothing, with all rows in it."""
     import torch
     from transformers.utils import is_torch_bf16_gpu_available

@@ -221,7 +221,9 @@ def inside_fences(vocabulary: Sequence[str], ids: np.ndarray, starts: np.ndarray
     ends = [*starts[1:], len(ids)]
     for number in np.unique(np.searchsorted(starts, np.flatnonzero(ticks), side="right")) - 1:
         texts = [vocabulary[token] for token in ids[starts[number] : ends[number]]]
-        places = starts[number] + np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-        for fence in FENCED.finditer("".join(texts)):
-            inside[places[fence.start() : fence.end()]] = True
+        text = "".join(texts)
+        in_fence = np.zeros(len(text) + 1, dtype=bool)
+        for fence in FENCED.finditer(text):
+            in_fence[fence.start() : fence.end()] = True
+        inside[starts[number] : ends[number]] = in_fence[np.cumsum([len(token) for token in texts]) - 1]
     return inside
