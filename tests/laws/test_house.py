@@ -58,7 +58,10 @@ trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_wi
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
-evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair
+evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair evaluation/inspect/visible
+evaluation/inspect/token_types evaluation/inspect/run evaluation/inspect/curves evaluation/inspect/facts
+evaluation/inspect/figures evaluation/inspect/page evaluation/inspect/report evaluation/inspect/text
+evaluation/inspect/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/baselines
 evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
 evaluation/compare/command
