@@ -45,7 +45,8 @@ methods
 refusals
 config
 rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange rollouts/images
-rollouts/micro_batches rollouts/ranks rollouts/engine_gap
+rollouts/micro_batches rollouts/ranks rollouts/engine_gap rollouts/token_texts rollouts/records
+rollouts/drawn_rows
 scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forward scoring/token_scores
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
@@ -53,8 +54,8 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/card trainer/ending trainer/launched
-trainer/arguments trainer/trainer trainer/command trainer/__init__
+trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/card trainer/ending
+trainer/launched trainer/arguments trainer/trainer trainer/command trainer/__init__
 __init__
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
 demo/__init__ demo/task demo/make_models demo/curves demo/run
