@@ -1,11 +1,13 @@
 """Intervals over seeds, paired by seed, and what may be concluded from many of them. Numbers in, numbers out."""
 
 import math
+import random
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 
 LEVEL = 0.05
+RESAMPLES = 2000
 
 
 def scipy_special():
@@ -88,3 +90,20 @@ def band(curves: list[list[float]]) -> tuple[list[float], list[float], list[floa
         [point.mean - (point.half_width or 0.0) for point in points],
         [point.mean + (point.half_width or 0.0) for point in points],
     )
+
+
+def ratio_interval(sums: list[float], counts: list[float], seed: int) -> tuple[float, float]:
+    """
+    The 95 % interval of `sum(sums) / sum(counts)`, a mean over tokens that come in clusters (answers to one prompt):
+    whole clusters are drawn again and again, with replacement, and the outer 2.5 % on either side are cut off.
+    """
+    if not sums:
+        return math.nan, math.nan
+    draw, clusters = random.Random(seed), range(len(sums))
+    ratios = []
+    for _ in range(RESAMPLES):
+        drawn = draw.choices(clusters, k=len(sums))
+        ratios.append(sum(sums[one] for one in drawn) / sum(counts[one] for one in drawn))
+    ratios.sort()
+    cut = round(LEVEL / 2 * RESAMPLES)
+    return ratios[cut], ratios[-1 - cut]

@@ -73,15 +73,20 @@ def load_prompts(script_args: Any, mixture: DatasetMixtureConfig, evaluated: boo
     return (parts[0], parts[1] if evaluated else None)
 
 
-def load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    """Returns the splits of a file, of a folder, or of a dataset on the Hub. A file that is missing is not an id."""
+def load_named(
+    name: str, config: str | None, streaming: bool, called: str = "dataset_name"
+) -> DatasetDict | IterableDatasetDict:
+    """
+    Returns the splits of a file, of a folder, or of a dataset on the Hub. A file that is missing is not an id. Errors
+    name the argument as it is `called`.
+    """
     path = Path(name)
     local = path.exists()
     if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"dataset_name={name!r} is an empty file. Give one with a row for each prompt.")
+        raise ValueError(f"{called}={name!r} is an empty file. Give one with a row for each prompt.")
     if not local and (not HUB_ID.fullmatch(name) or path.suffix.lower() in ENDINGS):
         raise ValueError(
-            f"dataset_name={name!r}: no such file or folder (the working directory is {os.getcwd()}). Give a file "
+            f"{called}={name!r}: no such file or folder (the working directory is {os.getcwd()}). Give a file "
             "(JSONL, Parquet, CSV), a folder, or a dataset id."
         )
     try:
@@ -92,10 +97,10 @@ def load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | 
     except (OSError, DatasetsError) as error:
         if local:
             why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"dataset_name={name!r} could not be read: {why}") from error
+            raise ValueError(f"{called}={name!r} could not be read: {why}") from error
         here = " HF_HUB_OFFLINE is set: only files, folders and datasets in the cache can be loaded." * offline()
         raise ValueError(
-            f"dataset_name={name!r} could not be loaded: it is neither a file or folder here nor a dataset that can "
+            f"{called}={name!r} could not be loaded: it is neither a file or folder here nor a dataset that can "
             f"be reached on the Hub.{here}"
         ) from error
 

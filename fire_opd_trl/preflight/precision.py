@@ -24,8 +24,11 @@ def check_precision(
 
     Args:
         others (`dict`): What else the trainer was given: `peft_config`, `quantization_config`, `optimizers`; for a
-            planned run its `engine` and `mixed_precision`, if they are not those of this process.
+            planned run its `engine` and `mixed_precision`, if they are not those of this process, and whether it
+            `trains` at all.
     """
+    if not others.get("trains", True):
+        return
     quantized = others.get("quantization_config") is not None or bool(getattr(config, "quantization_config", None))
     if quantized:
         trained = {torch.bfloat16}

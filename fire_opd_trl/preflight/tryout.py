@@ -1,6 +1,5 @@
 """A few answers of the student under every teacher: are they nearly the same language?"""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +7,9 @@ import torch
 
 from ..rollouts.layout import Batch
 from .findings import Checked, title_of
+from .fit import BEGINNING, PART, doubts_of_fit, faults_of_fit, fit_of
 
 
-BEGINNING = 3  # tokens of an answer at which prompts that were rendered otherwise show first
-PART = 2.0  # nats by which a token is likelier to the student than to the teacher
 SHOWN = 5
 ROWS = 8
 
@@ -22,7 +20,7 @@ def try_answers(
     """
     `fire-opd preflight --with-models` calls this. It lets the student answer a few rows, scores the answers under
     their teachers, and adds to the findings: the teachers' mean log-probability of a token beside the student's own
-    and that of guessing, -ln V.
+    and that of guessing, -ln V, and what speaks against a teacher.
 
     Args:
         scored_answers (`Callable`): Samples and scores an answer to each row.
@@ -34,60 +32,47 @@ def try_answers(
         `str`: Where student and teacher first part, in the answers' own words.
     """
     batch = scored_answers(first_rows(checked.train_dataset, names, column))
-    mask_BT, student_BT, teacher_BT = batch["train_mask"], batch["old_per_token_logps"], batch["teacher_logps"]
-    gap_BT = torch.where(mask_BT, student_BT - teacher_BT, 0.0)
-    place_BT = mask_BT.cumsum(dim=1)
-    guessing = -math.log(checked.student_rows)
     lines: list[str] = []
     for number, name in enumerate(names):
-        mine_BT = mask_BT & (batch["teacher_number"] == number).unsqueeze(1)
-        title = title_of(name)
-        subject = f"{title}, answers"
-        if not mine_BT.any():
+        subject = f"{title_of(name)}, answers"
+        fit = fit_of(batch, number, checked.student_rows)
+        if fit is None:
             checked.record(subject, "no row of it among those tried", "warning")
             continue
-        teacher, student = teacher_BT[mine_BT].mean().item(), student_BT[mine_BT].mean().item()
-        first = gap_BT[mine_BT & (place_BT <= BEGINNING)].mean().item()
-        later_BT = mine_BT & (place_BT > BEGINNING)
-        later = gap_BT[later_BT].mean().item() if later_BT.any() else first
-        text = (
-            f"mean log-probability of a token {teacher:.2f}, to the student itself {student:.2f}, guessing would be "
-            f"{guessing:.2f}; student above teacher by {first:.2f} on the first {BEGINNING} tokens of an answer, "
-            f"{later:.2f} after"
+        faults, doubts = faults_of_fit(fit), doubts_of_fit(fit)
+        means = (
+            f"mean log-probability of a token {fit.teacher:.2f}, to the student itself {fit.student:.2f}, guessing "
+            f"would be {fit.guessing:.2f}; student above teacher by {fit.first:.2f} on the first {BEGINNING} tokens of "
+            f"an answer, {fit.later:.2f} after"
         )
-        if not math.isfinite(teacher):
-            text = "NaN or infinite log-probabilities: look at its weights, its precision, and tokens it does not know"
-            checked.record(subject, text, "fault")
-        elif teacher <= guessing:
-            text += ". The teacher finds the answers no likelier than guessing: wrong weights, or other tokens"
-            checked.record(subject, text, "fault")
-        elif first > later + 1:
-            text += ". They part at once: probably the teacher expects another prompt (teacher_chat_template='own')"
-            checked.record(subject, text, "warning")
-        else:
-            checked.record(subject, text)
-        lines += describe_partings(batch, mine_BT & (gap_BT > PART), gap_BT, title, checked.tokenizer)
+        checked.record(
+            subject,
+            ". ".join([means] * bool(fit.tokens) + (faults or doubts)),
+            "fault" if faults else "warning" if doubts else "ok",
+        )
+        lines += describe_partings(batch, number, title_of(name), checked.tokenizer)
     return "\n".join(lines)
 
 
-def first_rows(dataset: Any, names: list[str], column: str) -> list[dict[str, Any]]:
+def first_rows(dataset: Any, names: list[str], column: str, each: int = ROWS) -> list[dict[str, Any]]:
     """Returns the first rows of each teacher."""
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(names, 0)
     for row in dataset:
         name = names[0] if len(names) == 1 else row[column]
-        if counts[name] < ROWS:
+        if counts[name] < each:
             counts[name] += 1
             rows.append(row)
-        if min(counts.values()) == ROWS:
+        if min(counts.values()) == each:
             break
     return rows
 
 
-def describe_partings(
-    batch: dict[str, Any], part_BT: torch.Tensor, gap_BT: torch.Tensor, title: str, tokenizer: Any
-) -> list[str]:
-    """Describes, for some answers, the first token that the teacher finds much less likely than the student."""
+def describe_partings(batch: Batch, number: int, title: str, tokenizer: Any) -> list[str]:
+    """Describes, for some answers, the first token that a teacher finds much less likely than the student."""
+    mask_BT = batch["train_mask"] & (batch["teacher_number"] == number).unsqueeze(1)
+    gap_BT = torch.where(mask_BT, batch["old_per_token_logps"] - batch["teacher_logps"], 0.0)
+    part_BT = gap_BT > PART
     rows = part_BT.any(dim=1).nonzero().flatten().tolist()
     if not rows:
         return []

@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from ..config import FiReOPDConfig
 from ..methods import METHODS, first_sentence
@@ -32,6 +32,7 @@ PACKAGES = (
 SECRET_NAME = re.compile(r"(^|_)(token|password|secret|api_key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_\w{8,}|(?<=://)[^/@\s]+@")  # a token of the Hub; a password in a URL
 LEFT_OUT = "(left out)"
+INSPECTING, INSPECTED = "inspecting", "inspected"  # the status of a look at one window, during it and after
 
 
 # What was distilled into what
@@ -208,11 +209,15 @@ class RunRecord(TrainerCallback):
         self.run: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.begin(args, state, "running")
+
+    def begin(self, args: FiReOPDConfig, state: TrainerState, status: str) -> None:
+        """Called when something starts that leaves a record: a training, or a look at one window."""
         self.run = {}
         if not state.is_world_process_zero:
             return
         self.run = {
-            "status": "running",
+            "status": status,
             "started": now(),
             "ended": None,
             "steps": state.global_step,
@@ -236,8 +241,12 @@ class RunRecord(TrainerCallback):
             self.run |= {"steps": state.global_step, "metrics": first_and_last(state.log_history)}
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.end(args, "finished" if state.global_step >= state.max_steps else "stopped")
+
+    def end(self, args: FiReOPDConfig, status: str, **found: Any) -> None:
+        """Called at the end of what `begin` began, with what else is to be recorded."""
         if self.run:
-            self.run |= {"status": "finished" if state.global_step >= state.max_steps else "stopped", "ended": now()}
+            self.run |= {"status": status, "ended": now(), **found}
             self.write(args.output_dir)
 
     @contextmanager
@@ -246,7 +255,7 @@ class RunRecord(TrainerCallback):
         try:
             yield
         except BaseException as error:
-            if self.run.get("status") in ("running", "stopped"):
+            if self.run.get("status") in ("running", "stopped", INSPECTING):
                 interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
                 said = without_secrets(f"{type(error).__name__}: {error}"[:1000])
                 self.run |= {"status": "interrupted" if interrupted else "failed", "ended": now(), "error": said}

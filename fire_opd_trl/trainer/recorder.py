@@ -64,6 +64,8 @@ class RolloutRecorder(TrainerCallback):
         args = self.args
         if not args.log_rollouts:
             return None
+        if not state.max_steps:  # a look at one window, which no step follows
+            return state.global_step
         steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
         end = min(state.global_step // steps * steps + steps, state.max_steps)  # a resumed run may be inside a window
         following = range(state.global_step + 1, end + 1)

@@ -311,6 +311,7 @@ class FiReOPDTrainer(GRPOTrainer):
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
         batch["old_per_token_logps"], batch["teacher_logps"] = scores.student_logp_BT, scores.teacher_logp_BT
+        batch["finished"] = rollout.finished_B
         minus_advantage_BT = scores.student_logp_BT - scores.teacher_logp_BT
         batch["reverse_kl"] = masked_mean_B(minus_advantage_BT, kept_BT).mean()
         if mode == "train" and signal.divergence_BT is not None:
