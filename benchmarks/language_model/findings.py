@@ -1,8 +1,8 @@
 """
 Which tokens of a recorded run have the high weights, and what the filter keeps: counts, shares and 95 % intervals.
 
-A *heavy* token is one of the tenth of a window's trained tokens with the largest weights. Tokens of one answer resemble
-each other, so that intervals are clustered by answer: they are those of a mean over answers of unequal length.
+A *heavy* token is one of the tenth of a window's trained tokens with the largest weights. Tokens of one answer
+resemble each other, so that intervals are clustered by answer: those of a mean over answers of unequal length.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class Weighed:
 
 
 def starts_of_sentences(records: Records) -> np.ndarray:
-    """Returns which tokens are the first of an answer, of a line or of a sentence, where it is chosen what comes next."""
+    """Returns which tokens are the first of an answer, a line or a sentence, where it is chosen what comes next."""
     texts = records.vocabulary
     closes = np.array([text.rstrip(" ").endswith((".", "!", "?", "\n")) for text in texts], dtype=bool)[records.tokens]
     closes |= np.array([text.endswith("\n") for text in texts], dtype=bool)[records.tokens]
@@ -125,8 +125,8 @@ def counts(records: Records, weighed: Weighed) -> dict[str, int]:
 
 def of_group(weighed: Weighed, group: np.ndarray) -> dict[str, Any]:
     """
-    Returns what is said of a group of tokens: how often they are heavy, and how often they would be if the ranking were
-    by something else, or if only the place in the answer mattered (the shares of heavy tokens of their tenths).
+    Returns what is said of a group of tokens: how often they are heavy, and how often they would be if the ranking
+    were by something else, or if only the place in the answer mattered (the shares of heavy tokens of their tenths).
     """
     by_tenth = np.array([weighed.heavy[weighed.tenth == tenth].mean() for tenth in range(10)])
     others = {
@@ -201,8 +201,8 @@ def heaviest(records: Records, weighed: Weighed) -> list[dict[str, Any]]:
 def factors(weighed: Weighed) -> dict[str, Any]:
     """
     Returns what each factor of the weight `(1 + c)(1 + u)` adds, c the teacher's confidence and u the student's
-    confusion. Inside an answer the mean is divided out, so that the parts of the variance are those of log weights less
-    their mean in the answer; they add up to 1, and one of them can be negative.
+    confusion. Inside an answer the mean is divided out, so that the parts of the variance are those of log weights
+    less their mean in the answer; they add up to 1, and one of them can be negative.
     """
     c, u = weighed.confidence, weighed.confusion
     _, answer = np.unique(weighed.row, return_inverse=True)

@@ -4,9 +4,9 @@ The evidence behind docs/language_model: the run of examples/smollm2.py, and the
     pip install gguf reasoning-gym scipy
     python -m benchmarks.language_model --output_dir outputs/smollm2
 
-Models and runs that lie in the output folder already are not made again, and a run that was stopped goes on. At the end
-`results.json` in the output folder has the numbers, and with `--docs docs/language_model` that folder gets them too,
-with the tables of its README.md.
+Models and runs that lie in the output folder already are not made again, and the good run, if it was stopped, goes on.
+At the end `results.json` in the output folder has the numbers, and with `--docs docs/language_model` that folder gets
+them too, with the tables of its README.md.
 """
 
 import argparse

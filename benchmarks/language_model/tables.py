@@ -84,20 +84,19 @@ def accuracy_table(results: dict[str, Any]) -> str:
 
 def type_table(results: dict[str, Any]) -> str:
     """The paper's Figure 5 with counts: which types of token are heavy."""
-    rows = [
-        [
-            name, f"{one['tokens']:,}", number(100 * one["of all"], ".1f"), between(one["weight"]),
-            percent(one["heavy"]), number(100 * one["heavy by place alone"], ".1f"),
-            number(100 * one["top tenth by"]["student_entropy"], ".1f"),
-            number(one["student entropy"]), number(one["teacher entropy"]), number(100 * one["of all advantage"], ".1f"),
-        ]
-        for name, one in results["good"]["types"].items()
-    ]  # fmt: skip
-    head = [
-        "type of token", "tokens", "% of all", "mean weight", "% of them heavy", "by place alone", "top tenth by student entropy",
-        "student entropy", "teacher entropy", "% of all abs. advantage",
-    ]  # fmt: skip
-    return table(head, rows)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "tokens": lambda one: f"{one['tokens']:,}",
+        "% of all": lambda one: number(100 * one["of all"], ".1f"),
+        "mean weight": lambda one: between(one["weight"]),
+        "% of them heavy": lambda one: percent(one["heavy"]),
+        "by place alone": lambda one: number(100 * one["heavy by place alone"], ".1f"),
+        "by student entropy": lambda one: number(100 * one["top tenth by"]["student_entropy"], ".1f"),
+        "student entropy": lambda one: number(one["student entropy"]),
+        "teacher entropy": lambda one: number(one["teacher entropy"]),
+        "% of all abs. advantage": lambda one: number(100 * one["of all advantage"], ".1f"),
+    }
+    rows = [[name, *(cell(one) for cell in columns.values())] for name, one in results["good"]["types"].items()]
+    return table(["type of token", *columns], rows)
 
 
 def start_table(results: dict[str, Any]) -> str:
@@ -112,18 +111,32 @@ def start_table(results: dict[str, Any]) -> str:
 def place_table(results: dict[str, Any]) -> str:
     """The weights over the course of an answer."""
     rows = [
-        [one["tenth"], f"{one['tokens']:,}", between(one["weight"]), number(100 * one["heavy"], ".1f"), number(one["student entropy"])]
+        [
+            one["tenth"],
+            f"{one['tokens']:,}",
+            between(one["weight"]),
+            number(100 * one["heavy"], ".1f"),
+            number(one["student entropy"]),
+        ]
         for one in results["good"]["places"]
-    ]  # fmt: skip
+    ]
     return table(["tenth of the answer", "tokens", "mean weight", "% of them heavy", "student entropy"], rows)
 
 
 def token_table(results: dict[str, Any]) -> str:
     """The frequent tokens with the largest mean weights."""
     rows = [
-        [rank, shown(one["token"]), one["type"], one["tokens"], one["answers"], between(one["weight"]), number(100 * one["heavy"], ".0f")]
+        [
+            rank,
+            shown(one["token"]),
+            one["type"],
+            one["tokens"],
+            one["answers"],
+            between(one["weight"]),
+            number(100 * one["heavy"], ".0f"),
+        ]
         for rank, one in enumerate(results["good"]["tokens"], 1)
-    ]  # fmt: skip
+    ]
     return table(["", "token", "type", "times", "answers", "mean weight", "% of them heavy"], rows)
 
 
