@@ -36,7 +36,7 @@ ROLLOUTS: dict[str, dict] = {
 }
 STEPS = 100
 HELD_OUT = 1000
-RECORDED = 4  # trajectories of each step, for the report: of 512, of which a fifth is dropped
+RECORDED = 8  # trajectories of each step for the report: of 512, of which a fifth is dropped
 
 
 def model_path(name: str) -> str:
@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers.trainer_callback import PrinterCallback
 
     from .. import FiReOPDConfig, FiReOPDTrainer, __version__
+    from ..evaluation.inspect.report import write_report
     from . import task
     from .curves import draw_learning_curve
 
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, path in written:
         print(f"{name}: {path}")
     if not options.no_report:
-        print_where_the_report_is(write_report([folder]))
+        print_where_the_report_is(write_report([folder], trajectories=RECORDED * options.steps))
     return 0
 
 
