@@ -36,6 +36,7 @@ ROLLOUTS: dict[str, dict] = {
 }
 STEPS = 100
 HELD_OUT = 1000
+RECORDED = 8  # trajectories of each step for the report: of 512, of which a fifth is dropped
 
 
 def model_path(name: str) -> str:
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--problems", type=int, default=HELD_OUT, help="held-out problems, before and after")
     parser.add_argument("--rollouts", choices=list(ROLLOUTS), default="transformers", help="which engine samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the problems")
+    parser.add_argument("--no_report", action="store_true", help="record no trajectories, and make no page of them")
     return parser
 
 
@@ -116,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers.trainer_callback import PrinterCallback
 
     from .. import FiReOPDConfig, FiReOPDTrainer, __version__
+    from ..evaluation.inspect.report import write_report
     from . import task
     from .curves import draw_learning_curve
 
@@ -158,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             bf16=False,
             gradient_checkpointing=False,
             logging_steps=1,
+            log_rollouts=0 if options.no_report else RECORDED,
             save_strategy="no",
             disable_tqdm=True,
             preflight=False,
@@ -220,7 +224,18 @@ def main(argv: list[str] | None = None) -> int:
         print("no picture: pip install fire-opd-trl[report]")
     for name, path in written:
         print(f"{name}: {path}")
+    if not options.no_report:
+        print_where_the_report_is(write_report([folder], trajectories=RECORDED * options.steps))
     return 0
+
+
+def print_where_the_report_is(page: Path) -> None:
+    """The last lines of the demo: what one sees on the page, and how it is opened."""
+    print(
+        f"report: {page}\n"
+        "  What the teacher found of every token of some answers, which answers were dropped, and how the run went.\n"
+        "  Open the file in a browser; it needs no server and no network."
+    )
 
 
 if __name__ == "__main__":

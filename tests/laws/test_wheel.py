@@ -152,11 +152,14 @@ def test_the_smoke_recipe_passes_preflight_with_the_embedded_models(used):
     assert code == 0 and "teacher, tokens" in said and "fault" not in said
 
 
-def test_the_demo_takes_two_steps(used):
+def test_the_demo_takes_two_steps_and_ends_with_its_page(used):
     said, folder = used
     code, shown = said["demo"]
     assert code == 0 and "before: student" in shown
     assert (folder / "demo" / "metrics.json").is_file() and any((folder / "demo" / "student").iterdir())
+    page = (folder / "demo" / "inspect.html").read_text()
+    assert "report: demo/inspect.html" in shown.splitlines()[-3] and "browser" in shown.splitlines()[-1]
+    assert "</html>" in page and len(page) < 3_000_000
 
 
 def test_every_packaged_config_loads(used):

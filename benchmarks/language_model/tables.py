@@ -1,0 +1,189 @@
+"""The tables of docs/language_model/README.md, from results.json: no number in them is typed."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def filled_in(text: str, results: dict[str, Any]) -> str:
+    """Returns a page with each of its tables written anew: all between `<!-- table: NAME -->` and `<!-- end -->`."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]](results) + found[3], text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Returns a number, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def between(estimate: Sequence[float | None], form: str = ".2f") -> str:
+    """Returns `1.23 [1.20, 1.26]`: a mean with its 95 % interval."""
+    mean, low, high = estimate
+    return number(mean, form) + ("" if low is None else f" [{number(low, form)}, {number(high, form)}]")
+
+
+def percent(estimate: Sequence[float | None]) -> str:
+    """Returns `12.3 [11.0, 13.6]`: a share with its interval, in %."""
+    return between([None if value is None else 100 * value for value in estimate], ".1f")
+
+
+def shown(token: str) -> str:
+    """Returns a token as code in a table, with its spaces and line breaks to be seen."""
+    text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣").replace("|", "∣").replace("`", "ˋ")
+    return f"`{text}`"
+
+
+def run_table(results: dict[str, Any]) -> str:
+    """How the good run went: its first and last windows."""
+    logs = results["good"]["logs"]
+    columns = {
+        "reward": ("reward", ".2f"), "KL to the teacher": ("fire/reverse_kl", ".3f"), "entropy": ("entropy", ".2f"),
+        "length": ("completions/mean_length", ".0f"), "cut": ("completions/clipped_ratio", ".0%"),
+        "looped": ("fire/looped_ratio", ".0%"), "effective share of tokens": ("fire/weight_ess", ".3f"),
+        "gap at the end token": ("fire/terminal_gap", ".2f"),
+    }  # fmt: skip
+    size = min(6, len(logs))
+    parts = [logs[begin : begin + size] for begin in range(0, len(logs), size)]
+
+    def mean(part: list[dict[str, Any]], key: str) -> float | None:
+        values = [log[key] for log in part if key in log]
+        return sum(values) / len(values) if values else None
+
+    rows = [
+        [
+            f"{part[0]['step']} to {part[-1]['step']}",
+            *(number(mean(part, key), form) for key, form in columns.values()),
+        ]
+        for part in parts
+    ]
+    return table(["windows", *columns], rows)
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    """What each model answers right."""
+    models, names = (
+        results["accuracy"],
+        {"student": "student before", "trained": "student after", "teacher": "teacher"},
+    )
+    tasks = sorted({task for shares in models.values() for task in shares})
+    rows = [
+        [name, *(f"{percent(models[model][task]['right'])} of {models[model][task]['problems']}" for task in tasks)]
+        for model, name in names.items()
+        if model in models
+    ]
+    return table(["right answers, %, one sample each", *(f"`{task}`" for task in tasks)], rows)
+
+
+def type_table(results: dict[str, Any]) -> str:
+    """The paper's Figure 5 with counts: which types of token are heavy."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "tokens": lambda one: f"{one['tokens']:,}",
+        "% of all": lambda one: number(100 * one["of all"], ".1f"),
+        "mean weight": lambda one: between(one["weight"]),
+        "% of them heavy": lambda one: percent(one["heavy"]),
+        "by place alone": lambda one: number(100 * one["heavy by place alone"], ".1f"),
+        "by student entropy": lambda one: number(100 * one["top tenth by"]["student_entropy"], ".1f"),
+        "student entropy": lambda one: number(one["student entropy"]),
+        "teacher entropy": lambda one: number(one["teacher entropy"]),
+        "% of all abs. advantage": lambda one: number(100 * one["of all advantage"], ".1f"),
+    }
+    rows = [[name, *(cell(one) for cell in columns.values())] for name, one in results["good"]["types"].items()]
+    return table(["type of token", *columns], rows)
+
+
+def start_table(results: dict[str, Any]) -> str:
+    """The same for the places where it is chosen what comes next."""
+    rows = [
+        [name, f"{one['tokens']:,}", number(100 * one["of all"], ".1f"), between(one["weight"]), percent(one["heavy"])]
+        for name, one in results["good"]["sentence_starts"].items()
+    ]
+    return table(["token", "tokens", "% of all", "mean weight", "% of them heavy"], rows)
+
+
+def place_table(results: dict[str, Any]) -> str:
+    """The weights over the course of an answer."""
+    rows = [
+        [
+            one["tenth"],
+            f"{one['tokens']:,}",
+            between(one["weight"]),
+            number(100 * one["heavy"], ".1f"),
+            number(one["student entropy"]),
+        ]
+        for one in results["good"]["places"]
+    ]
+    return table(["tenth of the answer", "tokens", "mean weight", "% of them heavy", "student entropy"], rows)
+
+
+def token_table(results: dict[str, Any]) -> str:
+    """The frequent tokens with the largest mean weights."""
+    rows = [
+        [
+            rank,
+            shown(one["token"]),
+            one["type"],
+            one["tokens"],
+            one["answers"],
+            between(one["weight"]),
+            number(100 * one["heavy"], ".0f"),
+        ]
+        for rank, one in enumerate(results["good"]["tokens"], 1)
+    ]
+    return table(["", "token", "type", "times", "answers", "mean weight", "% of them heavy"], rows)
+
+
+def filter_table(results: dict[str, Any]) -> str:
+    """What the filter keeps."""
+    rows = [
+        [name, one["answers"], one["kept"], percent(one["share"])] for name, one in results["good"]["filter"].items()
+    ]
+    return table(["answers", "all", "kept", "kept, %"], rows)
+
+
+def watchdog_table(results: dict[str, Any]) -> str:
+    """Which watchdog said what, in the good run and in those made sick."""
+
+    def said(lines: list[dict[str, Any]]) -> str:
+        heard = [
+            f"`{line['watchdog']}` at {line['step']} ({number(line['value'])}, limit {line['limit']:.2g})"
+            for line in lines
+        ]
+        return ", ".join(heard) or "none"
+
+    good = results["good"]
+    rows = [["good", "nothing is wrong", good["logs"][-1]["step"], "none", said(good["watchdogs"])]]
+    rows += [
+        [name, one["what"], one["steps"], ", ".join(f"`{dog}`" for dog in one["expected"]), said(one["watchdogs"])]
+        for name, one in results["sick"].items()
+    ]
+    return table(["run", "what is wrong", "windows", "looked for", "fired, at which window"], rows)
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """What metrics and records cost in a step."""
+    rows = [
+        [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
+        for name, one in results["costs"]["parts"].items()
+    ]
+    return table(["part of a step", "ms a step", "% of the step"], rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "run": run_table,
+    "accuracy": accuracy_table,
+    "types": type_table,
+    "sentence starts": start_table,
+    "places": place_table,
+    "tokens": token_table,
+    "filter": filter_table,
+    "watchdogs": watchdog_table,
+    "costs": cost_table,
+}
