@@ -155,7 +155,8 @@ def metrics_by_teacher(
     """
     Statistics of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of
     `log pi_S - log pi_T`) and `reverse_kl_kept` (the same over survivors), `teacher_logp` (mean over trajectories),
-    and `teacher_entropy` where it is known. A teacher without usable rows has `rows` alone.
+    and `teacher_entropy`, `looped_ratio` and `terminal_gap` where they are known. A teacher without usable rows has
+    `rows` alone.
 
     Args:
         rollout ([`Rollout`]): Every row as it was sampled; `teacher_B` numbers the teachers.
@@ -178,13 +179,19 @@ def metrics_by_teacher(
         masked_mean_B(scores.teacher_logp_BT, usable.mask_BT),
         tokens_B * 0 if entropy_BT is None else masked_sum_B(entropy_BT, usable.mask_BT),
     ]
+    zero_B = tokens_B * 0
+    values.append(zero_B if rollout.looped_B is None else usable.alive_B & rollout.looped_B)
+    ended_B = zero_B.bool() if rollout.finished_B is None else usable.alive_B & rollout.finished_B
+    values += [ended_B, torch.where(ended_B, -last_B(minus_ratio_BT, usable.mask_BT), 0.0)]
     value_BX = torch.stack([value_B.float() for value_B in values], dim=1)
     value_NX = value_BX.new_zeros((teachers, len(values))).index_add(0, rollout.teacher_B, value_BX)
-    metrics = []
-    for rows, alive, kept, tokens, kept_tokens, reverse_kl, of_kept, logp, entropy in world.sum(value_NX).tolist():
+    metrics, total_NX = [], world.sum(value_NX).tolist()
+    for rows, alive, kept, tokens, kept_tokens, reverse_kl, of_kept, logp, entropy, looped, ended, gap in total_NX:
         metrics.append({"rows": rows})
         if alive and tokens:
             metrics[-1].update(keep_ratio=kept / alive, reverse_kl=reverse_kl / tokens, teacher_logp=logp / alive)
             metrics[-1].update({"reverse_kl_kept": of_kept / kept_tokens} if kept_tokens else {})
             metrics[-1].update({} if entropy_BT is None else {"teacher_entropy": entropy / tokens})
+            metrics[-1].update({} if rollout.looped_B is None else {"looped_ratio": looped / alive})
+            metrics[-1].update({"terminal_gap": gap / ended} if ended else {})
     return metrics

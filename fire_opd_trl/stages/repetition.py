@@ -14,7 +14,7 @@ SHORTEST_TAIL = 32
 def looped_tail_B(token_BT: torch.Tensor, own_BT: torch.Tensor) -> torch.Tensor:
     """
     Whether a row ends in a loop: for some period `p` of 1 to 128 tokens, `y_t = y_(t-p)` among the last
-    `max(3 p, 32)` tokens. A piece that is cut short at the end still counts, a piece in which one token changes does not.
+    `max(3 p, 32)` tokens. A piece that is cut short at the end still counts; one in which a token changes does not.
 
     Args:
         token_BT (`torch.Tensor`): Token ids.
