@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "aux_loss": "tests/trainer/test_mixtures.py",
     "fire/empty_steps": "tests/trainer/test_callbacks.py",
+    "fire/keep_ratio_looped": "no answer to the embedded task loops; tests/stages/test_metrics.py has some that do",
     "fire/left_out": "tests/preflight/test_streams.py",
     "fire/sampling_gap": "tests/engine/test_colocate.py",
     "fire/sampling_kl": "tests/rollouts/test_engine_gap.py",
@@ -44,7 +45,8 @@ def rows_of_the_page() -> list[str]:
     """The key of each row, from the tables whose first column is called so."""
     text = (ROOT / "docs" / "metrics.md").read_text()
     tables = re.findall(r"^\| key \|.*\n\|[ -|]*\n((?:\|.*\n)+)", text, re.M)
-    return [re.match(r"\| `([^`]+)`", row)[1] for table in tables for row in table.splitlines()]
+    rows = [row.replace("\\|", "|") for table in tables for row in table.splitlines()]  # Markdown's way to write it
+    return [re.match(r"\| `([^`]+)`", row)[1] for row in rows]
 
 
 def pattern(row: str) -> str:
@@ -81,15 +83,12 @@ def runs(tmp_path_factory) -> list[list[dict]]:
 def test_the_page_has_a_row_for_every_key_that_a_run_logs_and_every_row_is_of_such_a_key(runs):
     rows = rows_of_the_page()
     assert len(rows) == len(set(rows)) > 60
+    assert "eval_{key}" in rows
     keys = {key for logs in runs for log in logs for key in log}
-    asked = {row: {key for key in keys if re.fullmatch(pattern(row), key)} for row in rows}
-    of_training = {key for row, found in asked.items() if not row.startswith("eval_") for key in found}
-    known = {key for found in asked.values() for key in found}
-    known -= {key for key in asked["eval_{key}"] if key.removeprefix("eval_") not in of_training}
-    known |= {key for row, found in asked.items() if row != "eval_{key}" for key in found}
-    assert keys - known == set(), "docs/metrics.md has no row for them"
-    never = {row for row, found in asked.items() if not found}
-    assert never == set(ELSEWHERE), "rows that no run logs, and reasons for it"
+    asked = {row: {key for key in keys if re.fullmatch(f"(eval_)?{pattern(row)}", key)} for row in rows}
+    assert keys - set().union(*asked.values()) == set(), "docs/metrics.md has no row for them"
+    never = {row for row, found in asked.items() if not found} - {"eval_{key}"}
+    assert never == set(ELSEWHERE), "rows of keys that no run logs, and the reasons for it"
 
 
 def test_what_no_run_here_logs_is_shown_by_another_test():
