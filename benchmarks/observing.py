@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +28,7 @@ from fire_opd_trl.trainer import trainer
 from fire_opd_trl.trainer.callbacks import StepTimer
 
 
+TRIES = 3  # of the mathematics
 # What only observes: its name here, and where the trainer finds it. Others may be added; none may contain another.
 OBSERVERS = {
     "metrics of the window": (pipeline, "window_metrics"),
@@ -63,7 +65,7 @@ def timed(observers: dict[str, tuple[Any, str]] = OBSERVERS) -> Iterator[dict[st
 
 
 def of_a_run(options: argparse.Namespace) -> dict[str, float]:
-    """Returns seconds a step: of the step itself, under "step", and of each observer; without the first step."""
+    """Returns median seconds: of a step, under "step", and of each observer, which is called once in it."""
     from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
     from fire_opd_trl.demo import task
     from fire_opd_trl.demo.run import model_path
@@ -94,11 +96,11 @@ def of_a_run(options: argparse.Namespace) -> dict[str, float]:
         )
         run.train()
     steps = [log["step_time"] for log in run.state.log_history if "step_time" in log][1:]
-    return {"step": sum(steps) / len(steps)} | {name: sum(each[1:]) / len(steps) for name, each in seconds.items()}
+    return {"step": median(steps)} | {name: median(each[1:]) for name, each in seconds.items()}
 
 
 def of_the_mathematics(rows: int, tokens: int) -> dict[str, float]:
-    """Returns the seconds of a whole `distil`, under "step", and of what only observes, at the second call of each."""
+    """Returns the median seconds of a whole `distil`, under "step", and of what only observes."""
     generator = torch.Generator().manual_seed(0)
     logp_BT, other_BT, one_BT, two_BT = -torch.rand(4, rows, tokens, generator=generator)
     length_B1 = torch.randint(tokens // 8, tokens + 1, (rows, 1), generator=generator)
@@ -108,15 +110,15 @@ def of_the_mathematics(rows: int, tokens: int) -> dict[str, float]:
     scores = Scores(logp_BT, other_BT, -one_BT, -two_BT)
     names = ("metrics of the window", "top decile of advantages")
     places = OBSERVERS[names[0]], (metrics, "top_decile_share")
+    steps, loops = [], []
     with timed(dict(zip(names, places, strict=True))) as seconds:
-        for _ in range(2):
+        for _ in range(TRIES):
             started = perf_counter()
             distil(rollout, scores, METHODS["fire"](), Context())
-            step = perf_counter() - started
-    started = perf_counter()
-    looped_tail_B(id_BT, mask_BT)
-    loops = perf_counter() - started
-    return {"step": step, **{name: each[-1] for name, each in seconds.items()}, "loops": loops}
+            steps.append(perf_counter() - started)
+            looped_tail_B(id_BT, mask_BT)
+            loops.append(perf_counter() - started - steps[-1])
+    return {"step": median(steps), **{name: median(each) for name, each in seconds.items()}, "loops": median(loops)}
 
 
 def table(seconds: dict[str, float], whole: str) -> str:

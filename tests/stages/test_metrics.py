@@ -51,8 +51,7 @@ def test_the_metrics_of_a_window_by_hand():
             "keep_ratio_looped": 1 / 2,  # the same rows
             "looped_ratio": 2 / 3,  # of rows 2, 3 and 4
             "terminal_gap": -2 + 4,  # teacher - student at the last token of row 3, the only usable one that finished
-            # A tenth of 3 tokens is 0.3 of the largest; the bins of 0.5, 2 and 3 are 1/256, 1/64 and 1/64 wide.
-            "advantage_top_decile": 0.3 * (3 + 1 / 128) / (5.5 + 1 / 512 + 2 / 128),
+            "advantage_top_decile": 0.3 * 3 / 5.5,  # a tenth of 3 tokens, 0.3 of the largest
         },
         rel=1e-6,
     )
@@ -113,7 +112,7 @@ def test_the_metrics_of_each_teacher_by_hand():
     ],
 )
 def test_the_share_of_the_top_decile_by_hand(values, share):
-    assert top_decile_share(f64([values]), len(values), World()) == pytest.approx(share, rel=0.008)
+    assert top_decile_share(f64([values]), len(values), World()) == pytest.approx(share, rel=1e-6)
 
 
 def test_the_share_of_the_top_decile_is_right_within_0_8_percent_and_depends_on_no_layout():
@@ -129,3 +128,7 @@ def test_the_share_of_the_top_decile_is_right_within_0_8_percent_and_depends_on_
         parts = value_BT.split([1, 30, 9])
         shares = on_ranks(3, lambda rank, world, parts=parts: top_decile_share(parts[rank], 2000, world))
         assert shares == [whole] * 3
+    # The worst there is: ten tokens at the lower and one at the upper end of a bin, and 1.1 of 11 are a tenth.
+    values = f64([[1.0] * 10 + [1.0078]])
+    assert top_decile_share(values, 11, World()) == pytest.approx((1.0078 + 0.1) / 11.0078, rel=0.008)
+    assert top_decile_share(values, 11, World()) != pytest.approx((1.0078 + 0.1) / 11.0078, rel=0.005)
