@@ -20,7 +20,7 @@ ELSEWHERE = {
     "fire/left_out": "tests/preflight/test_streams.py",
     "fire/sampling_gap": "tests/engine/test_colocate.py",
     "fire/sampling_kl": "tests/rollouts/test_engine_gap.py",
-    "fire/sampling_unknown": "tests/trainer/test_trainer.py",
+    "fire/sampling_unknown": "tests/rollouts/test_engine_gap.py",
     "tools/call_frequency": "TRL logs it where the student has tools",
     "tools/failure_frequency": "TRL logs it where the student has tools",
     "sampling/sampling_logp_difference/{mean|max}": "TRL logs it with vLLM, which these tests do not need",
