@@ -12,7 +12,7 @@ from fire_opd_trl.rollouts.drawn_rows import FATES, bring_rows, drawn_rows, weig
 from fire_opd_trl.stages import World
 
 
-SIZES = [17, 0, 13, 10]  # rows of four ranks
+SIZES = [17, 1, 12, 10]  # rows of four ranks
 EMPTY, BROKEN = 4, 9
 
 

@@ -54,10 +54,9 @@ def test_steps_are_foreseen_as_transformers_decides_them(name, max_steps, steps_
 
 def test_a_window_is_recorded_under_the_first_of_its_logged_steps():
     def foreseen(step: int, **settings) -> int | None:
-        args = SimpleNamespace(
-            **{"log_rollouts": 4, "logging_first_step": True, "logging_strategy": "steps"},
-            **{"steps_per_generation": 8, "gradient_accumulation_steps": 4, "num_iterations": 2, **settings},
-        )
+        window = {"steps_per_generation": 8, "gradient_accumulation_steps": 4, "num_iterations": 2}
+        logging = {"log_rollouts": 4, "logging_first_step": True, "logging_strategy": "steps"}
+        args = SimpleNamespace(**{**window, **logging, **settings})
         state = SimpleNamespace(global_step=step, max_steps=20, logging_steps=3)
         recorder = RolloutRecorder(args, task.build_tokenizer(), ["teacher"], {})
         return recorder.step_of_window(state)
@@ -90,8 +89,8 @@ def test_windows_whose_steps_are_logged_are_recorded_and_evaluations_are_not(tmp
     assert list(recorded_steps(tmp_path)) == [1, 4]  # the windows 1-2 and 3-4; 5-6 has no logged step
     rows = recorded(tmp_path)
     for step in (1, 4):
-        thresholds = {row["threshold"] for row in rows if row["step"] == step}
-        assert thresholds == {pytest.approx(logs[step]["fire/threshold"])}
+        (threshold,) = {row["threshold"] for row in rows if row["step"] == step}
+        assert threshold == pytest.approx(logs[step]["fire/threshold"])
     about = json.loads(pq.read_schema(recorded_steps(tmp_path)[4]).metadata[b"fire_opd"])
     assert about == {
         "format": 1,
