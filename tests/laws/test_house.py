@@ -36,7 +36,8 @@ MAY_IMPORT_HEAVY = {
 # All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room.
 ORDER = """
 stages/world stages/records stages/rollout stages/group stages/scope stages/score stages/filter stages/reweight
-stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/__init__
+stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/repetition
+stages/__init__
 spelling
 pipeline
 methods
