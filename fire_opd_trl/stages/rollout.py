@@ -40,8 +40,8 @@ class Rollout:
     looped_B: torch.Tensor | None = None
 
     def __post_init__(self):
-        kinds = {"mask_BT": YES_OR_NO, "teacher_B": WHOLE, "group_B": WHOLE, "reward_B": FRACTIONS}
-        take_tensors(self, **kinds, finished_B=YES_OR_NO, looped_B=YES_OR_NO)
+        yes_or_no = dict.fromkeys(("mask_BT", "finished_B", "looped_B"), YES_OR_NO)
+        take_tensors(self, **yes_or_no, teacher_B=WHOLE, group_B=WHOLE, reward_B=FRACTIONS)
 
     @property
     def alive_B(self) -> torch.Tensor:
