@@ -4,7 +4,6 @@ what was seen and what to do. Plain arithmetic on plain numbers: a run can be ex
 """
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +42,8 @@ class Mean:
     @classmethod
     def of(cls, values: list[float]) -> "Mean":
         """The mean of at least two values."""
-        return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)), len(values))
+        count, mean = len(values), sum(values) / len(values)
+        return cls(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count), count)
 
     @property
     def spread(self) -> float:
@@ -108,13 +108,15 @@ class Past:
 
     def beginnings(self, name: str) -> list[Mean]:
         """
-        How a metric began: its first window, which no update had touched yet, with the spread of the last ones; and
-        the mean of the first windows, which is more certain unless the run fell ill in them.
+        How a metric began: its first window, which no update had touched yet, with the spread of the last ones (less,
+        where it is less: most metrics spread by a share of themselves); and the mean of the first windows, which is
+        more certain unless the run fell ill in them.
         """
         now, first = self.recent(name), self.first.get(name, [])
         if now is None or not first:
             return []
-        return [Mean(first[0], now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
+        share = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 else 1.0
+        return [Mean(first[0], share * now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
 
 
 @dataclass(frozen=True)
