@@ -294,6 +294,7 @@ def result(trainer) -> dict:
         "grad_norm": [float(log["grad_norm"]) for log in logs],
         "metrics": logs,
         "survivors_of_ranks": survivors,
+        "steps_of_ranks": trainer.world.gather(torch.tensor([trainer.state.global_step])).tolist(),
         "world_size": trainer.accelerator.num_processes,
         "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
         "zero_stage": trainer._dist.zero_stage,
