@@ -14,8 +14,8 @@ from fire_opd_trl.stages.watchdogs import WATCHDOGS, examine
 
 TOKENIZER = task.build_tokenizer()
 LOOP = TOKENIZER("1+1+0=02,")["input_ids"] * 9
-ROWS = 16
-QUIET = {"preflight": False, "print_metrics": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
+ROWS = 8
+QUIET = {"preflight": False, "print_metrics": "none", "save_strategy": "no"}
 
 
 def numbers(prompt: str) -> tuple[int, ...]:
@@ -37,12 +37,18 @@ def run_on(answer, folder, steps: int, teacher=None, resume=None, **config) -> F
         prompt_ids = [TOKENIZER(prompt)["input_ids"] for prompt in prompts]
         return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None}
 
-    args = {"learning_rate": 1e-6, "max_completion_length": len(LOOP), **QUIET, **config}
+    args = {"learning_rate": 1e-6, "max_completion_length": len(LOOP), "logging_steps": 1, **QUIET, **config}
     trainer = FiReOPDTrainer(
         model=loaded("student"),
         teacher_model=teacher or loaded("teacher"),
         args=FiReOPDConfig(
-            str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=ROWS, max_steps=steps, **args
+            str(folder),
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            per_device_train_batch_size=ROWS,
+            max_steps=steps,
+            **args,
         ),
         train_dataset=task.dataset("train", ROWS * 40, seed=0),
         rollout_func=rollout,
@@ -123,22 +129,24 @@ def test_answers_are_cut_and_few_tokens_carry_the_update(tmp_path, capsys):
 
 def test_a_teacher_that_ends_at_once(tmp_path):
     teacher = teacher_of_ends(20, at_the_end=False)
-    data = task.dataset("train", ROWS * 24, seed=0)
-    config = {"method": "opd_full", "learning_rate": 3e-3, "max_steps": 24, **QUIET}
-    sampling_trainer(tmp_path, rows=ROWS, teacher=teacher, dataset=data, **config).train()
+    data, config = task.dataset("train", 16 * 24, seed=0), {"method": "opd_full", "learning_rate": 3e-3}
+    sampling_trainer(tmp_path, rows=16, teacher=teacher, dataset=data, max_steps=24, **QUIET, **config).train()
     assert list(steps_of(tmp_path)) == ["length_collapse"]
 
 
 def test_a_learning_rate_that_is_far_too_high(tmp_path):
     data, config = task.dataset("train", 8 * 21, seed=0), {"max_completion_length": 12, "watchdogs": {"truncated": 1}}
-    sampling_trainer(
-        tmp_path, rows=8, dataset=data, method="opd", learning_rate=3e-2, max_steps=21, **QUIET, **config
-    ).train()
+    config |= {"method": "opd", "learning_rate": 3e-2, "max_steps": 21}
+    sampling_trainer(tmp_path, rows=8, dataset=data, **QUIET, **config).train()
     assert list(steps_of(tmp_path)) == ["kl_rising"]
 
 
-def test_a_student_that_learns_nothing_but_one_answer(tmp_path):
-    run_on(lambda window, row, prompt: whole(prompt), tmp_path, steps=40, method="opd", learning_rate=1e-3)
+def test_a_student_that_becomes_sure_of_everything(tmp_path):
+    """It learns right answers alone, from a teacher that is never in doubt."""
+    teacher = teacher_of_ends(0, at_the_end=True)
+    teacher.lm_head.weight.data *= 3
+    config = {"method": "opd", "learning_rate": 2e-3}
+    run_on(lambda window, row, prompt: whole(prompt), tmp_path, steps=30, teacher=teacher, **config)
     assert list(steps_of(tmp_path)) == ["entropy_collapse"]
 
 
