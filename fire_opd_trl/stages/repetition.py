@@ -3,16 +3,18 @@
 import torch
 
 
-# A tail is a loop if its last piece stands there at least so often, over at least so many tokens.
-LONGEST_PIECE = 64
-REPETITIONS = 4
+# A tail is a loop if its last piece stands there at least so often, over at least so many tokens. Of 32 greedy answers
+# of SmolLM2-135M-Instruct, 12 were cut at 448 tokens: these numbers find the ten of them that loop, and not the two
+# that count on. Of 8,000 texts that people wrote (code, manuals, tables, data), cut at random places, they find none.
+LONGEST_PIECE = 128
+REPETITIONS = 3
 SHORTEST_TAIL = 32
 
 
 def looped_tail_B(token_BT: torch.Tensor, own_BT: torch.Tensor) -> torch.Tensor:
     """
-    Whether a row ends in a loop: for some period `p` of 1 to 64 tokens, the last `n = max(4 p, 32)` tokens satisfy
-    `y_t = y_(t-p)`. A piece that is cut short at the end still counts, a piece in which one token changes does not.
+    Whether a row ends in a loop: for some period `p` of 1 to 128 tokens, `y_t = y_(t-p)` among the last
+    `max(3 p, 32)` tokens. A piece that is cut short at the end still counts, a piece in which one token changes does not.
 
     Args:
         token_BT (`torch.Tensor`): Token ids.

@@ -11,7 +11,8 @@ from fire_opd_trl.stages import metrics_by_teacher, window_metrics
 
 def test_the_metrics_of_a_window_by_hand():
     # Row 0 is empty, row 1 has a broken teacher value, row 2 is dropped, rows 3 and 4 survive.
-    sampled = Rollout(mask("00", "11", "11", "11", "10"), *[None] * 3, *torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 0, 1]]))
+    finished_B, looped_B = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 0, 1]])
+    sampled = Rollout(mask("00", "11", "11", "11", "10"), finished_B=finished_B, looped_B=looped_B)
     usable = sampled.only(torch.tensor([True, False, True, True, True]))
     kept = usable.only(torch.tensor([False, False, False, True, True]))
     scores = Scores(
