@@ -284,8 +284,9 @@ def risen_kl(past: Past) -> list[Sight]:
         return sights
     for low in (lowest, *begun[:1]):
         rise, scale = now.above(low), max(begun[0].value, low.value, SMALLEST_KL)
+        more = max(now.value, 0.0) - max(low.value, 0.0)  # the estimate is below 0 where answers are not its own
         facts = {"now": now.value, "lowest": low.value, "then": begun[0].value}
-        sights.append(Sight(Mean(rise.value / scale, rise.error / scale), facts))
+        sights.append(Sight(Mean(more / scale, rise.error / scale), facts))
     return sights
 
 

@@ -138,6 +138,10 @@ def test_weights_that_are_all_zero_say_nothing():
     assert alarms(windows(60, fire__weight_ess=0.0)) == []
 
 
+def test_an_estimate_of_the_kl_below_zero_does_not_rise():
+    assert alarms(windows(40, fire__reverse_kl=around(-0.5)), windows(40, 41, fire__reverse_kl=around(-0.2))) == []
+
+
 def test_windows_without_survivors_count_for_answers_alone():
     empty = {**WELL, "fire/kept_rows": 0.0, "entropy": 0.0, "fire/reverse_kl": 0.0, "completions/clipped_ratio": 1.0}
     assert alarms([{**empty, "step": step} for step in range(1, 60)]) == [("truncated", FEWEST)]
