@@ -4,7 +4,6 @@ what was seen and what to do. Plain arithmetic on plain numbers: a run can be ex
 """
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +42,8 @@ class Mean:
     @classmethod
     def of(cls, values: list[float]) -> "Mean":
         """The mean of at least two values."""
-        return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)), len(values))
+        count, mean = len(values), sum(values) / len(values)
+        return cls(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count), count)
 
     @property
     def spread(self) -> float:
@@ -101,20 +101,26 @@ class Past:
         if kl is not None and (self.lowest_kl is None or kl.value < self.lowest_kl.value):
             self.lowest_kl = kl
 
+    def last(self, name: str) -> list[float]:
+        """A metric in those of the last windows that have it."""
+        return [window[name] for window in list(self.windows)[-RECENT:] if name in window]
+
     def recent(self, name: str, fewest: int = FEWEST) -> Mean | None:
-        """The mean of a metric over the last windows that have it, unless there are too few."""
-        values = [window[name] for window in list(self.windows)[-RECENT:] if name in window]
+        """The mean of a metric over the last windows, unless too few have it."""
+        values = self.last(name)
         return Mean.of(values) if len(values) >= fewest else None
 
     def beginnings(self, name: str) -> list[Mean]:
         """
         How a metric began: its first window, which no update had touched yet, with the spread of the last ones; and
-        the mean of the first windows, which is more certain unless the run fell ill in them.
+        the mean of the first windows, which is more certain unless the run fell ill in them. Where the first window is
+        lower, its spread is less by the root of that, as for sums over few tokens.
         """
         now, first = self.recent(name), self.first.get(name, [])
         if now is None or not first:
             return []
-        return [Mean(first[0], now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
+        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 else 1.0
+        return [Mean(first[0], math.sqrt(lower) * now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
 
 
 @dataclass(frozen=True)
@@ -177,10 +183,19 @@ class Alarm:
 # What each of them looks at
 
 
+def falls(values: list[float]) -> bool:
+    """Whether the later half of some values is lower in the mean."""
+    half = len(values) // 2
+    return sum(values[half:]) / (len(values) - half) < sum(values[:half]) / half - 1e-9
+
+
 def cut_answers(past: Past) -> list[Sight]:
-    """The share of answers that were cut at the length limit."""
-    share = past.recent("completions/clipped_ratio")
-    return [Sight(share)] if share else []
+    """
+    The share of answers that were cut at the length limit. While it falls, the student is learning to end, and nothing
+    is said.
+    """
+    values = past.last("completions/clipped_ratio")
+    return [] if len(values) < FEWEST or falls(values) else [Sight(Mean.of(values))]
 
 
 def shorter_answers(past: Past) -> list[Sight]:
@@ -215,30 +230,29 @@ def longer_answers(past: Past) -> list[Sight]:
 def kept_beyond_finished(past: Past, kind: str, ratio: str) -> list[Sight]:
     """
     By how much more of the looped (or cut) answers the filter has kept than of those that ended. They are compared
-    inside each window, since a filter ranks one window, and counts add up over windows, since one window of 16 rows
-    says nothing. Of a window with n such rows, k of them kept, and the share f kept of those that ended, k - n f is
-    the excess; the number is sum(k - n f) / sum(n), and its error that of a ratio of sums over windows.
+    inside each window, since a filter ranks one window, and the counts of many windows add up, since one window of 16
+    rows says nothing. Of a window with n such rows and m that ended, of which the shares k and f are kept, k - f is
+    the excess, and counts n m / (n + m) (Mantel and Haenszel's weights); the error is that of a weighted mean over
+    windows.
     """
     counts = []
     for window in past.windows:
         kept, finished = window.get(f"fire/keep_ratio_{kind}"), window.get("fire/keep_ratio_finished")
-        if kept is not None and finished is not None and ratio in window and window.get("fire/keep_ratio", 1.0) < 1.0:
-            counts.append((window[ratio] * rows_of(window, kind), kept, finished))
-    rows = sum(n for n, _, _ in counts)
+        if kept is None or finished is None or ratio not in window or window.get("fire/keep_ratio", 1.0) == 1.0:
+            continue
+        n, m = window[ratio] * window["fire/rows"], window["fire/rows"] * (1 - window["completions/clipped_ratio"])
+        if n and m:
+            counts.append((n, n * m / (n + m), kept, finished))
+    rows = sum(n for n, *_ in counts)
     if len(counts) < FEWEST or rows < FEWEST_ROWS:
         return []
-    more = sum(n * (kept - finished) for n, kept, finished in counts) / rows
-    squares = sum((n * (kept - finished - more)) ** 2 for n, kept, finished in counts)
-    error = math.sqrt(squares * len(counts) / (len(counts) - 1)) / rows
-    share = sum(n * kept for n, kept, _ in counts) / rows
+    whole = sum(weight for _, weight, _, _ in counts)
+    more = sum(weight * (kept - finished) for _, weight, kept, finished in counts) / whole
+    squares = sum((weight * (kept - finished - more)) ** 2 for _, weight, kept, finished in counts)
+    error = math.sqrt(squares * len(counts) / (len(counts) - 1)) / whole
+    share = sum(weight * kept for _, weight, kept, _ in counts) / whole
     facts = {"kept": share, "kept_finished": share - more, "rows": rows, "looped": float(kind == "looped")}
     return [Sight(Mean(more, error, len(counts)), facts, f"fire/keep_ratio_{kind}")]
-
-
-def rows_of(window: Mapping[str, float], kind: str) -> float:
-    """The rows of which a share is cut (all of a window), or looped (those that could train)."""
-    unusable = window.get("fire/empty", 0.0) + window.get("fire/nonfinite_teacher", 0.0)
-    return window["fire/rows"] - (unusable if kind == "looped" else 0.0)
 
 
 def kept_loops(past: Past) -> list[Sight]:
@@ -269,8 +283,9 @@ def risen_kl(past: Past) -> list[Sight]:
         return sights
     for low in (lowest, *begun[:1]):
         rise, scale = now.above(low), max(begun[0].value, low.value, SMALLEST_KL)
+        more = max(now.value, 0.0) - max(low.value, 0.0)  # the estimate is below 0 where answers are not its own
         facts = {"now": now.value, "lowest": low.value, "then": begun[0].value}
-        sights.append(Sight(Mean(rise.value / scale, rise.error / scale), facts))
+        sights.append(Sight(Mean(more / scale, rise.error / scale), facts))
     return sights
 
 
@@ -292,9 +307,12 @@ def remaining_entropy(past: Past) -> list[Sight]:
 
 
 def unwanted_ends(past: Past) -> list[Sight]:
-    """By how many nats the student finds the tokens with which it ends likelier than the teacher does."""
-    gap = past.recent("fire/terminal_gap", RECENT)
-    return [Sight(Mean(-gap.value, gap.error, gap.windows))] if gap else []
+    """
+    By how many nats the student finds the tokens with which it ends likelier than the teacher does, in the last
+    windows where any answer ended. While that falls, the student is learning when to end, and nothing is said.
+    """
+    gaps = [-window["fire/terminal_gap"] for window in past.windows if "fire/terminal_gap" in window][-RECENT:]
+    return [] if len(gaps) < RECENT or falls(gaps) else [Sight(Mean.of(gaps))]
 
 
 WATCHDOGS = {
@@ -409,13 +427,13 @@ WATCHDOGS = {
             above=True,
             largest=1000.0,
             reason="At 3 nats the teacher gives the token that ends an answer a twentieth of the student's "
-            "probability, in the geometric mean. A wrong end token costs ten nats and more.",
+            "probability, in the geometric mean. A wrong end token costs ten nats and more, and stays; a student "
+            "that has yet to learn when to end begins there too, but its gap shrinks.",
             look=unwanted_ends,
             says="the teacher finds the tokens with which the student ends its answers less likely by {value:.1f} "
             "nats (limit {limit:g}): they do not agree when, or with which token, an answer ends.",
             remedy="Compare the end tokens and chat templates of both: `fire-opd preflight` shows a prompt as each "
-            "sees it, and teacher_chat_template gives the teacher its own. If the student only stops too early, the "
-            "gap shrinks by training.",
+            "sees it, and teacher_chat_template gives the teacher its own.",
         ),
     )
 }
