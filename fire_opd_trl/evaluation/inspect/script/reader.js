@@ -135,7 +135,7 @@ function factsOf(t) {
         plural(t.length, "token"),
         t.reward == null ? null : `reward ${number(t.reward)}`,
         t.finished ? "finished" : "not finished",
-        `teacher: ${t.teacher}`,
+        state.all.some((one) => one.teacher !== t.teacher) ? `teacher: ${t.teacher}` : null,
         alike > 1 ? `one of ${alike} answers to this prompt` : null,
     ]
         .filter(Boolean)
