@@ -70,7 +70,9 @@ def test_a_teacher_from_which_nothing_can_be_learned_does_not_fit(change, said):
     assert said in fault
 
 
-@pytest.mark.parametrize("change", [{"broken": 2}, {"teacher": -10.79}, {"spread": 2.17}, {"spread": 2.1, "tokens": 99}])
+@pytest.mark.parametrize(
+    "change", [{"broken": 2}, {"teacher": -10.79}, {"spread": 2.17}, {"spread": 2.1, "tokens": 99}]
+)
 def test_a_fault_begins_at_its_limit(change):
     assert faults_of_fit(replace(GOOD, **change)) == []
 

@@ -59,8 +59,9 @@ def look(data, tmp_path, monkeypatch, capsys):
 
     def look(student=STUDENT, *teachers, **options) -> Look:
         options = {"prompts": data, "max_completion_length": 33, **options}
-        words = [word for name, value in options.items() for word in (f"--{name}", *([] if value is True else [value]))]
-        argv = ["--student", student, "--teacher", *(teachers or [TEACHER]), *map(str, words)]
+        argv = ["--student", student, "--teacher", *(teachers or [TEACHER])]
+        for name, value in options.items():
+            argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         folder = pair.sample_pair(asked(*argv))
         return Look(folder, capsys.readouterr().out)
 
