@@ -132,7 +132,8 @@ def json_lines(path: Path, lacks: list[str]) -> Iterator[dict[str, Any]]:
         if isinstance(line, dict):
             yield line
     if broken and broken != [len(lines)]:
-        lacks.append(f"{path.name}: {len(broken)} lines cannot be read, first line {broken[0]}.")
+        lines_of = f"{len(broken)} line{'s' * (len(broken) != 1)}"
+        lacks.append(f"{path.name}: {lines_of} cannot be read, the first is line {broken[0]}.")
 
 
 # Records
