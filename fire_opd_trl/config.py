@@ -32,16 +32,18 @@ from .refusals import (
     refuse_lone_completions,
     refuse_unless,
     refuse_wrong_combinations,
+    refuse_wrong_limits,
     unset_or,
     warn_of_effects,
     whole_number,
 )
-from .stages import LOSS_TYPES, SCOPES
+from .stages import LOSS_TYPES, SCOPES, WATCHDOGS
 
 
 PLACEMENTS = ("auto", "sharded", "replicated", "offload")
 BALANCES = ("none", "tokens")
 PRINTED = ("line", "all", "none")
+ON_SICK = ("warn", "stop", "ignore")
 # transformers' names for two fields under which GRPOConfig still has its defaults, where they have new names.
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -165,6 +167,7 @@ class FiReOPDConfig(GRPOConfig):
         "teacher_model_init_kwargs",
         "teacher_deepspeed",
         "teacher_chat_template_kwargs",
+        "watchdogs",
     ]
 
     # The method
@@ -384,6 +387,25 @@ class FiReOPDConfig(GRPOConfig):
         *YES_OR_NO,
     )
 
+    # What a run is watched for
+    on_sick: str = described(
+        "warn",
+        "What happens when a watchdog finds the run sick (answers that collapse or are cut, a filter that keeps "
+        "loops, a KL that rises, ...): 'warn' says so once, with what to do, and writes it into watchdogs.jsonl in "
+        "output_dir; 'stop' also ends training after that step, with a checkpoint unless save_strategy is 'no'; "
+        "'ignore' watches nothing. docs/symptoms.md describes each.",
+        *one_of(ON_SICK),
+    )
+    watchdogs: dict[str, Any] | str | None = described(
+        None,
+        "Other limits of watchdogs by name, as a dict (JSON on the CLI), for example '{\"truncated\": 0.5}' where "
+        "half of the answers may be cut; null (None) switches one off. Names and limits: "
+        + ", ".join(f"{name} {dog.limit:.2g}" for name, dog in WATCHDOGS.items())
+        + ".",
+        unset_or(is_dict_or_json),
+        "Give a dict of limits by name (JSON on the CLI).",
+    )
+
     # GRPO's own fields whose defaults differ here
     num_generations: int = described(
         1,
@@ -451,6 +473,8 @@ class FiReOPDConfig(GRPOConfig):
             refuse_wrong_combinations(self)
         if self.use_vllm:
             os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report what runs, and where
+        with gathered(together):
+            refuse_wrong_limits(self)
         with gathered(together):
             refuse_lone_completions(self, self.build_method())
         if faults := [*faults, *not_about(wrong, together)]:

@@ -9,7 +9,7 @@ from typing import Any
 from .methods import METHODS, unknown_method
 from .pipeline import Method, refuse_other_than_method
 from .spelling import did_you_mean
-from .stages import refuse_incomplete
+from .stages import WATCHDOGS, refuse_incomplete
 
 
 # Fields of the config that a recipe may take, and the name under which it takes them.
@@ -114,6 +114,22 @@ def refuse_unless(right: bool, config: Any, name: str, fix: str) -> None:
     """Raise an error that names the field, its value and what to change, unless the value is right."""
     if not right:
         raise ValueError(refusal(name, getattr(config, name), fix))
+
+
+def refuse_wrong_limits(config: Any) -> None:
+    """The config calls this for the limits of watchdogs. It refuses names that none has, and what is no limit."""
+    faults = []
+    for name, limit in (config.watchdogs or {}).items():
+        if name not in WATCHDOGS:
+            fix = f"There is no watchdog {name!r}.{did_you_mean(str(name), WATCHDOGS)} There are: "
+            faults.append(refusal("watchdogs", config.watchdogs, f"{fix}{', '.join(WATCHDOGS)}."))
+        elif not unset_or(number(0, WATCHDOGS[name].largest))(limit):
+            fix = (
+                f"{name}={limit!r} is no limit. Give a number from 0 to {WATCHDOGS[name].largest:g}, or null for none."
+            )
+            faults.append(refusal("watchdogs", config.watchdogs, fix))
+    if faults:
+        raise WrongSettings(*faults)
 
 
 def refuse_wrong_combinations(config: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..stages import Rollout, World, failing_alike, global_row_B
+from ..stages import Rollout, World, failing_alike, global_row_B, looped_tail_B
 from .layout import Batch
 
 
@@ -44,6 +44,7 @@ def rollout_from_trl(
         group_B=global_row_B(len(mask_BT), world, mask_BT.device) // group_size,
         reward_B=reward_B,
         finished_B=stop_BT.gather(1, last_B).squeeze(1) & mask_BT.any(dim=1),
+        looped_B=looped_tail_B(batch["completion_ids"], mask_BT & ~stop_BT),
     )
 
 

@@ -18,6 +18,7 @@ from .filter import as_many_at_random, drop_lowest, enough_margin, keep_all, mix
 from .group import correct_B, group_mean_B, group_z_B, mixed_outcome_B, outcome_margin_B, over_group_B, over_same_B
 from .loss import LOSS_TYPES, aggregate, clipped_surrogate, reference_kl, row_scale
 from .metrics import metrics_by_teacher, window_metrics
+from .repetition import looped_tail_B
 from .reweight import (
     confidence_and_confusion,
     early_tokens,
@@ -41,6 +42,7 @@ from .select import (
     unsure_or_far,
 )
 from .soundness import checked_output, refuse_broken_student, refuse_incomplete, refuse_missing, usable_B
+from .watchdogs import WATCHDOGS
 from .world import Context, World, failing_alike, global_row_B, order_by_draw, random_order_N, uniform_hash
 
 

@@ -29,7 +29,7 @@ class Rollout:
         group_B (`torch.Tensor`, *optional*): Number of the prompt, equal for all rows sampled from it.
         reward_B (`torch.Tensor`, *optional*): Outcome reward of the row; finite wherever the row has a token.
         finished_B (`torch.Tensor`, *optional*): Whether the row ended by itself rather than at the length limit.
-        looped_B (`torch.Tensor`, *optional*): Whether the end of the row repeats itself.
+        looped_B (`torch.Tensor`, *optional*): Whether the end of the row repeats itself; see [`looped_tail_B`].
     """
 
     mask_BT: torch.Tensor
@@ -40,8 +40,8 @@ class Rollout:
     looped_B: torch.Tensor | None = None
 
     def __post_init__(self):
-        kinds = {"mask_BT": YES_OR_NO, "teacher_B": WHOLE, "group_B": WHOLE, "reward_B": FRACTIONS}
-        take_tensors(self, **kinds, finished_B=YES_OR_NO, looped_B=YES_OR_NO)
+        yes_or_no = dict.fromkeys(("mask_BT", "finished_B", "looped_B"), YES_OR_NO)
+        take_tensors(self, **yes_or_no, teacher_B=WHOLE, group_B=WHOLE, reward_B=FRACTIONS)
 
     @property
     def alive_B(self) -> torch.Tensor:

@@ -249,6 +249,12 @@ class RunRecord(TrainerCallback):
             self.run |= {"status": status, "ended": now(), **found}
             self.write(args.output_dir)
 
+    def note(self, args: FiReOPDConfig, **facts: Any) -> None:
+        """Another callback calls this with what run.json must say too."""
+        if self.run:
+            self.run |= facts
+            self.write(args.output_dir)
+
     @contextmanager
     def of_failure(self, args: FiReOPDConfig) -> Iterator[None]:
         """Training runs inside this: what stops it is recorded, and raised all the same."""

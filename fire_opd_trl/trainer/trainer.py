@@ -51,6 +51,7 @@ from .logs import (
 from .progress import leave_out_noise, show_progress
 from .record import RunRecord, facts_of
 from .recorder import RolloutRecorder
+from .watchdogs import WatchdogCallback
 
 
 class FiReOPDTrainer(GRPOTrainer):
@@ -154,6 +155,8 @@ class FiReOPDTrainer(GRPOTrainer):
         show_progress(self, args)
         self._record = RunRecord(facts_of(self.model, sources, self.checked, self.method))
         self.add_callback(self._record)
+        self._watchdogs = WatchdogCallback(args, self._record, self._log_window)
+        self.add_callback(self._watchdogs)
         self._step_sums = StepSums(self.world)
         setup = RunSetup(self.accelerator, args, self.method, self.temperature, self.checked.student_rows)
         for model in [model for model in (self.model, self.ref_model) if model is not None]:
@@ -374,8 +377,13 @@ class FiReOPDTrainer(GRPOTrainer):
 
     def _report(self, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor) -> None:
         """The window's metrics, and its completions in TRL's table."""
-        for name, value in named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world):
-            self._log_window(f"fire/{name}", value)
+        named = named_metrics(self.teachers, self.method.signals, rollout, scores, signal, self.world)
+        window = {f"fire/{name}": value for name, value in named}
+        for name, value in window.items():
+            self._log_window(name, value)
+        if self._window_mode == "train":
+            of_trl = {name: of[-1] for name, of in self._metrics["train"].items() if name.startswith("completions/")}
+            self._watchdogs.see({**of_trl, **window})
         left_out = self.checked.left_out.get("train_dataset")  # of a stream, so far; rows are read before their window
         if left_out is not None and self._window_mode == "train":
             self._log_window("fire/left_out", float(left_out))
@@ -503,6 +511,8 @@ class FiReOPDTrainer(GRPOTrainer):
             shares["aux_loss"] = router_loss / self.world.ranks
         self._step_sums.add(loss, mask_BT & (scale_B > 0).unsqueeze(1), sums, shares)
         if self.accelerator.sync_gradients:
-            for name, value in self._step_sums.total(self.state.global_step).items():
+            of_step = self._step_sums.total(self.state.global_step)
+            self._watchdogs.see(of_step)
+            for name, value in of_step.items():
                 self._metrics["train"][name].append(value)
         return loss

@@ -36,7 +36,8 @@ MAY_IMPORT_HEAVY = {
 # All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room.
 ORDER = """
 stages/world stages/records stages/rollout stages/group stages/scope stages/score stages/filter stages/reweight
-stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/select stages/__init__
+stages/advantage stages/divergence stages/loss stages/soundness stages/metrics stages/watchdogs stages/select
+stages/repetition stages/__init__
 spelling
 pipeline
 methods
@@ -52,15 +53,19 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/card trainer/ending
+trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card trainer/ending
 trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
-evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair
+evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair evaluation/inspect/visible
+evaluation/inspect/token_types evaluation/inspect/run evaluation/inspect/curves evaluation/inspect/facts
+evaluation/inspect/figures evaluation/inspect/page evaluation/inspect/report evaluation/inspect/text
+evaluation/inspect/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/baselines
 evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
 evaluation/compare/command
+evaluation/inspect/__init__ evaluation/inspect/page
 cli
 """.split()
 # The standard library and torch are all that these rooms may import beside the package.

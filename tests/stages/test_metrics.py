@@ -11,7 +11,7 @@ from fire_opd_trl.stages import metrics_by_teacher, window_metrics
 
 def test_the_metrics_of_a_window_by_hand():
     # Row 0 is empty, row 1 has a broken teacher value, row 2 is dropped, rows 3 and 4 survive.
-    sampled = Rollout(mask("00", "11", "11", "11", "10"), finished_B=torch.tensor([True, True, False, True, False]))
+    sampled = Rollout(mask("00", "11", "11", "11", "10"), *[None] * 3, *torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 0, 1]]))
     usable = sampled.only(torch.tensor([True, False, True, True, True]))
     kept = usable.only(torch.tensor([False, False, False, True, True]))
     scores = Scores(
@@ -46,6 +46,11 @@ def test_the_metrics_of_a_window_by_hand():
             "confusion": 4.5 / 3 / 2,
             "keep_ratio_finished": 1,  # row 3 of row 3
             "keep_ratio_truncated": 1 / 2,  # row 4 of rows 2 and 4
+            "keep_ratio_looped": 1 / 2,  # the same rows
+            "looped_ratio": 2 / 3,  # of rows 2, 3 and 4
+            "terminal_gap": -2 + 4,  # teacher - student at the last token of row 3, the only usable one that finished
+            # A tenth of 3 tokens is 0.3 of the largest; the bins of 0.5, 2 and 3 are 1/256, 1/64 and 1/64 wide.
+            "advantage_top_decile": 0.3 * (3 + 1 / 128) / (5.5 + 1 / 512 + 2 / 128),
         },
         rel=1e-6,
     )

@@ -38,6 +38,7 @@ def window(seed: int = 0, rows: int = 40, width: int = 11, dtype: torch.dtype = 
         group_B=3 * prompt_B + 5,
         reward_B=reward_B.to(dtype),
         finished_B=row_B % 5 > 0,
+        looped_B=row_B % 7 == 3,
     )
     scores = Scores(
         teacher_logp_BT=(4 * rand().log() * rand()[:, :1]).to(dtype),
