@@ -24,6 +24,7 @@ def facts_of(run: Run) -> list[list[str]]:
     settings = about.get("settings") or {}
     facts = [
         ("status", status_of(run)),
+        *verdicts_of(about.get("fit") or {}),
         ("student", model_of(about.get("student"))),
         *(
             (f"teacher {name}" if len(teachers_of(run)) > 1 else "teacher", model_of(model))
@@ -42,6 +43,17 @@ def facts_of(run: Run) -> list[list[str]]:
         *(("missing", sentence) for sentence in run.lacks),
     ]
     return [[label, cut(str(text))] for label, text in facts if text]
+
+
+def verdicts_of(fits: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns whether the teachers of a pair that was sampled without training fit, and what speaks against them."""
+    return [
+        (
+            "does the teacher fit?" if len(fits) == 1 else f"does teacher {name} fit?",
+            ". ".join([f"{fit['verdict']}", *fit["because"]]),
+        )
+        for name, fit in fits.items()
+    ]
 
 
 def teachers_of(run: Run) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def recorded_of(run: Run) -> str:
     kept = sum(row["kept"] for row in rows)
     where = f"at step {steps[0]}" if len(steps) == 1 else f"at {len(steps)} steps from {steps[0]} to {steps[-1]}"
     counts = f"{kept:,} kept, {len(rows) - kept:,} dropped; {len(run.records.tokens):,} tokens"
-    return f"{len(rows):,} trajectories {where}: {counts}"
+    return f"{len(rows):,} {'trajectory' if len(rows) == 1 else 'trajectories'} {where}: {counts}"
 
 
 def cut(text: str) -> str:
@@ -102,19 +114,17 @@ def differences(run: Run, other: Run) -> list[list[str]]:
     """
     facts = [["not a fair comparison", sentence] for sentence in unfair(run, other)]
     mine, others = run.about.get("settings") or {}, other.about.get("settings") or {}
+    if not (mine and others):
+        return [*facts, ["differs", "not known: a run.json is missing"]]
     differing = [
         name
         for name in dict.fromkeys([*mine, *others])
         if name not in WHERE_IT_RAN and mine.get(name) != others.get(name)
     ]
-    facts += [
-        [f"differs: {name}", f"{shown(mine.get(name))} here, {shown(others.get(name))} in the other run"]
-        for name in differing
-    ]
-    if mine and others and not differing:
+    for name in differing:
+        facts.append([f"differs: {name}", f"{shown(mine.get(name))} here, {shown(others.get(name))} in the other run"])
+    if not differing:
         facts.append(["differs", "nothing in the settings"])
-    if not (mine and others):
-        facts.append(["differs", "not known: a run.json is missing"])
     return [[label, cut(text)] for label, text in facts]
 
 

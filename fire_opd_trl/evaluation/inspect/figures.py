@@ -101,12 +101,12 @@ def score_figure(records: Records, score: str) -> Figure:
             "lie close to 0, it draws a line through answers that are alike, and chance decides."
         )
         if (uncut := int((known & ~has_cut).sum())) > 0:
-            note += f" {uncut} trajectories of steps without a cut are left out."
+            note += f" Left out: {uncut} of steps without a cut."
     if (kept & has_cut & (records.of_rows("score") < cuts - SMALL)).any():
         note += " There are kept ones left of it: the filter ranks each teacher's answers apart, or draws at random."
     unscored = len(scores) - int(known.sum())
     if unscored:
-        note += f" {unscored} trajectories have no score: they are empty, or the teacher's values are not finite."
+        note += f" Left out: {unscored} without a score, since they are empty or the teacher's values are not finite."
     edges = edges_of(scores[shown])
     return {
         "id": "scores",

@@ -133,7 +133,7 @@ class Printer:
         """Yields the last kept trajectories, with their tokens shaded, and dropped ones of each reason."""
         kept = [row for row in rows if row["kept"]][-KEPT:]
         reasons = {row["dropped_because"]: row for row in rows if not row["kept"]}  # the last one of each
-        dropped = [reasons[why] for why in (*WHY, *reasons) if why in reasons][:DROPPED]
+        dropped = [reasons[why] for why in dict.fromkeys((*WHY, *reasons)) if why in reasons][:DROPPED]
         name, values = shade_of(kept)
         if name:
             yield from self.paragraph(
@@ -229,7 +229,8 @@ def cells(text: str) -> int:
 
 def padded(text: str, width: int) -> str:
     """Returns a text of so many places, cut or filled on the right; on the left for a negative width."""
-    text = shortened(text, abs(width))
+    while cells(text) > abs(width):
+        text = f"{text[:-2]}…"
     space = " " * (abs(width) - cells(text))
     return space + text if width < 0 else text + space
 
