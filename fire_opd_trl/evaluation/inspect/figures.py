@@ -18,6 +18,7 @@ BINS = 40
 CELLS = 24  # of the density, along each axis
 PLACES = 60  # longest answer whose places are shown one by one, and about the number of bins of longer ones
 HEAVIEST = 20  # tokens in the figure of the heaviest ones
+OFTEN = 10  # times that a token must occur for its mean weight to say something
 SMALL = 1e-5  # weights that differ by less are equal
 SMALLEST_MAX = 1e-6  # as in stages/reweight.py, whose import is that of torch
 
@@ -242,7 +243,7 @@ def heaviest_tokens(tokens: Tokens) -> Figure:
     if note := no_weights(tokens):
         return without("heaviest_tokens", title, note)
     counts = np.bincount(tokens.id, minlength=len(tokens.records.vocabulary))
-    often = max(5, len(tokens.id) // 2000)
+    often = max(OFTEN, len(tokens.id) // 2000)
     sums = np.bincount(tokens.id, tokens.of("weight"), minlength=len(counts))
     frequent = np.flatnonzero(counts >= often)
     if not len(frequent):

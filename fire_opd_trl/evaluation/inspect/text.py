@@ -11,7 +11,7 @@ from .visible import shortened, visible
 
 
 KEPT, DROPPED = 3, 2  # trajectories that are shown
-PROMPT_LINES, ANSWER_LINES, HEAVIEST = 3, 8, 10
+PROMPT_LINES, ANSWER_LINES, HEAVIEST = 4, 8, 10
 LONGEST = 200  # signs of a token
 SHADES = (0.75, 0.9, 0.98)  # of the shown tokens; what is above one of them is shaded one step more
 COLOURS = ("", "\x1b[38;5;16;48;5;223m", "\x1b[38;5;16;48;5;215m", "\x1b[38;5;16;48;5;203m")
@@ -146,11 +146,11 @@ class Printer:
             yield ""
             yield from self.paragraph(title_of(row))
             prompt = self.wrapped([(line, 0) for line in row["prompt"].splitlines(keepends=True)])
-            yield from (self.styled(line, FAINT) for line in limited(list(prompt), PROMPT_LINES))
+            yield from (self.styled(line, FAINT) for line in last_of(list(prompt), PROMPT_LINES))
             sizes = size_of(row, name) if row["kept"] else None
             levels = np.zeros(len(row["tokens"]), int) if sizes is None else np.searchsorted(bounds, sizes)
             answer = self.wrapped(zip(row["tokens"], levels.tolist(), strict=True))
-            yield from limited(list(answer), ANSWER_LINES)
+            yield from first_of(list(answer), ANSWER_LINES)
         rest = len(rows) + left_out - len(kept) - len(dropped)
         if rest:
             yield ""
@@ -200,8 +200,8 @@ def title_of(row: dict[str, Any]) -> str:
     ended = "finished" if row["finished"] else "truncated" if row["truncated"] else "not finished"
     parts = [
         "kept" if row["kept"] else f"DROPPED, since {WHY.get(row['dropped_because'], row['dropped_because'])}",
-        "" if row["score"] is None else f"score {row['score']:.3f}",
-        "" if row["threshold"] is None else f"cut {row['threshold']:.3f}",
+        "" if row["score"] is None else f"score {row['score']:.3g}",
+        "" if row["threshold"] is None else f"cut {row['threshold']:.3g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
         ended,
         "looped" if row["looped"] else "",
@@ -244,8 +244,11 @@ def pieces_of(text: str, width: int) -> Iterator[str]:
     yield text
 
 
-def limited(lines: list[str], most: int) -> list[str]:
+def first_of(lines: list[str], most: int) -> list[str]:
     """Returns the first lines of many, and how many more there are."""
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+
+
+def last_of(lines: list[str], most: int) -> list[str]:
+    """Returns the last lines of many, and how many stand before: of a chat's prompt, the question comes last."""
+    return lines if len(lines) <= most else [f"... {len(lines) - most + 1} more lines", *lines[1 - most :]]
