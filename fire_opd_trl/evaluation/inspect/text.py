@@ -147,8 +147,7 @@ class Printer:
             yield from self.paragraph(title_of(row))
             prompt = self.wrapped([(line, 0) for line in row["prompt"].splitlines(keepends=True)])
             yield from (self.styled(line, FAINT) for line in last_of(list(prompt), PROMPT_LINES))
-            sizes = size_of(row, name) if row["kept"] else None
-            levels = np.zeros(len(row["tokens"]), int) if sizes is None else np.searchsorted(bounds, sizes)
+            levels = np.searchsorted(bounds, sizes_of(row, name) if row["kept"] else np.zeros(len(row["tokens"])))
             answer = self.wrapped(zip(row["tokens"], levels.tolist(), strict=True))
             yield from first_of(list(answer), ANSWER_LINES)
         rest = len(rows) + left_out - len(kept) - len(dropped)
@@ -179,20 +178,16 @@ class Printer:
 def shade_of(rows: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
     """Returns what tokens are shaded by, and its values: their weights, or where these are equal their advantages."""
     for name in ("weight", "advantage"):
-        values = [size_of(row, name) for row in rows if row[name] is not None]
-        found = np.concatenate(values) if values else np.zeros(0)
+        found = np.concatenate([sizes_of(row, name) for row in rows]) if rows else np.zeros(0)
         if len(found) and found.max() > found.min():
             return name, found
     return "", np.zeros(0)
 
 
-def size_of(row: dict[str, Any], name: str) -> np.ndarray | None:
-    """Returns how large a number of each token of a trajectory is; 0 where it is not finite."""
-    return (
-        None
-        if not name or row[name] is None
-        else np.abs(np.nan_to_num(np.array(row[name], float), posinf=0, neginf=0))
-    )
+def sizes_of(row: dict[str, Any], name: str) -> np.ndarray:
+    """Returns how large a number of each token of a trajectory is; 0 where it is not finite or not known."""
+    numbers = row.get(name) or [0.0] * len(row["tokens"])
+    return np.abs(np.nan_to_num(np.array(numbers, float), posinf=0, neginf=0))
 
 
 def title_of(row: dict[str, Any]) -> str:

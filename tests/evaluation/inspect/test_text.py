@@ -47,7 +47,7 @@ step 3, loops, 2 times from step 2: More loops.
 Metrics, first and last
             first   last
 Loss          0.5  0.125
-Reverse KL   0.25  0.001  nats a token
+Reverse KL   0.25  0.001  nats
 
 Weight by type of token
                              mean weight  tokens
