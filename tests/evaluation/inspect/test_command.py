@@ -94,9 +94,12 @@ def test_wrong_arguments_are_refused_in_one_sentence(tmp_path, capsys):
         ([], "which run? Give the output_dir of a training, or a pair: --student, --teacher and --prompts."),
         (
             [run, "--student", "x"],
-            f"--student is of a pair that is sampled anew, and {run} is a run: give one of both.",
+            f"--student is for --student, --teacher and --prompts, and {run} is a run. Leave one out.",
         ),
-        ([run, "--rows", "5"], f"--rows is of a pair that is sampled anew, and {run} is a run: give one of both."),
+        (
+            [run, "--rows", "5"],
+            f"--rows is for --student, --teacher and --prompts, and {run} is a run. Leave one out.",
+        ),
         ([run, "--text", "--open"], "--text prints, and writes no page: leave out --output and --open."),
         ([run, "--text", "--output", "x"], "--text prints, and writes no page: leave out --output and --open."),
         ([run, "--trajectories", "0"], "--trajectories 0: give at least 1."),
