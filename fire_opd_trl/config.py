@@ -349,6 +349,22 @@ class FiReOPDConfig(GRPOConfig):
         *one_of(PRINTED),
     )
 
+    log_rollouts: int = described(
+        0,
+        "Trajectories that are recorded at every logging step, drawn at random over all ranks: each token with its "
+        "text, both log-probabilities, both entropies, weight and advantage, as parquet in the folder rollouts of "
+        "output_dir. 0 records none.",
+        whole_number(0),
+        "Give a whole number, for example 16; 0 records none.",
+    )
+    log_rollouts_megabytes: int = described(
+        200,
+        "Largest size of that folder. When it is reached, files are deleted evenly over the steps; the first and the "
+        "last one stay.",
+        whole_number(1),
+        "Give a whole number of megabytes of at least 1, for example 200.",
+    )
+
     # What fails in silence
     allow_guessing_teacher: bool = described(
         False,

@@ -111,6 +111,8 @@ class Signal:
         advantage_BT (`torch.Tensor`): Weighted advantages, 0 outside the mask and for dropped rows.
         metrics (`dict[str, float]`): Statistics of the window over all ranks.
         divergence_BT (`torch.Tensor`, *optional*): Weights of the divergence, 0 outside the mask and for dropped rows.
+        score_B (`torch.Tensor`, *optional*): By what the filter chose; without meaning for rows that were no longer
+            there: empty ones, and those with teacher values that are not finite.
     """
 
     keep_B: torch.Tensor
@@ -118,6 +120,7 @@ class Signal:
     advantage_BT: torch.Tensor
     metrics: dict[str, float]
     divergence_BT: torch.Tensor | None = None
+    score_B: torch.Tensor | None = None
 
 
 def refuse_other_than_method(value: Any) -> None:
@@ -194,4 +197,4 @@ def distil(rollout: Rollout, scores: Scores, method: Method, context: Context | 
     divergence = method.divergence
     divergence_BT = row_B1 * applied("divergence", divergence.weight or uniform) if divergence else None
     metrics = window_metrics(rollout, usable, kept, scores, score_B, weight_BT, advantage_BT, divergence_BT, context)
-    return Signal(kept.alive_B, weight_BT, advantage_BT, metrics, divergence_BT)
+    return Signal(kept.alive_B, weight_BT, advantage_BT, metrics, divergence_BT, score_B)

@@ -197,6 +197,7 @@ READ_WITH = {
     "multi_objective_aggregation": "reward_coef",
     "ref_model_mixup_alpha": "sync_ref_model",
     "ref_model_sync_steps": "sync_ref_model",
+    "log_rollouts_megabytes": "log_rollouts",
 }
 READ_BY_THE_POLICY_GRADIENT = {
     "epsilon", "epsilon_high", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",

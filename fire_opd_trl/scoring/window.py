@@ -110,19 +110,22 @@ class WindowScorer:
         return scores
 
     def scored(self, batch: Batch) -> Scores:
-        """The trainer calls this once for each window, when TRL has sampled it, for what the method reads of it."""
-        method, teacher = self._window().method, self._teacher(batch)
+        """
+        The trainer calls this once for each window, when TRL has sampled it. Returns all that is known of it: what the
+        method reads, and entropies wherever a head computes them anyway.
+        """
+        teacher = self._teacher(batch)
         student = self._old_policy(batch) or self._student(batch)
         divergence = student.observed.get("divergence")
-        scores = Scores(
+        knows = all(scorer.entropies for scorer in self.teachers.values())
+        return Scores(
             teacher_logp_BT=teacher.logp_BT,
             student_logp_BT=student.logp_BT,
-            teacher_entropy_BT=teacher.entropy_BT,
-            student_entropy_BT=student.entropy_BT,
+            teacher_entropy_BT=teacher.entropy_BT if knows else None,
+            student_entropy_BT=student.entropy_BT if self.student.entropies else None,
             reference_logp_BT=self.reference.token_scores(batch).logp_BT if self.reference else None,
             reverse_kl_BT=None if divergence is None else pad_ragged(divergence, teacher.logp_BT),
         )
-        return scores.only(method.signals)  # OPD needs no entropy
 
     def loss_observer(self, part: Batch, divergence: Divergence | None) -> Observer | None:
         """The loss calls this for each micro-batch: what compares the student with its teachers in its forward."""

@@ -200,8 +200,8 @@ def load_and_place(source: Source, alike: list[Source], setup: RunSetup) -> torc
         model = model.requires_grad_(False).eval()
         cut_to_student_rows(base_of(model), setup)
     refuse_unreadable_head(base_of(model), source.name)
-    entropies = "teacher_entropy_BT" in setup.method.signals
-    add_observable_head(base_of(model), setup, ("log_probs", "entropy") if entropies else ("log_probs",))
+    outputs = ("log_probs", "entropy") if setup.teacher_entropies else ("log_probs",)
+    add_observable_head(base_of(model), setup, outputs)
     for other in alike:
         if other.adapter is not None:
             model = add_adapter(model, other)

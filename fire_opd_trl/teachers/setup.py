@@ -32,6 +32,11 @@ class RunSetup:
     student_rows: int
 
     @property
+    def teacher_entropies(self) -> bool:
+        """Whether teachers compute entropies: for a method that reads them, or for trajectories that are recorded."""
+        return "teacher_entropy_BT" in self.method.signals or self.args.log_rollouts > 0
+
+    @property
     def deepspeed(self) -> bool:
         """Whether DeepSpeed trains the student."""
         return getattr(self.accelerator.state, "deepspeed_plugin", None) is not None

@@ -17,6 +17,7 @@ from ..preflight.inspection import check_inputs
 from ..preflight.precision import refuse_loaded_weights
 from ..preflight.streams import WholeStream, refuse_short_stream
 from ..refusals import chosen_method, refuse_missing_rewards, refuse_unread_weights
+from ..rollouts.drawn_rows import bring_rows, weighted_reward_B
 from ..rollouts.engine_gap import EngineMonitor
 from ..rollouts.from_trl import fill_empty_completions, rollout_from_trl, wrap_rollout_func
 from ..rollouts.images import images_of, lists_of_images, with_companion, without_lost_images
@@ -49,6 +50,7 @@ from .logs import (
 )
 from .progress import leave_out_noise, show_progress
 from .record import RunRecord, facts_of
+from .recorder import RolloutRecorder
 from .watchdogs import WatchdogCallback
 
 
@@ -162,6 +164,9 @@ class FiReOPDTrainer(GRPOTrainer):
         self.teachers = load_teachers(sources, self.checked.unknown, setup, lambda: self.model)
         self.reference = load_reference(reference, setup)
         self.window_scorer = self._window_scorer(setup)
+        about = {"method": self.method.name, "temperature": self.temperature, "reads": list(self.method.signals)}
+        self._recorder = RolloutRecorder(args, self.checked.tokenizer, list(self.teachers), about)
+        self.add_callback(self._recorder)
 
     def _settle_rewards(self) -> None:
         """TRL has made the environments, and has added the rewards of those that give any."""
@@ -194,13 +199,12 @@ class FiReOPDTrainer(GRPOTrainer):
         def of_module(name: str, module, entropies: bool = False) -> ModelScorer:
             return scorer(name, lambda: nullcontext(module()), lambda: setup.base_of(module()), entropies)
 
-        entropies = "teacher_entropy_BT" in self.method.signals
         keep = on_host if self.args.offload_teacher_states else torch.clone
         self._trl_reference = of_module("reference", lambda: self.ref_model)
         return WindowScorer(
             student=of_module("student", lambda: self.model, entropies=True),
             teachers={
-                name: scorer(name, placed.active, placed.base, entropies, placed.unknown, keep)
+                name: scorer(name, placed.active, placed.base, setup.teacher_entropies, placed.unknown, keep)
                 for name, placed in self.teachers.items()
             },
             reference=of_module("reference", lambda: self.reference) if self.reference is not None else None,
@@ -293,18 +297,19 @@ class FiReOPDTrainer(GRPOTrainer):
         rollout = self._rollout(batch, mode)
         context = Context(world, step / max(1, self.state.max_steps), self._window_seed)
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            scores = self.window_scorer.scored(batch)
+            known = self.window_scorer.scored(batch)
+        scores = known.only(method.signals)  # what a method does not read can break nothing
         with errors_name_step(step):
             signal = distil(rollout, scores, method, context)
         for_loss = self.window_scorer.end(signal.keep_B)
-        self._refuse_what_cannot_train(inputs, rollout, scores, signal)
-
-        sampled_BT = batch.get("sampling_per_token_logps")
-        gap = self.engine_monitor.observe(sampled_BT, rollout, scores, world, step)
         ratio_BT = batch.get("importance_sampling_ratio") if self.method.rollout_correction else None
         kept_BT = rollout.only(signal.keep_B).mask_BT
         advantage_BT = combined(signal.advantage_BT, kept_BT, reward_advantage_B, self.args.reward_coef, ratio_BT)
-        signal.metrics.update(gap)
+        if mode == "train":
+            self._record_rows(batch, rollout, known, signal, advantage_BT)
+        self._refuse_what_cannot_train(inputs, rollout, scores, signal)
+        sampled_BT = batch.get("sampling_per_token_logps")
+        signal.metrics.update(self.engine_monitor.observe(sampled_BT, rollout, scores, world, step))
         self._report(rollout, scores, signal, advantage_BT)
 
         batch["train_mask"], batch["keep"], batch["advantages"] = rollout.mask_BT, signal.keep_B, advantage_BT
@@ -329,6 +334,30 @@ class FiReOPDTrainer(GRPOTrainer):
         reward_BF = self._reward_NF[self.world.local_slice(rows)] if "reward_B" in self.method.needs else None
         stop_ids = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         return rollout_from_trl(batch, stop_ids, group, reward_BF, self.reward_weights, self.world)
+
+    def _record_rows(
+        self, batch: Batch, rollout: Rollout, scores: Scores, signal: Signal, advantage_BT: torch.Tensor
+    ) -> None:
+        """Trajectories of this window, if one of its steps will be logged; before anything can stop the step."""
+        step, reward_B = self._recorder.step_of_window(self.state), None
+        if step is None:
+            return
+        if no_reward not in self.reward_funcs:
+            reward_BF = self._reward_NF[self.world.local_slice(len(rollout.mask_BT))]
+            reward_B = weighted_reward_B(reward_BF, self.reward_weights)
+        rows = bring_rows(
+            batch,
+            rollout,
+            scores,
+            signal,
+            self.method,
+            advantage_BT=advantage_BT if self.method.advantage or self.args.reward_coef else None,
+            reward_B=reward_B,
+            count=self.args.log_rollouts,
+            seed=self._window_seed,
+            world=self.world,
+        )
+        self._recorder.write(step, rows, signal.metrics.get("threshold"))
 
     def _refuse_what_cannot_train(self, inputs, rollout: Rollout, scores: Scores, signal: Signal) -> None:
         """Stop all ranks where a teacher is broken or guesses."""

@@ -44,7 +44,8 @@ methods
 refusals
 config
 rollouts/__init__ rollouts/prompts rollouts/layout rollouts/from_trl rollouts/packing rollouts/exchange rollouts/images
-rollouts/micro_batches rollouts/ranks rollouts/engine_gap rollouts/records
+rollouts/micro_batches rollouts/ranks rollouts/engine_gap rollouts/token_texts rollouts/records
+rollouts/drawn_rows
 scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forward scoring/token_scores
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
@@ -52,8 +53,8 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/watchdogs trainer/card trainer/ending
-trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
+trainer/callbacks trainer/logs trainer/progress trainer/record trainer/watchdogs trainer/recorder trainer/card
+trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
@@ -77,7 +78,9 @@ TESTED_ELSEWHERE = {
     "preflight/tryout": "preflight/test_command.py: it tries models, under --with-models",
     "demo/run": "laws/test_wheel.py and examples/test_examples.py: the demo takes steps where it is installed",
     "demo/make_models": "it trains the embedded models for minutes; all tests of training start from what it made",
+    "trainer/one_window": "evaluation/inspect/test_pair.py: a look at a pair from end to end",
     "evaluation/style": "data alone: colours",
+    "evaluation/inspect/verdict": "evaluation/inspect/test_pair.py: what is said at its end",
     "evaluation/compare/pictures": "evaluation/compare/test_report.py: a report draws them",
     "evaluation/compare/runs": "evaluation/compare/test_command.py: a comparison from end to end",
     "evaluation/compare/summary": "evaluation/compare/test_report.py: the report's table",

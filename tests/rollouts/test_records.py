@@ -3,9 +3,9 @@
 import json
 
 import pyarrow.parquet as pq
+from support.recorded import invented_run
 
 from fire_opd_trl.rollouts.records import SCHEMA, records_file
-from support.recorded import invented_run
 
 
 def test_a_run_that_nobody_trained_has_the_columns_of_a_real_one(tmp_path):

@@ -1,12 +1,14 @@
 """
-`fire-opd inspect --student DIR --teacher DIR --prompts FILE`: one window of any pair of models, without a training run.
-It leaves a folder that is read like a run's, and says whether the teacher fits. Light: its help is there at once.
+`fire-opd inspect --student DIR --teacher DIR --prompts FILE`: one window of two models, without a training run. It
+leaves a folder that is read like a run's, and says whether the teacher fits. Light: its help is there at once.
 """
 
 import argparse
 import json
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -108,9 +110,8 @@ def sample_pair(options: argparse.Namespace) -> Path:
     refuse_incomplete(options)
     folder = options.output_dir or Path("outputs") / folder_name(student, teachers)
     refuse_anothers_folder(folder)
-    print(
-        f"checking {', '.join(dict.fromkeys([student, *named(teachers).values()]))} and {options.prompts}", flush=True
-    )
+    models = ", ".join(dict.fromkeys([student, *named(teachers).values()]))
+    print(f"checking {models} and {options.prompts}", flush=True)
 
     from ...preflight.fit import fit_of  # torch and transformers, seconds
     from .verdict import of_teacher, table_of_checks
@@ -124,7 +125,8 @@ def sample_pair(options: argparse.Namespace) -> Path:
         print(line)
     trainer = load(base, adapter, checked, args, dataset, asked_of(options))
     forget_earlier(folder)
-    window = look(trainer, dataset, args)
+    with said_in_a_sentence(args):
+        window = trainer.look(list(dataset))
 
     found = {}
     for number, name in enumerate(trainer.teachers):
@@ -161,15 +163,12 @@ def named(teachers: str | dict[str, str]) -> dict[str, str]:
 
 def refuse_incomplete(options: argparse.Namespace) -> None:
     """Refuse a pair without one of its three parts, and numbers that are none of anything."""
-    for name, what in (
-        ("student", "model, the one that answers"),
-        ("teacher", "model, the one that judges"),
-        ("prompts", "file of prompts"),
-    ):
-        if not getattr(options, name):
-            raise ValueError(
-                f"--{name} is missing. A look at a pair needs --student, --teacher and --prompts: {what}."
-            )
+    missing = [f"--{name}" for name in ("student", "teacher", "prompts") if not getattr(options, name)]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: a look at a pair needs a student that answers, a teacher that judges, "
+            "and a file of prompts. Give --student DIR --teacher DIR --prompts FILE."
+        )
     for name, least in (("rows", 0), ("num_generations", 1), ("max_completion_length", 1), ("tokens_at_once", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -210,7 +209,7 @@ def asked_of(options: argparse.Namespace) -> dict[str, Any]:
     add_arguments(parser)
     names = vars(parser.parse_args([]))
     asked = {name: getattr(options, name, None) for name in names}
-    return {n: str(v) if isinstance(v, Path) else v for n, v in asked.items() if v not in (None, False)}
+    return {n: str(v) if isinstance(v, Path) else v for n, v in asked.items() if v is not None and v is not False}
 
 
 # What it takes: prompts, a configuration, models
@@ -231,20 +230,19 @@ def quiet() -> None:
 
 def prompts_of(options: argparse.Namespace, teachers: list[str]) -> tuple["Dataset", list[int]]:
     """Returns the rows whose prompts are answered, drawn at random, and their numbers in the file."""
-    from datasets import disable_progress_bars
-
     from ...config import FiReOPDConfig
+    from ...preflight.dataset import bars_off
     from ...preflight.findings import Checked
     from ...preflight.loading import load_named, prepared, refuse_unknown_column
 
-    disable_progress_bars()
-    splits = load_named(options.prompts, None, False, called="--prompts")
+    with bars_off(True):
+        splits = load_named(options.prompts, None, False, called="--prompts")
     if options.split not in splits:
         raise ValueError(f"--split {options.split} is no split of {options.prompts}, which has: {', '.join(splits)}.")
     column = options.prompt_column or ("text" if Path(options.prompts).suffix.lower() == ".txt" else "prompt")
     source = SimpleNamespace(dataset_filter=None, prompt_column=column, prompt_as_chat=options.prompt_as_chat)
     dataset = splits[options.split]
-    routed = options.teacher_column or FiReOPDConfig.__dataclass_fields__["teacher_column"].default
+    routed = options.teacher_column or FiReOPDConfig.teacher_column
     owners = [teachers[0]] * len(dataset)
     if len(teachers) > 1:
         refuse_unknown_column(dataset, routed, f"teacher_column={routed!r}")
@@ -255,7 +253,8 @@ def prompts_of(options: argparse.Namespace, teachers: list[str]) -> tuple["Datas
                 f"{', '.join(teachers)}."
             )
     rows = drawn(owners, teachers, options.rows or len(dataset), options.seed)
-    return prepared(dataset.select(rows), source, Checked()), rows
+    with bars_off(True):
+        return prepared(dataset.select(rows), source, Checked()), rows
 
 
 def drawn(owners: list[str], teachers: list[str], rows: int, seed: int) -> list[int]:
@@ -292,7 +291,7 @@ def config_of(options: argparse.Namespace, folder: Path, teachers: str | dict[st
         bf16=False,  # the weights themselves are in 16 bits, since none of them moves
         gradient_checkpointing=False,
         disable_dropout=True,
-        # log_rollouts=answers,
+        log_rollouts=answers,
         allow_guessing_teacher=True,  # what stops a training is a finding here
         teacher_nonfinite_limit=1.0,
         preflight=False,
@@ -305,7 +304,7 @@ def config_of(options: argparse.Namespace, folder: Path, teachers: str | dict[st
 
 
 def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Checked", str, str | None]:
-    """Returns what the preflight finds before weights are loaded, the student's base, and its adapter if it has one."""
+    """Returns what is found before weights are loaded, the student's base, and its adapter if it has one."""
     from transformers import AutoTokenizer
 
     from ...preflight.inspection import inspect_run
@@ -315,7 +314,7 @@ def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Che
 
     adapter, base, processing_class = read_adapter_config(student, None), student, None
     if adapter is not None:
-        base = adapter.get("base_model_name_or_path")
+        base = adapter.get("base_model_name_or_path") or ""
         if not base:
             raise ValueError(f"--student {student}: the adapter does not name its base (base_model_name_or_path).")
         try:
@@ -329,6 +328,9 @@ def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Che
     return checked, base, student if adapter is not None else None
 
 
+TO_DROP = "or set overlong_prompts='drop'"  # what a training can do about long prompts
+
+
 def refuse_faults(checked: "Checked", prompts: str, rows: list[int]) -> None:
     """Raise all faults in one error, in which a row has its number in the file."""
     from ...refusals import WrongSettings
@@ -337,7 +339,8 @@ def refuse_faults(checked: "Checked", prompts: str, rows: list[int]) -> None:
         return f"{prompts} row {rows[int(found[1])]}"
 
     if checked.faults:
-        raise WrongSettings(*(re.sub(r"train_dataset row (\d+)", in_file, fault) for fault in checked.faults))
+        faults = [re.sub(r"train_dataset row (\d+)", in_file, fault) for fault in checked.faults]
+        raise WrongSettings(*(fault.replace(TO_DROP, "or draw other rows (--seed)") for fault in faults))
 
 
 def load(
@@ -353,7 +356,7 @@ def load(
 
     from ...trainer.one_window import OneWindowTrainer
 
-    print(f"loading {1 + len(checked.renderers)} models", flush=True)
+    print("loading the models", flush=True)
     with checked.check("models", whatever=True):
         student: Any = create_model_from_path(
             base, **args.model_init_kwargs, trust_remote_code=args.trust_remote_code, device_map=None
@@ -376,16 +379,22 @@ def load(
     return trainer
 
 
-def look(trainer: "OneWindowTrainer", dataset: "Dataset", args: "FiReOPDConfig") -> dict[str, Any]:
-    """Returns the window. What a student without sound weights, or a small memory, raise is refused in a sentence."""
+@contextmanager
+def said_in_a_sentence(args: "FiReOPDConfig") -> Iterator[None]:
+    """A window is sampled inside this: what a student without sound weights, or a small memory, raise is refused."""
     import torch
 
+    broken = "The student has NaN or infinite values. Look at its weights, and at its precision (--dtype float32)"
     try:
-        return trainer.look(list(dataset))
+        yield
     except FloatingPointError as error:
-        raise ValueError(f"The student cannot be scored: {error}") from error
+        raise ValueError(f"{broken}: {error}") from error
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"The GPU's memory is too small for --tokens_at_once {args.scoring_token_budget}. Halve it, or lower "
             "--max_completion_length."
         ) from error
+    except RuntimeError as error:
+        if "probability tensor" in str(error):  # torch.multinomial
+            raise ValueError(f"{broken}.") from error
+        raise

@@ -7,15 +7,17 @@ from typing import Any
 from ...preflight.findings import Checked, title_of
 from ...preflight.fit import PART, Fit, doubts_of_fit, faults_of_fit
 from ...preflight.tryout import describe_partings
+from ...rollouts.prompts import UNNAMED
 from ..statistics import ratio_interval
 
 
 WIDTH = 110
+ALIKE = 0.1  # nats on the last token: 10 %
 WINDOW = ("window", "filter", "fillers", "work", "precision", "memory")  # what the checks say of a training
 
 
 def table_of_checks(checked: Checked) -> list[str]:
-    """Returns what the checks found of models, tokenizers, templates and prompts, and a prompt as each model sees it."""
+    """Returns what the checks found of models, tokenizers and prompts, and a prompt as each model sees it."""
     about_models = Checked([finding for finding in checked.findings if finding.subject not in WINDOW])
     return [*about_models.table().splitlines(), checked.example, ""]
 
@@ -31,33 +33,38 @@ def of_teacher(
         window (`dict`): The window, for the answers' own words.
         answers (`int`): Answers to each prompt: these are resampled together.
     """
-    title = title_of(name)
+    title = "the teacher" if name == UNNAMED else title_of(name)
     if fit is None:
-        return [f"\n{title}: no prompt is its own."], {"verdict": "not seen", "because": []}
+        return ["", f"VERDICT: {title} was not asked: no prompt is its own."], {"verdict": "not seen", "because": []}
     faults, doubts = faults_of_fit(fit), doubts_of_fit(fit)
     verdict = "does not fit" if faults else "fits with doubts" if doubts else "fits"
     low, high = interval_of_kl(fit, answers, seed)
-    lines = ["", *numbers(fit, low, high)] if fit.tokens else [""]
+    lines = ["", *numbers(fit, title, low, high)] if fit.tokens else []
     lines += describe_partings(window, number, title, tokenizer)
-    lines += ["", f"{title} {verdict}." + why(fit, low, high) * (verdict == "fits")]
-    lines += [line for because in faults or doubts for line in textwrap.wrap(f"- {because}.", WIDTH)]
+    lines += ["", *wrapped(f"VERDICT: {title} {verdict}.{why(fit, low, high) * (verdict == 'fits')}")]
+    lines += [line for because in faults or doubts for line in wrapped(f"- {because}.")]
     found = {key: value for key, value in asdict(fit).items() if key != "row_sums"}
     return lines, {"verdict": verdict, "because": faults or doubts, "kl": fit.kl, "kl_interval": [low, high], **found}
 
 
-def numbers(fit: Fit, low: float, high: float) -> list[str]:
+def wrapped(text: str) -> list[str]:
+    """Returns a text in lines that a terminal can show."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+def numbers(fit: Fit, title: str, low: float, high: float) -> list[str]:
     """Returns the numbers, one a line, each with what it means."""
     sound = fit.answers - fit.broken
     rows = [
-        ("mean log-probability of a token", f"{fit.teacher:.2f} to the teacher, {fit.student:.2f} to the student"),
-        ("", f"itself; guessing would be {fit.guessing:.2f}"),
+        ("log-probability of a token", f"{fit.teacher:.2f} to {title}, {fit.student:.2f} to the student itself"),
+        ("  if it were guessed", f"{fit.guessing:.2f}"),
         ("KL(student || teacher)", f"{fit.kl:.3f} nats a token, 95 % interval {low:.3f} to {high:.3f}"),
-        ("tokens below 1 %", f"{fit.rejected:.1%} to the teacher, {fit.own_rejected:.1%} to the student itself"),
+        ("tokens below 1 %", f"{fit.rejected:.1%} to {title}, {fit.own_rejected:.1%} to the student itself"),
         ("where they part first", parting(fit, sound)),
         ("how an answer ends", ending(fit, sound)),
         ("seen", f"{fit.tokens} tokens in {sound} answers" + f", {fit.broken} more are broken" * bool(fit.broken)),
     ]
-    return [f"{label:<33}{text}" for label, text in rows]
+    return [f"{label:<29}{text}" for label, text in rows]
 
 
 def parting(fit: Fit, sound: int) -> str:
@@ -72,8 +79,10 @@ def ending(fit: Fit, sound: int) -> str:
     cut = f"; {sound - fit.ended} of {sound} were cut" * (fit.ended < sound)
     if fit.end_gap is None:
         return f"unknown: none of {sound} ended within --max_completion_length"
+    if abs(fit.end_gap) < ALIKE:
+        return f"both find its last token alike ({fit.end_gap:+.2f} nats){cut}"
     than = f"{abs(fit.end_gap):.2f} nats {'more' if fit.end_gap >= 0 else 'less'} likely than to the student"
-    return f"the end is to the teacher {than}{cut}"
+    return f"its last token is to the teacher {than}{cut}"
 
 
 def why(fit: Fit, low: float, high: float) -> str:
