@@ -37,7 +37,9 @@ def facts_of(run: Run) -> list[list[str]]:
             ", ".join(f"{name}={settings[name]}" for name in SHOWN_SETTINGS if settings.get(name) is not None),
         ),
         ("recorded", recorded_of(run)),
+        *((f"verdict on {name}", verdict_of(found)) for name, found in (about.get("fit") or {}).items()),
         ("error", about.get("error", "")),
+        ("stopped", about.get("stopped_because", "")),
         ("made with", ", ".join(f"{n} {v}" for n, v in (about.get("versions") or {}).items() if n in SHOWN_VERSIONS)),
         *(("missing", sentence) for sentence in run.lacks),
     ]
@@ -68,6 +70,11 @@ def status_of(run: Run) -> str:
     except (KeyError, TypeError, ValueError):  # it has not ended, or nothing is known of it
         parts.append(f"started {about['started']}" if about.get("started") else "")
     return ", ".join(filter(None, parts))
+
+
+def verdict_of(fit: dict[str, Any]) -> str:
+    """Returns whether a teacher fits, and why not, as a look at a pair of models has found."""
+    return ": ".join(filter(None, (fit.get("verdict"), "; ".join(fit.get("because") or []))))
 
 
 def data_of(data: dict[str, Any]) -> str:
