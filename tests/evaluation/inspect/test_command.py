@@ -79,7 +79,9 @@ def test_it_imports_nothing_slow_and_a_terminal_need_not_know_all_signs(tmp_path
 
 def test_a_reader_may_stop_reading():
     program = "from fire_opd_trl.evaluation.inspect.command import printed; raise SystemExit(printed('x\\n' * 10**6))"
-    piped = f"{shlex.join([sys.executable, '-c', program])} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    # Without a buffer, Python itself ends a write that nobody reads.
+    reading = shlex.join(["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", program])
+    piped = f"{reading} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("x\n0\n", "")
 
