@@ -53,7 +53,7 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/watchdogs trainer/recorder trainer/card
+trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card
 trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
 __init__
 demo/__init__ demo/task demo/make_models demo/curves demo/run

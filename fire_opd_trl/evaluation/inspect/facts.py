@@ -24,6 +24,7 @@ def facts_of(run: Run) -> list[list[str]]:
     settings = about.get("settings") or {}
     facts = [
         ("status", status_of(run)),
+        *verdicts_of(about.get("fit") or {}),
         ("student", model_of(about.get("student"))),
         *(
             (f"teacher {name}" if len(teachers_of(run)) > 1 else "teacher", model_of(model))
@@ -37,13 +38,23 @@ def facts_of(run: Run) -> list[list[str]]:
             ", ".join(f"{name}={settings[name]}" for name in SHOWN_SETTINGS if settings.get(name) is not None),
         ),
         ("recorded", recorded_of(run)),
-        *((f"verdict on {name}", verdict_of(found)) for name, found in (about.get("fit") or {}).items()),
         ("error", about.get("error", "")),
         ("stopped", about.get("stopped_because", "")),
         ("made with", ", ".join(f"{n} {v}" for n, v in (about.get("versions") or {}).items() if n in SHOWN_VERSIONS)),
         *(("missing", sentence) for sentence in run.lacks),
     ]
     return [[label, cut(str(text))] for label, text in facts if text]
+
+
+def verdicts_of(fits: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns whether the teachers of a pair that was sampled without training fit, and what speaks against them."""
+    return [
+        (
+            "does the teacher fit?" if len(fits) == 1 else f"does teacher {name} fit?",
+            ". ".join([f"{fit['verdict']}", *fit["because"]]),
+        )
+        for name, fit in fits.items()
+    ]
 
 
 def teachers_of(run: Run) -> dict[str, Any]:
@@ -70,11 +81,6 @@ def status_of(run: Run) -> str:
     except (KeyError, TypeError, ValueError):  # it has not ended, or nothing is known of it
         parts.append(f"started {about['started']}" if about.get("started") else "")
     return ", ".join(filter(None, parts))
-
-
-def verdict_of(fit: dict[str, Any]) -> str:
-    """Returns whether a teacher fits, and why not, as a look at a pair of models has found."""
-    return ": ".join(filter(None, (fit.get("verdict"), "; ".join(fit.get("because") or []))))
 
 
 def data_of(data: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def test_a_run_of_which_little_is_known_has_few_facts():
         "teachers": {"teacher": {"name": "t", "adapter": "a"}},
     }
     facts = dict(facts_of(run_of(about)))
-    assert (facts["verdict on math"], facts["verdict on code"]) == ("fits", "does not fit: a; b")
+    assert facts["does teacher math fit?"] == "fits" and facts["does teacher code fit?"] == "does not fit. a. b"
     assert facts["teacher"] == "t, adapter a" and facts["stopped"] == "Too long."
     assert len(facts["error"]) == 300 and facts["error"].endswith("x…")
 
