@@ -62,6 +62,8 @@ WRONG = {
     "allow_truncated_sampling": ["yes", 1],
     "preflight": ["yes", None],
     "print_metrics": ["dict", None, True],
+    "log_rollouts": [-1, 1.5, True],
+    "log_rollouts_megabytes": [0, 1.5, None],
     "logging_first_step": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],
