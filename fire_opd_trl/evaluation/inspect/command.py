@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fire-opd inspect",
         usage="%(prog)s RUN [--compare RUN2] [--text] [--OPTION VALUE ...]\n"
-        "       %(prog)s --student MODEL --teacher MODEL --prompts FILE [--OPTION VALUE ...]",
+        "       %(prog)s --student DIR --teacher DIR --prompts FILE [...]",
         description=textwrap.fill((__doc__ or "").split("\n\n", 1)[1].replace("\n", " "), 78),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("which run? Give the output_dir of a training, or a pair: --student, --teacher and --prompts.")
     if options.run is not None and of_pair:
         parser.error(
-            f"--{of_pair[0]} is of a pair that is sampled anew, and {options.run} is a run: give one of both."
+            f"{options.run} is a run, and --{of_pair[0]} asks for a look at two models. Leave one of them out."
         )
     if options.text and (options.open or options.output is not None):
         parser.error("--text prints, and writes no page: leave out --output and --open.")

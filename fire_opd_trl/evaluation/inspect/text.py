@@ -1,5 +1,6 @@
 """The report in a terminal, for where no browser is near: tables, and a few trajectories with their tokens shaded."""
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from .visible import shortened, visible
 
 
 KEPT, DROPPED = 3, 2  # trajectories that are shown
-PROMPT_LINES, ANSWER_LINES, HEAVIEST = 3, 8, 10
+PROMPT_LINES, ANSWER_LINES, HEAVIEST = 4, 8, 10
 LONGEST = 200  # signs of a token
 SHADES = (0.75, 0.9, 0.98)  # of the shown tokens; what is above one of them is shaded one step more
 COLOURS = ("", "\x1b[38;5;16;48;5;223m", "\x1b[38;5;16;48;5;215m", "\x1b[38;5;16;48;5;203m")
@@ -56,9 +57,10 @@ class Printer:
         yield from self.section("What the watchdogs said")
         yield from self.watchdogs(run["watchdogs"])
         if run["curves"]:
-            yield from self.section("Metrics, first and last")
-            rows = [[curve["title"], *ends_of(curve), curve["unit"]] for curve in run["curves"]]
-            yield from self.table(["", "first", "last", ""], rows)
+            once = all(len(curve["steps"]) == 1 for curve in run["curves"])
+            yield from self.section("Metrics" if once else "Metrics, first and last")
+            rows = [[curve["title"], *ends_of(curve)[once:], curve["unit"]] for curve in run["curves"]]
+            yield from self.table(["", "value" if once else "first", *["last"][once:], ""], rows)
         figures = {figure["id"]: figure for figure in run["figures"]}
         for id, most in (("weight_by_type", None), ("heaviest_tokens", HEAVIEST), ("advantage_by_type", None)):
             if id in figures:
@@ -145,12 +147,11 @@ class Printer:
         for row in [*kept, *dropped]:
             yield ""
             yield from self.paragraph(title_of(row))
-            prompt = self.wrapped([(line, 0) for line in row["prompt"].splitlines(keepends=True)])
-            yield from (self.styled(line, FAINT) for line in limited(list(prompt), PROMPT_LINES))
-            sizes = size_of(row, name) if row["kept"] else None
-            levels = np.zeros(len(row["tokens"]), int) if sizes is None else np.searchsorted(bounds, sizes)
+            prompt = self.wrapped((word, 0) for word in re.split(r"(?<=\s)(?=\S)", row["prompt"]))
+            yield from (self.styled(line, FAINT) for line in last_of(list(prompt), PROMPT_LINES))
+            levels = np.searchsorted(bounds, sizes_of(row, name) if row["kept"] else np.zeros(len(row["tokens"])))
             answer = self.wrapped(zip(row["tokens"], levels.tolist(), strict=True))
-            yield from limited(list(answer), ANSWER_LINES)
+            yield from first_of(list(answer), ANSWER_LINES)
         rest = len(rows) + left_out - len(kept) - len(dropped)
         if rest:
             yield ""
@@ -179,20 +180,16 @@ class Printer:
 def shade_of(rows: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
     """Returns what tokens are shaded by, and its values: their weights, or where these are equal their advantages."""
     for name in ("weight", "advantage"):
-        values = [size_of(row, name) for row in rows if row[name] is not None]
-        found = np.concatenate(values) if values else np.zeros(0)
+        found = np.concatenate([sizes_of(row, name) for row in rows]) if rows else np.zeros(0)
         if len(found) and found.max() > found.min():
             return name, found
     return "", np.zeros(0)
 
 
-def size_of(row: dict[str, Any], name: str) -> np.ndarray | None:
-    """Returns how large a number of each token of a trajectory is; 0 where it is not finite."""
-    return (
-        None
-        if not name or row[name] is None
-        else np.abs(np.nan_to_num(np.array(row[name], float), posinf=0, neginf=0))
-    )
+def sizes_of(row: dict[str, Any], name: str) -> np.ndarray:
+    """Returns how large a number of each token of a trajectory is; 0 where it is not finite or not known."""
+    numbers = row.get(name) or [0.0] * len(row["tokens"])
+    return np.abs(np.nan_to_num(np.array(numbers, float), posinf=0, neginf=0))
 
 
 def title_of(row: dict[str, Any]) -> str:
@@ -200,8 +197,8 @@ def title_of(row: dict[str, Any]) -> str:
     ended = "finished" if row["finished"] else "truncated" if row["truncated"] else "not finished"
     parts = [
         "kept" if row["kept"] else f"DROPPED, since {WHY.get(row['dropped_because'], row['dropped_because'])}",
-        "" if row["score"] is None else f"score {row['score']:.3f}",
-        "" if row["threshold"] is None else f"cut {row['threshold']:.3f}",
+        "" if row["score"] is None else f"score {row['score']:.3g}",
+        "" if row["threshold"] is None else f"cut {row['threshold']:.3g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
         ended,
         "looped" if row["looped"] else "",
@@ -244,8 +241,11 @@ def pieces_of(text: str, width: int) -> Iterator[str]:
     yield text
 
 
-def limited(lines: list[str], most: int) -> list[str]:
+def first_of(lines: list[str], most: int) -> list[str]:
     """Returns the first lines of many, and how many more there are."""
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+
+
+def last_of(lines: list[str], most: int) -> list[str]:
+    """Returns the last lines of many, and how many stand before: of a chat's prompt, the question comes last."""
+    return lines if len(lines) <= most else [f"... {len(lines) - most + 1} lines before", *lines[1 - most :]]

@@ -117,10 +117,10 @@ def test_weight_by_type_is_the_mean_over_all_records_with_counts(tmp_path):
 
 def test_the_heaviest_tokens_are_those_that_occur_often_enough(tmp_path):
     rows = [weighed([" so", " a", " rare"], [2.0, 1.0, 9.0]), weighed([" so", " a"], [1.0, 0.5])]
-    found = of_steps(tmp_path / "often", {1: [*rows, *rows, rows[1]]}, "heaviest_tokens")
-    # " so" five times with 2 + 1 + 2 + 1 + 1; " a" with 1 + 0.5 + 1 + 0.5 + 0.5; " rare" only twice.
+    found = of_steps(tmp_path / "often", {1: [*rows, *rows, rows[1]], 2: [*rows, *rows, rows[1]]}, "heaviest_tokens")
+    # " so" ten times with 2, 1, 2, 1 and 1, twice; " a" with 1, 0.5, 1, 0.5 and 0.5, twice; " rare" four times.
     assert found["labels"] == ["␣so", "␣a"]
-    assert found["series"] == [{"name": "mean weight", "values": [1.4, 0.7], "counts": [5, 5]}]
+    assert found["series"] == [{"name": "mean weight", "values": [1.4, 0.7], "counts": [10, 10]}]
     assert of_steps(tmp_path / "rare", {1: rows}, "heaviest_tokens")["kind"] == "none"
 
 

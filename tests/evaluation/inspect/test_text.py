@@ -23,7 +23,9 @@ def a_run(tmp_path, rows, **others):
 def test_the_whole_text_of_a_small_run(tmp_path):
     weights = [1.0, 4.0, 2.0, *[0.5] * 17]
     kept = trajectory([" So", " wait", " 1", *[" x"] * 17], weight=weights, advantage=[-0.25] * 20)
-    dropped = trajectory(["a\n", "b"], kept=False, finished=False, truncated=True, looped=True, reward=0.5)
+    dropped = trajectory(
+        ["a\n", "b"], kept=False, finished=False, truncated=True, looped=True, reward=0.5, weight=[9, 9]
+    )
     logs = [{"step": 1, "loss": 0.5, "fire/reverse_kl": 0.25}, {"step": 4, "loss": 0.125, "fire/reverse_kl": 0.001}]
     about = {"status": "finished", "student": {"name": "student"}, "steps": 4, "max_steps": 4}
     run = small_run(tmp_path / "first", {4: [kept, dropped]}, logs, about)
@@ -47,7 +49,7 @@ step 3, loops, 2 times from step 2: More loops.
 Metrics, first and last
             first   last
 Loss          0.5  0.125
-Reverse KL   0.25  0.001  nats a token
+Reverse KL   0.25  0.001  nats
 
 Weight by type of token
                              mean weight  tokens
@@ -69,12 +71,12 @@ Trajectories
 ‹token› has one of the largest tenth of weights shown here, «token» of the
 largest fiftieth.
 
-step 4, row 0: kept, score -0.500, cut -1.000, 20 tokens, finished
+step 4, row 0: kept, score -0.5, cut -1, 20 tokens, finished
 Why?
  So« wait»‹ 1› x x x x x x x x x x x x x x x x x
 
-step 4, row 1: DROPPED, since the filter ranked it too low, score -2.000, cut
--1.000, 2 tokens, truncated, looped, reward 0.5
+step 4, row 1: DROPPED, since the filter ranked it too low, score -2, cut -1, 2
+tokens, truncated, looped, reward 0.5
 Why?
 a⏎
 b
@@ -125,9 +127,15 @@ def test_no_line_is_wider_than_the_terminal(tmp_path, width, colours):
 
 def test_long_texts_are_cut_and_it_is_said_by_how_much(tmp_path):
     text = a_run(tmp_path, [trajectory(["x" * 100_000, *["word "] * 400], prompt="line\n" * 10)])
-    assert "(100,000 signs)" in text and text.count("line⏎") == 2 and "... 8 more lines" in text
+    assert "(100,000 signs)" in text and "\n... 7 lines before\nline⏎\nline⏎\nline⏎\nx" in text
     # 200 signs and what stands for the rest: three lines; 400 words of 5 signs are 25 lines of 80. Seven are shown.
     assert re.search(r"\.\.\. \d+ more lines\n\n$", text) and len(text.splitlines()) < 40
+
+
+def test_of_a_long_prompt_the_end_is_shown_where_the_question_stands(tmp_path):
+    text = a_run(tmp_path, [trajectory(["a"], prompt="system\n" + "word " * 100 + "Why?\nassistant\n")])
+    # 100 words of five signs and the question: 16 in a line, so that the seventh line has four words.
+    assert f"\n... 6 lines before\n{'word ' * 16}\nword word word word Why?⏎\nassistant⏎\na\n" in text
 
 
 def test_dropped_trajectories_of_each_reason_are_shown_and_the_rest_is_counted(tmp_path):
@@ -146,6 +154,11 @@ def test_a_run_without_records_says_how_to_get_them(tmp_path):
         "written). missing No trajectories were recorded. log_rollouts=16 in the settings of a training records 16 at "
         "each log, with every number of every token. What the watchdogs said Nothing."
     )
+
+
+def test_a_run_of_one_log_has_one_value_of_each_metric(tmp_path):
+    text = a_run(tmp_path, [], logs=[{"step": 1, "loss": 0.5, "reward": 1}])
+    assert "\nMetrics\n        value\nLoss      0.5\nReward      1\n" in text
 
 
 def test_two_runs_are_printed_one_after_the_other_and_side_by_side(tmp_path):
