@@ -41,6 +41,13 @@ TOKEN_SCHEMA = pa.schema(
     ]
 )
 SCHEMA = pa.schema([*ROW_SCHEMA, *TOKEN_SCHEMA])
+# Hardly a number occurs twice, so that a dictionary of them is of no use. With first all first bytes, then all second
+# ones, zstd makes files of 60 % of the size in a quarter of the time.
+ENCODING = {
+    "compression": "zstd",
+    "use_dictionary": ["prompt", "completion", "teacher", "token_ids.list.element", "tokens.list.element"],
+    "use_byte_stream_split": [f"{name}.list.element" for name in NUMBERS],
+}
 
 
 def records_folder(run: str | Path) -> Path:
@@ -66,7 +73,7 @@ def encoded(step: int, rows: Sequence[dict[str, Any]], about: dict[str, Any]) ->
     columns["step"] = [step] * len(rows)
     metadata = {"fire_opd": json.dumps({"format": FORMAT, **about})}
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)), buffer, compression="zstd")
+    pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)), buffer, **ENCODING)
     return buffer.getvalue()
 
 

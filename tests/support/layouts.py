@@ -2,6 +2,7 @@
 
 import pytest
 
+from fire_opd_trl.rollouts.records import NUMBERS
 from support.recipes import EXPECTED
 from support.worker import result, trained
 
@@ -28,7 +29,8 @@ TOLERANCE = 1e-6
 
 
 def layout(batch: int, accumulation: int, case: dict) -> dict:
-    """A case at `batch x accumulation` rows of a rank per window, in one or in two optimizer steps."""
+    """A case at `batch x accumulation` rows of a rank per window, in one or in two optimizer steps, and recorded."""
+    case = {"log_rollouts": 7, **case}
     if not case.get("two_steps"):
         return {**case, "batch": batch, "accumulation": accumulation}
     if accumulation == 1:
@@ -45,6 +47,7 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
     apart = max((one["parameters"][n] - other["parameters"][n]).abs().max().item() for n in one["parameters"])
     assert apart < TOLERANCE
     assert len(one["loss"]) == len(other["loss"]) == 4
+    assert_same_records(one["records"], other["records"])
     # float32: losses to the seventh digit; norms of about 20 also carry the parameters' 1e-7 x curvature.
     # Off policy the ratio exp(logp - old logp) enters, and a log-probability of -16 is known to 1e-6 only.
     off_policy = any(log["fire/clip_ratio"] > 0 for log in one["metrics"])
@@ -55,3 +58,18 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
         of_layout = ("fire/padding", "fire/rank_excess")
         for name in [n for n in a if n == "entropy" or n.startswith("fire/") and n not in of_layout]:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), name
+
+
+def assert_same_records(one: list[dict], other: list[dict]):
+    """The same rows with the same texts, and the same numbers of their tokens; at equal parameters to 1e-6."""
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        # After three steps parameters are 1e-7 apart, and log-probabilities of -10 up to 1e-5.
+        allowed = {"rel": 1e-6, "abs": 2e-6} if a["step"] == 1 else {"rel": 1e-4, "abs": 5e-5}
+        assert list(a) == list(b)
+        for name, value in a.items():
+            if name in NUMBERS or name in ("score", "threshold"):
+                assert (value is None) == (b[name] is None), name
+                assert value is None or b[name] == pytest.approx(value, **allowed), (a["step"], a["row"], name)
+            else:
+                assert b[name] == value, name

@@ -143,7 +143,8 @@ def built(case: dict, output_dir: str, **kwargs):
         lr_scheduler_type="constant",
         max_grad_norm=1e6,  # the norm is logged, the gradient is not clipped
         max_steps=case.get("max_steps", 4),
-        logging_steps=1,
+        logging_steps=case.get("logging_steps", 1),
+        log_rollouts=case.get("log_rollouts", 0),
         per_device_train_batch_size=case["batch"],
         gradient_accumulation_steps=case["accumulation"],
         steps_per_generation=case.get("steps_per_generation"),
@@ -273,6 +274,26 @@ def watched(trainer) -> dict:
     }
 
 
+def recorded(folder: str) -> list[dict]:
+    """The trajectories that a run has recorded, by column, step by step."""
+    import pyarrow.parquet as pq
+
+    from fire_opd_trl.rollouts.records import recorded_steps
+
+    return [row for path in recorded_steps(folder).values() for row in pq.read_table(path).to_pylist()]
+
+
+def trained_rows(trainer) -> dict[tuple, list[float]]:
+    """The advantages, and the weights of a divergence, by the tokens of each row that the last window trained here."""
+    trained = {}
+    for part in trainer._buffered_inputs:
+        for row in (part["scale"] > 0).nonzero().flatten().tolist():
+            mask = part["completion_mask"][row].bool()
+            values = [part[key][row][mask].tolist() for key in ("advantages", "divergence") if key in part]
+            trained[tuple(part["completion_ids"][row][mask].tolist())] = values
+    return trained
+
+
 def result(trainer) -> dict:
     """Full parameters, losses, gradient norms and the shape of the world, gathered on every rank."""
     from torch.distributed.fsdp import FSDPModule
@@ -294,6 +315,8 @@ def result(trainer) -> dict:
         "grad_norm": [float(log["grad_norm"]) for log in logs],
         "metrics": logs,
         "survivors_of_ranks": survivors,
+        "records": recorded(trainer.args.output_dir),
+        "trained": trained_rows(trainer),
         "world_size": trainer.accelerator.num_processes,
         "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
         "zero_stage": trainer._dist.zero_stage,

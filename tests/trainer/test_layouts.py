@@ -104,6 +104,25 @@ def test_every_method_moves_the_student_and_differs_from_opd(name, others, refer
         assert max((end[n] - opd[n]).abs().max().item() for n in end) > 1e2 * TOLERANCE
 
 
+@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
+def test_every_method_records_what_its_loss_uses(name, others, references):
+    run = references[name] if name in METHODS else others(name)
+    last = [row for row in run["records"] if row["step"] == run["records"][-1]["step"]]
+    assert len(last) == 7 and any(row["kept"] for row in last)
+    method = RECIPES[{**METHODS, **OTHERS}[name]["method"]]()
+    for row in last:
+        assert len(row["tokens"]) == len(row["trains"]) == len(row["teacher_entropy"]) == len(row["student_logp"])
+        assert "".join(row["tokens"]) == row["completion"] and row["kept"] == (row["dropped_because"] is None)
+        assert (row["advantage"] is None) == (method.advantage is None)
+        if row["kept"]:
+            advantage, *divergence = run["trained"][tuple(row["token_ids"])]
+            assert row["weight"] == (divergence[0] if method.advantage is None else row["weight"])
+            assert row["advantage"] in (advantage, None)
+        else:
+            assert not any(row["weight"])
+        assert row["dropped_because"] != "filter" or row["score"] <= row["threshold"]
+
+
 def test_every_method_has_a_layout_here():
     assert {case["method"] for case in (*METHODS.values(), *OTHERS.values())} == set(RECIPES)
 
