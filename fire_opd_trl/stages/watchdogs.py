@@ -4,7 +4,6 @@ what was seen and what to do. Plain arithmetic on plain numbers: a run can be ex
 """
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +42,8 @@ class Mean:
     @classmethod
     def of(cls, values: list[float]) -> "Mean":
         """The mean of at least two values."""
-        return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)), len(values))
+        count, mean = len(values), sum(values) / len(values)
+        return cls(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count), count)
 
     @property
     def spread(self) -> float:
@@ -109,12 +109,14 @@ class Past:
     def beginnings(self, name: str) -> list[Mean]:
         """
         How a metric began: its first window, which no update had touched yet, with the spread of the last ones; and
-        the mean of the first windows, which is more certain unless the run fell ill in them.
+        the mean of the first windows, which is more certain unless the run fell ill in them. Where the first window is
+        lower, its spread is less by the root of that, as for sums over few tokens.
         """
         now, first = self.recent(name), self.first.get(name, [])
         if now is None or not first:
             return []
-        return [Mean(first[0], now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
+        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 else 1.0
+        return [Mean(first[0], math.sqrt(lower) * now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,16 @@ def remaining_entropy(past: Past) -> list[Sight]:
 
 
 def unwanted_ends(past: Past) -> list[Sight]:
-    """By how many nats the student finds the tokens with which it ends likelier than the teacher does."""
-    gap = past.recent("fire/terminal_gap", RECENT)
-    return [Sight(Mean(-gap.value, gap.error, gap.windows))] if gap else []
+    """
+    By how many nats the student finds the tokens with which it ends likelier than the teacher does, in the last
+    windows where any answer ended. While that is less than in as many windows before, the student is learning when to
+    end, and nothing is said.
+    """
+    gaps = [-window["fire/terminal_gap"] for window in past.windows if "fire/terminal_gap" in window]
+    if len(gaps) < 2 * FEWEST:
+        return []
+    now, before = Mean.of(gaps[-FEWEST:]), Mean.of(gaps[-2 * FEWEST : -FEWEST])
+    return [Sight(now)] if now.value >= before.value else []
 
 
 WATCHDOGS = {
@@ -409,13 +418,13 @@ WATCHDOGS = {
             above=True,
             largest=1000.0,
             reason="At 3 nats the teacher gives the token that ends an answer a twentieth of the student's "
-            "probability, in the geometric mean. A wrong end token costs ten nats and more.",
+            "probability, in the geometric mean. A wrong end token costs ten nats and more, and stays; a student "
+            "that has yet to learn when to end begins there too, but its gap shrinks.",
             look=unwanted_ends,
             says="the teacher finds the tokens with which the student ends its answers less likely by {value:.1f} "
             "nats (limit {limit:g}): they do not agree when, or with which token, an answer ends.",
             remedy="Compare the end tokens and chat templates of both: `fire-opd preflight` shows a prompt as each "
-            "sees it, and teacher_chat_template gives the teacher its own. If the student only stops too early, the "
-            "gap shrinks by training.",
+            "sees it, and teacher_chat_template gives the teacher its own.",
         ),
     )
 }

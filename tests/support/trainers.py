@@ -34,9 +34,8 @@ def sampling_trainer(tmp_path, rows=8, reward_funcs=None, teacher=None, dataset=
         args=FiReOPDConfig(
             str(tmp_path),
             use_cpu=True,
-            max_completion_length=33,
             logging_steps=1,
-            **{"disable_tqdm": True, **config},
+            **{"max_completion_length": 33, "disable_tqdm": True, **config},
         ),
         train_dataset=dataset,
         eval_dataset=task.dataset("test", 16, seed=0) if evaluates else None,

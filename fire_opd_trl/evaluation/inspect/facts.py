@@ -102,19 +102,17 @@ def differences(run: Run, other: Run) -> list[list[str]]:
     """
     facts = [["not a fair comparison", sentence] for sentence in unfair(run, other)]
     mine, others = run.about.get("settings") or {}, other.about.get("settings") or {}
+    if not (mine and others):
+        return [*facts, ["differs", "not known: a run.json is missing"]]
     differing = [
         name
         for name in dict.fromkeys([*mine, *others])
         if name not in WHERE_IT_RAN and mine.get(name) != others.get(name)
     ]
-    facts += [
-        [f"differs: {name}", f"{shown(mine.get(name))} here, {shown(others.get(name))} in the other run"]
-        for name in differing
-    ]
-    if mine and others and not differing:
+    for name in differing:
+        facts.append([f"differs: {name}", f"{shown(mine.get(name))} here, {shown(others.get(name))} in the other run"])
+    if not differing:
         facts.append(["differs", "nothing in the settings"])
-    if not (mine and others):
-        facts.append(["differs", "not known: a run.json is missing"])
     return [[label, cut(text)] for label, text in facts]
 
 

@@ -149,7 +149,8 @@ def what_it_holds(report: dict[str, Any]) -> str:
     said = sum(len(run["watchdogs"]) for run in report["runs"])
     of = f" of the {there:,} that were recorded" if there > shown else ""
     if not shown:
-        return f"{max(len(run['curves']) for run in report['runs'])} curves, and no trajectories. {HOW_TO_RECORD}"
+        curves = max(len(run["curves"]) for run in report["runs"])
+        return f"{curves} curve{'s' * (curves != 1)}, and no trajectories. {HOW_TO_RECORD}"
     warnings = f"{said} warning{'s' * (said != 1)}" if said else "no warning"
     return f"{shown:,} trajectories{of}, token by token, and {warnings} of the watchdogs. Open it in a browser."
 

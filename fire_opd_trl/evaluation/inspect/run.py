@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...spelling import did_you_mean
 
 ROW = tuple(name for name in ROW_SCHEMA.names if name not in ("prompt_ids", "completion"))
 WARNING = {"watchdog": "watchdog", "metric": "", "value": None, "limit": None, "remedy": ""}  # what a line may lack
+FEWEST_LOGS = 10  # of which watchdogs say anything, as in stages/watchdogs.py
 HOW_TO_RECORD = (
     "log_rollouts=16 in the settings of a training records 16 at each log, with every number of every token."
 )
@@ -76,12 +77,23 @@ def read_run(folder: Path) -> Run:
     logs = [line for line in json_lines(folder / "metrics.jsonl", lacks) if "step" in line]
     if not logs:
         lacks.append("There is no metrics.jsonl with a log yet (logging_steps says how often one is written).")
-    said = json_lines(folder / "watchdogs.jsonl", lacks)
-    warnings = [{**WARNING, **line} for line in said if "step" in line and "says" in line]
+    said = [line for line in json_lines(folder / "watchdogs.jsonl", lacks) if "step" in line and "says" in line]
+    if not said and "watchdogs" not in about:
+        said = alarms_of(logs)
+    warnings = [{**WARNING, **line} for line in said]
     records = read_records(record_files(folder), lacks)
     if not records.rows:
         lacks.append(f"No trajectories were recorded. {HOW_TO_RECORD}")
     return Run(folder, about, logs, warnings, records, lacks)
+
+
+def alarms_of(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what the watchdogs would have said of a run that had none, by its logs."""
+    if len(logs) < FEWEST_LOGS:
+        return []
+    from ...stages.watchdogs import examine  # torch, seconds; runs that had watchdogs need none of it
+
+    return [asdict(alarm) for alarm in examine(logs)]
 
 
 def is_run(folder: Path) -> bool:
@@ -132,7 +144,8 @@ def json_lines(path: Path, lacks: list[str]) -> Iterator[dict[str, Any]]:
         if isinstance(line, dict):
             yield line
     if broken and broken != [len(lines)]:
-        lacks.append(f"{path.name}: {len(broken)} lines cannot be read, first line {broken[0]}.")
+        lines_of = f"{len(broken)} line{'s' * (len(broken) != 1)}"
+        lacks.append(f"{path.name}: {lines_of} cannot be read, the first is line {broken[0]}.")
 
 
 # Records
