@@ -62,6 +62,8 @@ WRONG = {
     "allow_truncated_sampling": ["yes", 1],
     "preflight": ["yes", None],
     "print_metrics": ["dict", None, True],
+    "on_sick": ["halt", None, True],
+    "watchdogs": [[1], "truncated", 0.5],
     "logging_first_step": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],

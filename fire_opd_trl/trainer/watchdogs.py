@@ -67,7 +67,7 @@ class WatchdogCallback(TrainerCallback):
             self.tell(args, alarms)
 
     def tell(self, args: FiReOPDConfig, alarms: list[Alarm]) -> None:
-        """Print each alarm above a progress bar if there is one, and write it down."""
+        """Print each alarm, above a progress bar if there is one, and write it down."""
         stops = args.on_sick == "stop"
         for alarm in alarms:
             tqdm.write(warning(alarm, stops))
@@ -75,7 +75,8 @@ class WatchdogCallback(TrainerCallback):
         os.makedirs(args.output_dir, exist_ok=True)
         with open(watchdogs_file(args.output_dir), "a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(alarm)) + "\n" for alarm in alarms)
-        stopped = {"stopped_because": " ".join(warning(alarm, stops) for alarm in alarms)} if stops else {}
+        because = " ".join(f"step {alarm.step}: watchdog {alarm.watchdog}: {alarm.says}" for alarm in alarms)
+        stopped = {"stopped_because": because} if stops else {}
         self.record.note(args, watchdogs=self.warned, **stopped)
 
 
@@ -85,10 +86,10 @@ def watchdogs_file(output_dir: str) -> str:
 
 
 def warning(alarm: Alarm, stops: bool) -> str:
-    """Returns the line that a person reads."""
+    """Returns what a person reads: what was seen, and below it what to do."""
     then = " Training stops here (on_sick)." if stops else ""
-    allow = json.dumps({alarm.watchdog: None})
+    allowed = json.dumps({alarm.watchdog: None})
     return (
-        f"step {alarm.step}: watchdog {alarm.watchdog}: {alarm.says}{then} {alarm.remedy} If this is as it should be: "
-        f"watchdogs={allow}, or another limit. See docs/symptoms.md."
+        f"step {alarm.step}: watchdog {alarm.watchdog}: {alarm.says}{then}\n  {alarm.remedy}\n"
+        f"  If this is as it should be: watchdogs={allowed}, or another limit. See docs/symptoms.md."
     )

@@ -317,6 +317,7 @@ def result(trainer) -> dict:
         "survivors_of_ranks": survivors,
         "records": recorded(trainer.args.output_dir),
         "trained": trained_rows(trainer),
+        "steps_of_ranks": trainer.world.gather(torch.tensor([trainer.state.global_step])).tolist(),
         "world_size": trainer.accelerator.num_processes,
         "distributed_type": str(trainer.accelerator.distributed_type).removeprefix("DistributedType."),
         "zero_stage": trainer._dist.zero_stage,
