@@ -42,8 +42,8 @@ def try_answers(
         faults, doubts = faults_of_fit(fit), doubts_of_fit(fit)
         means = (
             f"mean log-probability of a token {fit.teacher:.2f}, to the student itself {fit.student:.2f}, guessing "
-            f"would be {fit.guessing:.2f}; student above teacher by {fit.first:.2f} on the first {BEGINNING} tokens of "
-            f"an answer, {fit.later:.2f} after"
+            f"would be {fit.guessing:.2f}; student above teacher by {fit.first:.2f} on the first {BEGINNING} tokens "
+            f"of an answer, {fit.later:.2f} after"
         )
         checked.record(
             subject,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import set_seed
 
 from ..rollouts.layout import Batch
 from ..scoring.heads import base_of
@@ -38,6 +39,7 @@ class OneWindowTrainer(FiReOPDTrainer):
         """Returns the window: an answer to each row, or several (`num_generations`), scored and distilled."""
         with self._record.of_failure(self.args):
             self._record.begin(self.args, self.state, INSPECTING)
+            set_seed(self.args.seed)  # the same answers whatever was loaded before: teachers are compared on them
             self.model.train()  # as a training distils: with the filter; `disable_dropout` switches the noise off
             with torch.no_grad():
                 window = self._generate_and_score_completions([r for r in rows for _ in range(self.num_generations)])

@@ -1,5 +1,6 @@
 """Intervals, tests and corrections, by closed forms and by hand."""
 
+import math
 import sys
 
 import pytest
@@ -64,3 +65,18 @@ def test_a_band_by_hand():
     mean, low, high = statistics.band([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     assert mean == [2.0, 0.0] and low == pytest.approx([2 - 2.48414, 0], abs=1e-5)
     assert high == pytest.approx([2 + 2.48414, 0], abs=1e-5)
+
+
+def test_the_interval_of_a_ratio_holds_what_clusters_vary_by():
+    # All clusters alike: no interval. Two clusters of 10 tokens with sums 0 and 10: a resample has 0, 1 or 2 of the
+    # second, with ratios 0, 0.5, 1 and shares 1/4, 1/2, 1/4, so that the outer 2.5 % lie at 0 and at 1.
+    assert statistics.ratio_interval([3.0, 6.0], [10, 20], seed=0) == pytest.approx((0.3, 0.3))
+    assert statistics.ratio_interval([0.0, 10.0], [10, 10], seed=0) == (0.0, 1.0)
+    assert all(math.isnan(end) for end in statistics.ratio_interval([], [], seed=0))
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_normal_for_many_clusters():
+    # 100 clusters of one token, half 0 and half 1: the mean's deviation is 0.5 / 10, and 1.96 of it are 0.098.
+    low, high = statistics.ratio_interval([0.0, 1.0] * 50, [1.0] * 100, seed=1)
+    assert (low, high) == pytest.approx((0.402, 0.598), abs=0.012)
+    assert statistics.ratio_interval([0.0, 1.0] * 50, [1.0] * 100, seed=1) == (low, high)

@@ -1,12 +1,14 @@
 """
-`fire-opd inspect --student DIR --teacher DIR --prompts FILE`: one window of any pair of models, without a training run.
-It leaves a folder that is read like a run's, and says whether the teacher fits. Light: its help is there at once.
+`fire-opd inspect --student DIR --teacher DIR --prompts FILE`: one window of two models, without a training run. It
+leaves a folder that is read like a run's, and says whether the teacher fits. Light: its help is there at once.
 """
 
 import argparse
 import json
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -108,7 +110,8 @@ def sample_pair(options: argparse.Namespace) -> Path:
     refuse_incomplete(options)
     folder = options.output_dir or Path("outputs") / folder_name(student, teachers)
     refuse_anothers_folder(folder)
-    print(f"checking {', '.join(dict.fromkeys([student, *named(teachers).values()]))} and {options.prompts}", flush=True)
+    models = ", ".join(dict.fromkeys([student, *named(teachers).values()]))
+    print(f"checking {models} and {options.prompts}", flush=True)
 
     from ...preflight.fit import fit_of  # torch and transformers, seconds
     from .verdict import of_teacher, table_of_checks
@@ -122,7 +125,8 @@ def sample_pair(options: argparse.Namespace) -> Path:
         print(line)
     trainer = load(base, adapter, checked, args, dataset, asked_of(options))
     forget_earlier(folder)
-    window = look(trainer, dataset, args)
+    with said_in_a_sentence(args):
+        window = trainer.look(list(dataset))
 
     found = {}
     for number, name in enumerate(trainer.teachers):
@@ -260,9 +264,7 @@ def drawn(owners: list[str], teachers: list[str], rows: int, seed: int) -> list[
     return sorted(row for name in teachers for row in [row for row in order if owners[row] == name][:each])
 
 
-def config_of(
-    options: argparse.Namespace, folder: Path, teachers: str | dict[str, str], rows: int
-) -> "FiReOPDConfig":
+def config_of(options: argparse.Namespace, folder: Path, teachers: str | dict[str, str], rows: int) -> "FiReOPDConfig":
     """Returns the configuration of one window that trains nothing, with all rows in it."""
     import torch
     from transformers.utils import is_torch_bf16_gpu_available
@@ -302,7 +304,7 @@ def config_of(
 
 
 def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Checked", str, str | None]:
-    """Returns what the preflight finds before weights are loaded, the student's base, and its adapter if it has one."""
+    """Returns what is found before weights are loaded, the student's base, and its adapter if it has one."""
     from transformers import AutoTokenizer
 
     from ...preflight.inspection import inspect_run
@@ -377,13 +379,14 @@ def load(
     return trainer
 
 
-def look(trainer: "OneWindowTrainer", dataset: "Dataset", args: "FiReOPDConfig") -> dict[str, Any]:
-    """Returns the window. What a student without sound weights, or a small memory, raise is refused in a sentence."""
+@contextmanager
+def said_in_a_sentence(args: "FiReOPDConfig") -> Iterator[None]:
+    """A window is sampled inside this: what a student without sound weights, or a small memory, raise is refused."""
     import torch
 
     broken = "The student has NaN or infinite values. Look at its weights, and at its precision (--dtype float32)"
     try:
-        return trainer.look(list(dataset))
+        yield
     except FloatingPointError as error:
         raise ValueError(f"{broken}: {error}") from error
     except torch.OutOfMemoryError as error:

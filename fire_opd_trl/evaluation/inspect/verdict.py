@@ -17,7 +17,7 @@ WINDOW = ("window", "filter", "fillers", "work", "precision", "memory")  # what 
 
 
 def table_of_checks(checked: Checked) -> list[str]:
-    """Returns what the checks found of models, tokenizers, templates and prompts, and a prompt as each model sees it."""
+    """Returns what the checks found of models, tokenizers and prompts, and a prompt as each model sees it."""
     about_models = Checked([finding for finding in checked.findings if finding.subject not in WINDOW])
     return [*about_models.table().splitlines(), checked.example, ""]
 
