@@ -30,6 +30,7 @@ from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, cli
 TASKS = ("chain_sum", "gsm_symbolic")  # sums of two to four numbers; word problems of one hundred kinds
 INSTRUCTION = "\nExplain step by step, and end with #### and the number."
 LONGEST = 320  # characters of a problem, and of its worked solution: about 110 tokens
+LONGEST_ANSWER = 96  # tokens that the student may write
 SFT_ROWS, ROWS = 8, 16  # in an update of the teacher, and in a window of the student
 ON_THE_CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
@@ -143,7 +144,7 @@ def distil(student: Path, teacher: Path, run: Path, prompts: Dataset, **changes:
         "max_steps": 24,
         "per_device_train_batch_size": ROWS // 2,
         "gradient_accumulation_steps": 2,
-        "max_completion_length": 128,
+        "max_completion_length": LONGEST_ANSWER,
         "learning_rate": 5e-5,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 2,
@@ -172,7 +173,7 @@ def share_right(model_folder: Path, data: Dataset, batch: int = 32) -> dict[str,
         prompts = tokenizer.apply_chat_template(
             rows["prompt"], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
-        tokens = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=128)
+        tokens = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=LONGEST_ANSWER)
         texts = tokenizer.batch_decode(tokens[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
         for task, reward in zip(rows["task"], right_answer(texts, rows["answer"]), strict=True):
             rewards.setdefault(task, []).append(reward)

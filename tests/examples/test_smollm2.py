@@ -1,4 +1,4 @@
-"""The example with a real language model, without its download: the embedded models stand in for both of its models."""
+"""The example with a real language model, without its download: the embedded models stand in for its two."""
 
 import re
 import sys
@@ -65,7 +65,8 @@ def test_problems_are_short_split_apart_and_balanced(example, monkeypatch):
     def create_dataset(name, size, seed, **settings):
         asked.append((name, seed))
         for number in range(size):
-            facts = {"expression": f"{number} + {seed}", "answer_cot": "long " * (200 * (number % 2)) + f"#### {number}"}
+            solution = "long " * (200 * (number % 2)) + f"#### {number}"
+            facts = {"expression": f"{number} + {seed}", "answer_cot": solution}
             yield {"question": f"{name} {number}?", "answer": number, "metadata": facts}
 
     monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=create_dataset))
