@@ -51,7 +51,7 @@ const METRICS = [
         title: "log-probability gap",
         unit: "nats",
         ramp: "sides",
-        says: "Teacher minus student: in blue tokens the teacher likes this token better than the student did, in orange ones less.",
+        says: "Teacher minus student. Blue: the teacher finds the token likelier than the student did. Orange: rarer.",
     },
     { key: "none", title: "none", says: "The text alone." },
 ];

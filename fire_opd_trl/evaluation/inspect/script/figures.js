@@ -4,6 +4,20 @@
 const middles = (edges) => edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
 const between = (edges, i) => `${short(edges[i])} to ${short(edges[i + 1])}`;
 
+const marksOf = (figure) => (figure.marks ?? []).map((one) => ({ at: one.x, label: one.label }));
+const bound = (name) => (/quartile|quantile/.test(name) ? { borderDash: [4, 3], borderWidth: 1, pointRadius: 0 } : {});
+const headOf = (figure) => figure.series.flatMap((one) => (one.counts ? [one.name, "count"] : [one.name]));
+const rowOf = (figure, i) =>
+    figure.series.flatMap((one) => {
+        const shown = number(one.values[i]);
+        return one.counts ? [shown, thousands(one.counts[i])] : [shown];
+    });
+
+function counted(figure, item) {
+    const count = figure.series[item.datasetIndex].counts?.[item.dataIndex];
+    return count == null ? "" : ` (of ${thousands(count)})`;
+}
+
 const KINDS = {
     histogram: {
         config(figure) {
@@ -37,7 +51,7 @@ const KINDS = {
                         title: (items) => between(figure.edges, items[0].dataIndex),
                         label: (item) => `${item.dataset.label}: ${thousands(item.parsed.y)}`,
                     },
-                    lines: (figure.marks ?? []).map((one) => ({ at: one.x, label: one.label })),
+                    lines: marksOf(figure),
                 },
             );
         },
@@ -51,12 +65,8 @@ const KINDS = {
     line: {
         config(figure) {
             const datasets = figure.series.map((one, k) =>
-                lineStyle(one.name, points(figure.x_values, one.values), seriesColour(one.name, k)),
+                lineStyle(one.name, points(figure.x_values, one.values), seriesColour(one.name, k), bound(one.name)),
             );
-            const counted = (item) => {
-                const count = figure.series[item.datasetIndex].counts?.[item.dataIndex];
-                return count == null ? "" : ` (${plural(count, "token")})`;
-            };
             return config(
                 "line",
                 datasets,
@@ -64,27 +74,19 @@ const KINDS = {
                 axis(axisTitle(figure.y)),
                 {
                     tooltip: {
-                        title: (items) => `${axisTitle(figure.x)} ${short(items[0].parsed.x)}`,
-                        label: (item) => `${item.dataset.label}: ${short(item.parsed.y)}${counted(item)}`,
+                        title: (items) => `${axisTitle(figure.x)}: ${short(items[0].parsed.x)}`,
+                        label: (item) => `${item.dataset.label}: ${short(item.parsed.y)}${counted(figure, item)}`,
                     },
                     interaction: { mode: "x" },
+                    lines: marksOf(figure),
                 },
             );
         },
-        head: (figure) => [
-            axisTitle(figure.x),
-            ...figure.series.flatMap((one) => (one.counts ? [one.name, "tokens"] : [one.name])),
-        ],
-        rows: (figure) =>
-            figure.x_values.map((x, i) => [
-                short(x),
-                ...figure.series.flatMap((one) =>
-                    one.counts ? [number(one.values[i]), thousands(one.counts[i])] : [number(one.values[i])],
-                ),
-            ]),
+        head: (figure) => [axisTitle(figure.x), ...headOf(figure)],
+        rows: (figure) => figure.x_values.map((x, i) => [short(x), ...rowOf(figure, i)]),
     },
     bars: {
-        height: (figure) => Math.max(250, 60 + 26 * figure.labels.length * (figure.series.length > 1 ? 1.5 : 1)),
+        height: (figure) => Math.max(250, 60 + 24 * figure.labels.length * (figure.series.length > 1 ? 1.5 : 1)),
         config(figure) {
             const datasets = figure.series.map((one, k) => ({
                 label: one.name,
@@ -93,29 +95,23 @@ const KINDS = {
                 borderRadius: 3,
                 maxBarThickness: 20,
             }));
-            const labels = figure.labels.map((label, i) =>
-                figure.series[0].counts ? `${label} (${thousands(figure.series[0].counts[i])})` : label,
-            );
+            const counts = figure.series[0].counts;
+            const labels = figure.labels.map((label, i) => (counts ? `${label} (${thousands(counts[i])})` : label));
             return config(
                 "bar",
                 datasets,
-                axis(axisTitle(figure.x), { scale: { beginAtZero: true } }),
+                axis(axisTitle(figure.y), { scale: { beginAtZero: true } }),
                 axis("", { ticks: { autoSkip: false, color: css("text") }, scale: { grid: { display: false } } }),
                 {
                     labels,
                     indexAxis: "y",
                     tooltip: { label: (item) => `${item.dataset.label}: ${number(item.parsed.x)}` },
+                    lines: marksOf(figure),
                 },
             );
         },
-        head: (figure) => ["", ...figure.series.flatMap((one) => (one.counts ? [one.name, "tokens"] : [one.name]))],
-        rows: (figure) =>
-            figure.labels.map((label, i) => [
-                label,
-                ...figure.series.flatMap((one) =>
-                    one.counts ? [number(one.values[i]), thousands(one.counts[i])] : [number(one.values[i])],
-                ),
-            ]),
+        head: (figure) => [axisTitle(figure.x), ...headOf(figure)],
+        rows: (figure) => figure.labels.map((label, i) => [label, ...rowOf(figure, i)]),
     },
     density: {
         config(figure) {
@@ -176,18 +172,19 @@ const KINDS = {
 
 function figureCard(figure, run, named) {
     const kind = KINDS[figure.kind];
+    const head = make("h3", {}, figure.title);
+    if (named)
+        head.append(make("small", {}, make("span", { class: `dot run-${named.indexOf(run)}` }), ` ${run.name}`));
+    const note = make("p", { class: "small" }, figure.note);
+    const attributes = { class: "card", "data-figure": figure.id };
+    if (!kind) return make("figure", attributes, head, note); // there is nothing to draw
     const box = plot(`${figure.title}: ${figure.note}`, () => kind.config(figure));
     if (kind.height) box.style.height = `${kind.height(figure)}px`;
     return make(
         "figure",
-        { class: "card", "data-figure": figure.id },
-        make(
-            "h3",
-            {},
-            figure.title,
-            named ? make("small", {}, make("span", { class: `dot run-${named.indexOf(run)}` }), ` ${run.name}`) : null,
-        ),
-        make("p", { class: "small" }, figure.note),
+        attributes,
+        head,
+        note,
         make("div", { class: "space" }),
         box,
         kind.below?.(figure),

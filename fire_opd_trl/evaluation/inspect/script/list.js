@@ -110,7 +110,7 @@ function refresh() {
     state.shown = state.all.filter((t) => passes(t, query)).sort(SORTS[$("#sort").value]);
     $("#list").replaceChildren(...state.shown.map(entry));
     $("#count").textContent =
-        `${thousands(state.shown.length)} of ${plural(state.all.length, "trajectory").replace("trajectorys", "trajectories")}`;
+        `${thousands(state.shown.length)} of ${plural(state.all.length, "trajectory", "trajectories")}`;
     $("#clear").hidden = state.shown.length === state.all.length;
     select(state.shown.includes(state.current) ? state.current : (state.shown[0] ?? null));
 }

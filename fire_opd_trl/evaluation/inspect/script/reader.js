@@ -132,7 +132,6 @@ function makeReader(t) {
 function factsOf(t) {
     const alike = state.all.filter((one) => one.run === t.run && one.step === t.step && one.group === t.group).length;
     return [
-        t.score == null ? null : `score ${number(t.score)}`,
         plural(t.length, "token"),
         t.reward == null ? null : `reward ${number(t.reward)}`,
         t.finished ? "finished" : "not finished",
@@ -145,34 +144,24 @@ function factsOf(t) {
 
 // In words, why the trajectory trains or does not.
 function whyOf(t) {
-    if (t.kept)
-        return t.score == null || t.threshold == null
-            ? "Kept: it trains the student."
-            : `Kept: its score is above ${number(t.threshold)}, the highest that the filter dropped at this step.`;
     if (t.dropped_because === "empty") return "Dropped: none of its tokens can train.";
     if (t.dropped_because === "nonfinite_teacher") return "Dropped: the teacher gave it a number that is not finite.";
-    if (t.score == null) return "Dropped by the filter.";
-    return t.threshold == null
-        ? `Dropped by the filter: its score, ${number(t.score)}, is among the lowest of its step.`
-        : `Dropped by the filter: its score, ${number(t.score)}, is among the lowest of its step. The filter dropped scores up to ${number(t.threshold)}.`;
+    const what = t.kept ? "Kept: it trains the student." : "Dropped by the filter: nothing is learned from it.";
+    const score = t.score == null ? "" : ` Its score is ${number(t.score)}.`;
+    const cut = t.threshold == null ? "" : ` At this step the filter dropped scores up to ${number(t.threshold)}.`;
+    return what + score + cut;
 }
 
+// What to do where there is no colour to see.
 function hintOf(t) {
-    const metric = metricOf(state.shade);
-    if (metric.key === "none") return null;
-    if (!has(t, metric.key))
-        return make(
-            "p",
-            { class: "small hint" },
-            `This run did not record the ${metric.title}. Choose what else shades.`,
-        );
-    if (["weight", "advantage"].includes(metric.key) && t.columns[metric.key].floats.every((x) => x === 0))
-        return make(
-            "p",
-            { class: "small hint" },
-            `The ${metric.title} of all its tokens is 0. The log-probability gap shows what the teacher thought of it.`,
-        );
-    return null;
+    const { key, title } = metricOf(state.shade);
+    const hint = (text) => make("p", { class: "small hint" }, text);
+    if (key === "none") return null;
+    if (!has(t, key)) return hint(`This run did not record the ${title}. Choose what else shades.`);
+    const zero = (key === "weight" || key === "advantage") && t.columns[key].floats.every((x) => x === 0);
+    return zero
+        ? hint(`The ${title} of all its tokens is 0. See the log-probability gap for the teacher's view.`)
+        : null;
 }
 
 function drawTokens(reader, count) {

@@ -31,7 +31,7 @@ const short = (value) => (value == null ? "–" : String(Number(Number(value).to
 const thousands = (value) => Number(value).toLocaleString("en");
 const percent = (logp) => (Number.isFinite(logp) ? `${short(100 * Math.exp(logp))} %` : "");
 const numeric = (value) => (value == null ? null : Number(value));
-const plural = (count, what) => `${thousands(count)} ${what}${count === 1 ? "" : "s"}`;
+const plural = (count, one, many = `${one}s`) => `${thousands(count)} ${count === 1 ? one : many}`;
 
 // Characters that are not seen, or that turn what follows around.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
