@@ -13,8 +13,7 @@ from ..teachers.health import ENOUGH_TOKENS, GUESSING
 BEGINNING = 3  # tokens of an answer at which prompts that were rendered otherwise show first
 PART = 2.0  # nats by which a token is likelier to the student than to the teacher: more than sevenfold
 REJECTED = math.log(0.01)  # a token to which a model gives less than 1 %
-# Share of a window's answers with broken values at which a training stops, as it is unless somebody sets it.
-BROKEN = FiReOPDConfig.__dataclass_fields__["teacher_nonfinite_limit"].default
+BROKEN: float = FiReOPDConfig.teacher_nonfinite_limit  # share of broken answers at which a training stops by default
 # From here on there are doubts. Of a pair that learns well, a student and a teacher of one family, KL is 0.05 to 0.5
 # nats a token. At 1 nat every token is, in the geometric mean, e times less likely to the teacher than to the student.
 FAR = 1.0

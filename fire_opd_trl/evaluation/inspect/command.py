@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fire-opd inspect",
         usage="%(prog)s RUN [--compare RUN2] [--text] [--OPTION VALUE ...]\n"
-        "       %(prog)s --student MODEL --teacher MODEL --prompts FILE [--OPTION VALUE ...]",
+        "       %(prog)s --student DIR --teacher DIR --prompts FILE [...]",
         description=textwrap.fill((__doc__ or "").split("\n\n", 1)[1].replace("\n", " "), 78),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

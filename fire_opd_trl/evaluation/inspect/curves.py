@@ -17,11 +17,13 @@ class Curve(NamedTuple):
 # The first ones are those to watch first.
 CURVES = (
     Curve("loss", "Loss", "", "What is minimised. It may rise while the student learns: look at the KL first."),
-    Curve("fire/reverse_kl", "Reverse KL", "nats a token", "How far the student is from the teacher. It should fall."),
+    Curve(
+        "fire/reverse_kl", "Reverse KL", "nats", "How far the student is from the teacher, a token. It should fall."
+    ),
     Curve(
         "fire/reverse_kl_kept",
         "Reverse KL, kept answers",
-        "nats a token",
+        "nats",
         "The same over the answers that the filter keeps: it is lower, since the teacher likes them.",
     ),
     Curve("reward", "Reward", "", "Mean reward of the answers, if there are rewards. It should rise."),
@@ -34,58 +36,58 @@ CURVES = (
     Curve(
         "completions/clipped_ratio",
         "Truncated",
-        "share of answers",
+        "share",
         "Answers that were cut at max_completion_length. Above 0.3 much of the training is on unfinished text.",
     ),
     Curve(
         "fire/looped_ratio",
         "Looped",
-        "share of answers",
+        "share",
         "Answers whose end repeats itself. It should be near 0, and must not rise.",
     ),
-    Curve("fire/keep_ratio", "Kept", "share of answers", "Answers that the filter keeps: 1 without a filter."),
+    Curve("fire/keep_ratio", "Kept", "share", "Answers that the filter keeps: 1 without a filter."),
     Curve(
         "fire/keep_ratio_finished",
         "Kept of the finished",
-        "share of finished answers",
+        "share",
         "It should be above the kept shares of truncated and of looped answers.",
     ),
     Curve(
         "fire/keep_ratio_truncated",
         "Kept of the truncated",
-        "share of truncated answers",
+        "share",
         "If it is above that of finished answers, the filter prefers text without an end.",
     ),
     Curve(
         "fire/keep_ratio_looped",
         "Kept of the looped",
-        "share of looped answers",
+        "share",
         "If it is above that of finished answers, the filter prefers loops, which teachers find likely.",
     ),
     Curve(
         "fire/student_entropy",
         "Student's entropy",
-        "nats a token",
+        "nats",
         "How undecided the student is. If it falls to 0, the student says the same every time.",
     ),
-    Curve("entropy", "Entropy in the update", "nats a token", "The student's, as the update of weights sees it."),
+    Curve("entropy", "Entropy in the update", "nats", "The student's, as the update of weights sees it."),
     Curve(
         "fire/teacher_entropy",
         "Teacher's entropy",
-        "nats a token",
+        "nats",
         "How undecided the teacher is on these answers. If it rises, they are strange to the teacher.",
     ),
     Curve(
         "fire/weight_ess",
         "Effective sample size",
-        "share of tokens",
+        "share",
         "How many tokens really count: 1 where all weights are equal. Below 0.3 a few tokens make the update.",
     ),
     Curve("fire/weight_max", "Largest weight", "", "The largest weight of a token; the mean in each answer is 1."),
     Curve(
         "fire/advantage_top_decile",
         "Advantage in the top tenth",
-        "share of the sum",
+        "share",
         "What a tenth of the tokens has of all |advantage|: 0.1 where all are equal, near 1 where few say everything.",
     ),
     Curve("fire/advantage_abs", "Mean |advantage|", "nats", "How strongly a token is pushed. It should fall slowly."),
@@ -95,16 +97,12 @@ CURVES = (
         "nats",
         "Teacher less student where an answer ended. Far below 0, the teacher would have gone on: answers grow.",
     ),
-    Curve(
-        "fire/teacher_logp", "Teacher's log-probability", "nats a token", "How likely the teacher finds the answers."
-    ),
-    Curve(
-        "fire/clip_ratio", "Clipped", "share of tokens", "Tokens whose update the loss cuts off. It should be small."
-    ),
+    Curve("fire/teacher_logp", "Teacher's log-probability", "nats", "How likely the teacher finds the answers."),
+    Curve("fire/clip_ratio", "Clipped", "share", "Tokens whose update the loss cuts off. It should be small."),
     Curve(
         "fire/sampling_gap",
         "Gap to the sampling engine",
-        "nats a token",
+        "nats",
         "How far the engine that samples is from the model that trains. It should be near 0.",
     ),
     Curve(
@@ -114,10 +112,10 @@ CURVES = (
     Curve(
         "tokens_per_second", "Tokens a second", "tokens", "Prompts and answers of all processes, over the whole step."
     ),
-    Curve("share/rollout", "Time to sample", "share of the step", "The part of a step in which the student samples."),
-    Curve("share/score", "Time to score", "share of the step", "The part in which teacher and student score answers."),
-    Curve("share/update", "Time to update", "share of the step", "The part in which weights are updated."),
-    Curve("share/other", "Other time", "share of the step", "What is neither of these three: it should be small."),
+    Curve("share/rollout", "Time to sample", "share", "The part of a step in which the student samples."),
+    Curve("share/score", "Time to score", "share", "The part in which teacher and student score answers."),
+    Curve("share/update", "Time to update", "share", "The part in which weights are updated."),
+    Curve("share/other", "Other time", "share", "What is neither of these three: it should be small."),
 )
 EVALUATED = ("loss", "reward", "fire/reverse_kl", "completions/mean_length", "completions/clipped_ratio")
 OF_A_TEACHER = ("fire/reverse_kl", "fire/keep_ratio")

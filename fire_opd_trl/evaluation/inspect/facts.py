@@ -85,7 +85,7 @@ def recorded_of(run: Run) -> str:
     kept = sum(row["kept"] for row in rows)
     where = f"at step {steps[0]}" if len(steps) == 1 else f"at {len(steps)} steps from {steps[0]} to {steps[-1]}"
     counts = f"{kept:,} kept, {len(rows) - kept:,} dropped; {len(run.records.tokens):,} tokens"
-    return f"{len(rows):,} trajectories {where}: {counts}"
+    return f"{len(rows):,} {'trajectory' if len(rows) == 1 else 'trajectories'} {where}: {counts}"
 
 
 def cut(text: str) -> str:

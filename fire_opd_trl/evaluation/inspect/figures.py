@@ -18,6 +18,7 @@ BINS = 40
 CELLS = 24  # of the density, along each axis
 PLACES = 60  # longest answer whose places are shown one by one, and about the number of bins of longer ones
 HEAVIEST = 20  # tokens in the figure of the heaviest ones
+OFTEN = 10  # times that a token must occur for its mean weight to say something
 SMALL = 1e-5  # weights that differ by less are equal
 SMALLEST_MAX = 1e-6  # as in stages/reweight.py, whose import is that of torch
 
@@ -101,12 +102,12 @@ def score_figure(records: Records, score: str) -> Figure:
             "lie close to 0, it draws a line through answers that are alike, and chance decides."
         )
         if (uncut := int((known & ~has_cut).sum())) > 0:
-            note += f" {uncut} trajectories of steps without a cut are left out."
+            note += f" Left out: {uncut} of steps without a cut."
     if (kept & has_cut & (records.of_rows("score") < cuts - SMALL)).any():
         note += " There are kept ones left of it: the filter ranks each teacher's answers apart, or draws at random."
     unscored = len(scores) - int(known.sum())
     if unscored:
-        note += f" {unscored} trajectories have no score: they are empty, or the teacher's values are not finite."
+        note += f" Left out: {unscored} without a score, since they are empty or the teacher's values are not finite."
     edges = edges_of(scores[shown])
     return {
         "id": "scores",
@@ -127,22 +128,21 @@ def score_figure(records: Records, score: str) -> Figure:
 # Weights
 
 
-def no_weights(tokens: Tokens) -> str:
-    """Returns why there is nothing to see of weights, if that is so."""
+def weights_of(tokens: Tokens) -> tuple[np.ndarray, str]:
+    """Returns the weights, and why there is nothing to see of them, if that is so."""
     weight = tokens.of("weight")
     if weight is None or not len(weight):
-        return "There are no weights: no token of the recorded trajectories is trained on."
-    if np.abs(weight - 1).max() < SMALL:
-        return "Every token has the weight 1: this method does not reweight."
-    return ""
+        return np.zeros(0), "There are no weights: no token of the recorded trajectories is trained on."
+    equal = np.abs(weight - 1).max() < SMALL
+    return weight, "Every token has the weight 1: this method does not reweight." if equal else ""
 
 
 def weight_figure(tokens: Tokens) -> Figure:
     """Returns how the weights are distributed."""
     title = "Weights of the tokens"
-    if note := no_weights(tokens):
-        return without("weights", title, note)
-    weight = tokens.of("weight")
+    weight, nothing = weights_of(tokens)
+    if nothing:
+        return without("weights", title, nothing)
     edges = edges_of(np.append(weight, 0.0))
     top = np.sort(weight)[::-1][: max(1, len(weight) // 10)].sum() / weight.sum()
     return {
@@ -165,8 +165,9 @@ def weight_by_place(tokens: Tokens) -> list[Figure]:
     """Returns the weights over the place in the answer: in tenths of its length, and in tokens from its beginning."""
     titles = ("Weight over the course of an answer", "Weight by place, in tokens")
     ids = ("weight_by_position", "weight_by_place")
-    if note := no_weights(tokens):
-        return [without(id, title, note) for id, title in zip(ids, titles, strict=True)]
+    weight, nothing = weights_of(tokens)
+    if nothing:
+        return [without(id, title, nothing) for id, title in zip(ids, titles, strict=True)]
     tenth = np.minimum((10 * (tokens.place + 0.5) / tokens.length).astype(int), 9)
     width = -(-int(tokens.place.max() + 1) // PLACES)  # tokens in a bin
     notes = (
@@ -182,7 +183,7 @@ def weight_by_place(tokens: Tokens) -> list[Figure]:
             "kind": "line",
             "x": label,
             "y": "weight",
-            **quartiles_by(group, tokens.of("weight"), place_of),
+            **quartiles_by(group, weight, place_of),
         }
         for id, title, note, label, group, place_of in (
             (ids[0], titles[0], notes[0], "place in the answer, %", tenth, lambda tenth: 10 * tenth + 5),
@@ -215,9 +216,10 @@ def quartiles_by(group: np.ndarray, values: np.ndarray, place_of: Any) -> dict[s
 def weight_by_type(tokens: Tokens) -> Figure:
     """Returns the mean weight of each type of token: the paper's Figure 5."""
     title = "Weight by type of token"
-    if note := no_weights(tokens):
-        return without("weight_by_type", title, note)
-    weight, there = tokens.of("weight"), np.unique(tokens.type)
+    weight, nothing = weights_of(tokens)
+    if nothing:
+        return without("weight_by_type", title, nothing)
+    there = np.unique(tokens.type)
     parts = [weight[tokens.type == type] for type in there]
     return {
         "id": "weight_by_type",
@@ -239,11 +241,12 @@ def weight_by_type(tokens: Tokens) -> Figure:
 def heaviest_tokens(tokens: Tokens) -> Figure:
     """Returns the tokens with the largest mean weights, among those that are frequent enough to say so."""
     title = "Tokens with the largest weights"
-    if note := no_weights(tokens):
-        return without("heaviest_tokens", title, note)
+    weight, nothing = weights_of(tokens)
+    if nothing:
+        return without("heaviest_tokens", title, nothing)
     counts = np.bincount(tokens.id, minlength=len(tokens.records.vocabulary))
-    often = max(5, len(tokens.id) // 2000)
-    sums = np.bincount(tokens.id, tokens.of("weight"), minlength=len(counts))
+    often = max(OFTEN, len(tokens.id) // 2000)
+    sums = np.bincount(tokens.id, weight, minlength=len(counts))
     frequent = np.flatnonzero(counts >= often)
     if not len(frequent):
         return without("heaviest_tokens", title, f"No token occurs {often} times: there are too few records.")

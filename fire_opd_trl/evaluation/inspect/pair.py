@@ -242,7 +242,7 @@ def prompts_of(options: argparse.Namespace, teachers: list[str]) -> tuple["Datas
     column = options.prompt_column or ("text" if Path(options.prompts).suffix.lower() == ".txt" else "prompt")
     source = SimpleNamespace(dataset_filter=None, prompt_column=column, prompt_as_chat=options.prompt_as_chat)
     dataset = splits[options.split]
-    routed = options.teacher_column or FiReOPDConfig.__dataclass_fields__["teacher_column"].default
+    routed = options.teacher_column or FiReOPDConfig.teacher_column
     owners = [teachers[0]] * len(dataset)
     if len(teachers) > 1:
         refuse_unknown_column(dataset, routed, f"teacher_column={routed!r}")
@@ -314,7 +314,7 @@ def check(student: str, args: "FiReOPDConfig", dataset: "Dataset") -> tuple["Che
 
     adapter, base, processing_class = read_adapter_config(student, None), student, None
     if adapter is not None:
-        base = adapter.get("base_model_name_or_path")
+        base = adapter.get("base_model_name_or_path") or ""
         if not base:
             raise ValueError(f"--student {student}: the adapter does not name its base (base_model_name_or_path).")
         try:

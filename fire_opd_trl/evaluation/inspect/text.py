@@ -11,7 +11,7 @@ from .visible import shortened, visible
 
 
 KEPT, DROPPED = 3, 2  # trajectories that are shown
-PROMPT_LINES, ANSWER_LINES, HEAVIEST = 3, 8, 10
+PROMPT_LINES, ANSWER_LINES, HEAVIEST = 4, 8, 10
 LONGEST = 200  # signs of a token
 SHADES = (0.75, 0.9, 0.98)  # of the shown tokens; what is above one of them is shaded one step more
 COLOURS = ("", "\x1b[38;5;16;48;5;223m", "\x1b[38;5;16;48;5;215m", "\x1b[38;5;16;48;5;203m")
@@ -133,7 +133,7 @@ class Printer:
         """Yields the last kept trajectories, with their tokens shaded, and dropped ones of each reason."""
         kept = [row for row in rows if row["kept"]][-KEPT:]
         reasons = {row["dropped_because"]: row for row in rows if not row["kept"]}  # the last one of each
-        dropped = [reasons[why] for why in (*WHY, *reasons) if why in reasons][:DROPPED]
+        dropped = [reasons[why] for why in dict.fromkeys((*WHY, *reasons)) if why in reasons][:DROPPED]
         name, values = shade_of(kept)
         if name:
             yield from self.paragraph(
@@ -146,11 +146,10 @@ class Printer:
             yield ""
             yield from self.paragraph(title_of(row))
             prompt = self.wrapped([(line, 0) for line in row["prompt"].splitlines(keepends=True)])
-            yield from (self.styled(line, FAINT) for line in limited(list(prompt), PROMPT_LINES))
-            sizes = size_of(row, name) if row["kept"] else None
-            levels = np.zeros(len(row["tokens"]), int) if sizes is None else np.searchsorted(bounds, sizes)
+            yield from (self.styled(line, FAINT) for line in last_of(list(prompt), PROMPT_LINES))
+            levels = np.searchsorted(bounds, sizes_of(row, name) if row["kept"] else np.zeros(len(row["tokens"])))
             answer = self.wrapped(zip(row["tokens"], levels.tolist(), strict=True))
-            yield from limited(list(answer), ANSWER_LINES)
+            yield from first_of(list(answer), ANSWER_LINES)
         rest = len(rows) + left_out - len(kept) - len(dropped)
         if rest:
             yield ""
@@ -179,20 +178,16 @@ class Printer:
 def shade_of(rows: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
     """Returns what tokens are shaded by, and its values: their weights, or where these are equal their advantages."""
     for name in ("weight", "advantage"):
-        values = [size_of(row, name) for row in rows if row[name] is not None]
-        found = np.concatenate(values) if values else np.zeros(0)
+        found = np.concatenate([sizes_of(row, name) for row in rows]) if rows else np.zeros(0)
         if len(found) and found.max() > found.min():
             return name, found
     return "", np.zeros(0)
 
 
-def size_of(row: dict[str, Any], name: str) -> np.ndarray | None:
-    """Returns how large a number of each token of a trajectory is; 0 where it is not finite."""
-    return (
-        None
-        if not name or row[name] is None
-        else np.abs(np.nan_to_num(np.array(row[name], float), posinf=0, neginf=0))
-    )
+def sizes_of(row: dict[str, Any], name: str) -> np.ndarray:
+    """Returns how large a number of each token of a trajectory is; 0 where it is not finite or not known."""
+    numbers = row.get(name) or [0.0] * len(row["tokens"])
+    return np.abs(np.nan_to_num(np.array(numbers, float), posinf=0, neginf=0))
 
 
 def title_of(row: dict[str, Any]) -> str:
@@ -200,8 +195,8 @@ def title_of(row: dict[str, Any]) -> str:
     ended = "finished" if row["finished"] else "truncated" if row["truncated"] else "not finished"
     parts = [
         "kept" if row["kept"] else f"DROPPED, since {WHY.get(row['dropped_because'], row['dropped_because'])}",
-        "" if row["score"] is None else f"score {row['score']:.3f}",
-        "" if row["threshold"] is None else f"cut {row['threshold']:.3f}",
+        "" if row["score"] is None else f"score {row['score']:.3g}",
+        "" if row["threshold"] is None else f"cut {row['threshold']:.3g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
         ended,
         "looped" if row["looped"] else "",
@@ -229,7 +224,8 @@ def cells(text: str) -> int:
 
 def padded(text: str, width: int) -> str:
     """Returns a text of so many places, cut or filled on the right; on the left for a negative width."""
-    text = shortened(text, abs(width))
+    while cells(text) > abs(width):
+        text = f"{text[:-2]}…"
     space = " " * (abs(width) - cells(text))
     return space + text if width < 0 else text + space
 
@@ -243,8 +239,11 @@ def pieces_of(text: str, width: int) -> Iterator[str]:
     yield text
 
 
-def limited(lines: list[str], most: int) -> list[str]:
+def first_of(lines: list[str], most: int) -> list[str]:
     """Returns the first lines of many, and how many more there are."""
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
+
+
+def last_of(lines: list[str], most: int) -> list[str]:
+    """Returns the last lines of many, and how many stand before: of a chat's prompt, the question comes last."""
+    return lines if len(lines) <= most else [f"... {len(lines) - most + 1} more lines", *lines[1 - most :]]

@@ -131,7 +131,7 @@ def types_of_ids(vocabulary: Sequence[str], ids: np.ndarray, starts: np.ndarray)
     command = each([shape.command for shape in shapes])
     command |= has_head & follows(each([text.endswith("\\") for text in vocabulary]))
     is_longer = each([shape.is_open for shape in shapes]) & precedes(goes_on)
-    for place in np.flatnonzero(each([shape.word for shape in shapes]) & ~goes_on & (is_longer | command)):
+    for place in np.flatnonzero(each([shape.word for shape in shapes]) & ~goes_on & (is_longer | command)).tolist():
         found[place] = type_of_word(whole_word(shapes, ids, goes_on, place), bool(command[place]))
     found[goes_on] = CONTINUATION
 

@@ -35,4 +35,4 @@ def token_label(text: str, longest: int = 24) -> str:
     if not bare:
         return "␣" * min(len(text), longest) or "(no text)"
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
-    return shortened("␣" * before + visible(bare[:longest]) + "␣" * after, longest)
+    return shortened("␣" * before + visible(bare[: longest + 1]) + "␣" * after, longest)

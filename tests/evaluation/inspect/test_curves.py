@@ -18,7 +18,7 @@ def test_a_curve_has_a_point_for_each_log_that_has_its_metric():
     loss, kl, evaluated = curves_of(logs)
     assert (loss["key"], loss["steps"], loss["values"]) == ("loss", [10, 20], [0.5, 0.25])
     assert (kl["key"], kl["steps"], kl["values"]) == ("fire/reverse_kl", [10, 20], [None, 0.125])
-    assert kl["title"] == "Reverse KL" and kl["unit"] == "nats a token" and kl["help"].endswith("It should fall.")
+    assert kl["title"] == "Reverse KL" and kl["unit"] == "nats" and kl["help"].endswith("It should fall.")
     assert (evaluated["key"], evaluated["title"]) == ("eval_loss", "Loss, evaluation")
     assert curves_of([]) == curves_of([{"step": 1, "loss": math.inf}]) == curves_of([{"step": 1, "loss": "0.5"}]) == []
 

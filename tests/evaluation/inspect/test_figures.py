@@ -49,14 +49,14 @@ def test_scores_of_several_steps_are_less_the_cut_of_their_step(tmp_path):
     # 0 and 1 in the first step, 0 and 2 in the second one: dropped are both zeros.
     assert found["edges"][0] == 0.0 and found["edges"][-1] == 2.0
     assert found["series"][1]["values"][0] == 2 and np.flatnonzero(found["series"][0]["values"]).tolist() == [20, 39]
-    assert "1 trajectories of steps without a cut are left out." in found["note"]
+    assert "Left out: 1 of steps without a cut." in found["note"]
 
 
 def test_scores_without_a_cut_or_without_scores_say_so(tmp_path):
     uncut = [trajectory(["a"], score=-0.5, threshold=None), trajectory(["a"], score=None, threshold=None)]
     found = of_steps(tmp_path / "uncut", {1: uncut}, "scores")
     assert found["marks"] == [] and found["note"].startswith("Nothing was dropped by score: there is no cut.")
-    assert "1 trajectories have no score" in found["note"]
+    assert "Left out: 1 without a score, " in found["note"]
     none = of_steps(tmp_path / "none", {1: uncut[1:]}, "scores")
     assert none["kind"] == "none" and none["note"] == "This method ranks no trajectories: there are no scores."
     apart = [*scored(-3.0, 0.0), trajectory(["a"], score=-2.0)]
@@ -117,10 +117,10 @@ def test_weight_by_type_is_the_mean_over_all_records_with_counts(tmp_path):
 
 def test_the_heaviest_tokens_are_those_that_occur_often_enough(tmp_path):
     rows = [weighed([" so", " a", " rare"], [2.0, 1.0, 9.0]), weighed([" so", " a"], [1.0, 0.5])]
-    found = of_steps(tmp_path / "often", {1: [*rows, *rows, rows[1]]}, "heaviest_tokens")
-    # " so" five times with 2 + 1 + 2 + 1 + 1; " a" with 1 + 0.5 + 1 + 0.5 + 0.5; " rare" only twice.
+    found = of_steps(tmp_path / "often", {1: [*rows, *rows, rows[1]], 2: [*rows, *rows, rows[1]]}, "heaviest_tokens")
+    # " so" ten times with 2, 1, 2, 1 and 1, twice; " a" with 1, 0.5, 1, 0.5 and 0.5, twice; " rare" four times.
     assert found["labels"] == ["␣so", "␣a"]
-    assert found["series"] == [{"name": "mean weight", "values": [1.4, 0.7], "counts": [5, 5]}]
+    assert found["series"] == [{"name": "mean weight", "values": [1.4, 0.7], "counts": [10, 10]}]
     assert of_steps(tmp_path / "rare", {1: rows}, "heaviest_tokens")["kind"] == "none"
 
 
