@@ -21,6 +21,7 @@ SHOWN = (
     ("fire/keep_ratio", "kept", "{:4.0%}"),
     ("completions/mean_length", "length", "{:5.0f}"),
     ("completions/clipped_ratio", "cut", "{:4.0%}"),
+    ("tokens_per_second", "tokens/s", "{:7,.0f}"),
 )
 LEGEND = (
     "One line for each log (--logging_steps): the loss, KL(student || teacher) in nats a token, the mean reward if\n"
@@ -74,20 +75,16 @@ def shown(logs: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return {called: written.format(value) for called, (value, written) in values.items() if value is not None}
 
 
-class Pace:
-    """How fast it trains: tokens a second since the last log, and the time left at the mean pace of this run."""
+class TimeLeft:
+    """The time left at the mean pace of this run."""
 
     def __init__(self, state: Any):
-        self.began = self.last = time.perf_counter()
-        self.first_step, self.tokens = state.global_step, state.num_input_tokens_seen
+        self.began, self.first_step = time.perf_counter(), state.global_step
 
     def at(self, state: Any) -> dict[str, str]:
-        """Called once for each log of training; returns what a line shows of it."""
-        now, tokens = time.perf_counter(), state.num_input_tokens_seen
-        speed, self.last, self.tokens = (tokens - self.tokens) / max(now - self.last, 1e-9), now, tokens
-        for_a_step = (now - self.began) / max(state.global_step - self.first_step, 1)
-        left = timedelta(seconds=round(for_a_step * (state.max_steps - state.global_step)))
-        return {"tokens/s": f"{speed:7,.0f}", "left": str(left)}
+        """Called for each log of training; returns what a line shows of it."""
+        for_a_step = (time.perf_counter() - self.began) / max(state.global_step - self.first_step, 1)
+        return {"left": str(timedelta(seconds=round(for_a_step * (state.max_steps - state.global_step))))}
 
 
 class ProgressLine(PrinterCallback):
@@ -97,7 +94,7 @@ class ProgressLine(PrinterCallback):
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.pace = Pace(state)
+        self.time_left = TimeLeft(state)
         if state.is_world_process_zero:
             tqdm.write(LEGEND.format(folder=args.output_dir))
 
@@ -118,7 +115,7 @@ class ProgressLine(PrinterCallback):
             steps = f"{state.global_step} step{'s' * (state.global_step != 1)}"
             return [f"{steps} in {seconds}, mean loss {logs.get('train_loss', 0):.4f}"]
         if "loss" in logs:
-            return [line(step, {**shown(logs), **self.pace.at(state)})]
+            return [line(step, {**shown(logs), **self.time_left.at(state)})]
         return [
             line(f"{step}  {name.removesuffix('_loss')}:", {**shown({"loss": logs[name]}), **shown(logs, "eval_")})
             for name in logs
@@ -139,12 +136,13 @@ def notebook_table(base: type[TrainerCallback]) -> TrainerCallback:
     class NotebookTable(base):
         def on_train_begin(self, args, state, control, **kwargs):
             super().on_train_begin(args, state, control, **kwargs)
-            self.pace = Pace(state)
+            self.time_left = TimeLeft(state)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if self.first_column == "Step" and "loss" in logs:
                 parts = shown(logs)
-                row = {"Step": state.global_step, "Training Loss": parts.pop("loss"), **parts, **self.pace.at(state)}
+                row = {"Step": state.global_step, "Training Loss": parts.pop("loss"), **parts}
+                row.update(self.time_left.at(state))
                 self.training_tracker.write_line(row)
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):

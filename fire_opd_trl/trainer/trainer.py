@@ -38,7 +38,7 @@ from ..teachers.routing import route_to_teachers
 from ..teachers.setup import RunSetup
 from ..teachers.sources import reference_source, teacher_sources
 from ..teachers.vocabulary import Teacher
-from .callbacks import EmptyStepGuard, UpdateTimer
+from .callbacks import EmptyStepGuard, StepTimer
 from .card import write_model_card
 from .logs import (
     StepSums,
@@ -148,10 +148,9 @@ class FiReOPDTrainer(GRPOTrainer):
         self.engine_monitor = EngineMonitor(args)
         self._empty_steps = EmptyStepGuard()
         self.add_callback(self._empty_steps)
-        self._update_timer = UpdateTimer(
-            self.accelerator.device, lambda seconds: self._metrics["train"]["time/update"].append(seconds)
-        )
-        self.add_callback(self._update_timer)
+        steps = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+        self._step_timer = StepTimer(self.accelerator.device, self._metrics["train"], steps)
+        self.add_callback(self._step_timer)
         show_progress(self, args)
         self._record = RunRecord(facts_of(self.model, sources, self.checked, self.method))
         self.add_callback(self._record)
@@ -192,7 +191,7 @@ class FiReOPDTrainer(GRPOTrainer):
                 multiple=self.pad_to_multiple_of or 1,
                 entropies=entropies,
                 unknown=unknown,
-                on_time=lambda seconds: self._log_window(f"time/score_{name}", seconds),
+                on_time=lambda seconds: self._took("score", f"_{name}", seconds),
                 keep=keep,
             )
 
@@ -252,7 +251,7 @@ class FiReOPDTrainer(GRPOTrainer):
     def _generate(self, *args, **kwargs):
         started = clock(self.accelerator.device)
         *sampled, images, tool_images = super()._generate(*args, **kwargs)
-        self._log_window("time/rollout", clock(self.accelerator.device) - started)
+        self._took("rollout", "", clock(self.accelerator.device) - started)
         if images is not None:  # no processor takes None for the images of a row
             images = self._images = [of_row or [] for of_row in images]
         return *sampled, images, tool_images
@@ -397,6 +396,12 @@ class FiReOPDTrainer(GRPOTrainer):
         """A metric of the window under way; TRL logs the mean over the windows between two logs."""
         self._metrics[self._window_mode][name].append(value)
 
+    def _took(self, phase: str, of: str, seconds: float) -> None:
+        """The time of a phase of the window under way, `of` a model; those of a training are added up for its step."""
+        self._log_window(f"time/{phase}{of}", seconds)
+        if self._window_mode == "train":
+            self._step_timer.took(phase, seconds)
+
     # One forward: the seam with TRL
 
     def _forward(
@@ -443,6 +448,8 @@ class FiReOPDTrainer(GRPOTrainer):
             return self._generate_and_score_completions(generation_batch)
         if self._buffered_inputs is None:  # first call, or resumed: take up the place inside the window
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._step_timer.begin()
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or self._buffered_inputs is None:
             self._buffered_inputs = []  # the last window goes before the next one comes
@@ -451,7 +458,7 @@ class FiReOPDTrainer(GRPOTrainer):
                 self._log_window(f"fire/{name}", value)
         part = self._buffered_inputs[self._step % self.args.steps_per_generation]
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._update_timer.start()
+            self._step_timer.start()
         if part["rows_in_step"] == 0:
             self._empty_steps.hold(self.optimizer.param_groups)
             self._metrics["train"]["fire/empty_steps"].append(1.0)

@@ -50,14 +50,20 @@ def test_rollout_scoring_and_update_are_timed_one_after_the_other(tmp_path, monk
     calls, tick = [], iter(range(100))
     for module, name in ((token_scores, "scoring"), (trainer, "rollout"), (callbacks, "update")):
         monkeypatch.setattr(module, "clock", lambda device, name=name: calls.append(name) or float(next(tick)))
+    monkeypatch.setattr(callbacks, "perf_counter", lambda: calls.append("begin") or float(next(tick)))
     case = {"batch": 8, "accumulation": 4, "max_steps": 2, "method": "opd"}
     run = built(case, str(tmp_path))
     sampled, compute_loss = run.rollout_func, run.compute_loss
     run.rollout_func = lambda *args: calls.append("samples") or sampled(*args)
     run.compute_loss = lambda *args, **kwargs: calls.append("loss") or compute_loss(*args, **kwargs)
     run.train()
-    step = ["rollout", "samples", "rollout", *["scoring"] * 4, "update", *["loss"] * 4, "update"]  # teacher, student
+    scored = ["scoring"] * 4  # by the teacher and by the student
+    step = ["begin", "rollout", "samples", "rollout", *scored, "update", *["loss"] * 4, "update"]
     assert calls == 2 * step
     logs = [log for log in run.state.log_history if "grad_norm" in log]
     for name in ("time/rollout", "time/score_teacher", "time/score_student", "time/update"):
         assert [log[name] for log in logs] == pytest.approx([1.0, 1.0])  # each phase ends one tick after it began
+    # The step ends eight ticks after it began.
+    shares = {"share/rollout": 1 / 8, "share/score": 2 / 8, "share/update": 1 / 8, "share/other": 4 / 8}
+    assert [{name: log[name] for name in shares} for log in logs] == [pytest.approx(shares)] * 2
+    assert [log["tokens_per_second"] * 8 for log in logs] == [logs[0]["num_tokens"]] * 2  # of the same rows

@@ -20,10 +20,10 @@ def looped(tokens: list[int], own: list[int] | None = None) -> bool:
         ([1, 2, 3] * 10, False),  # 30
         (list(range(100, 200)) + [5, 6] * 16, True),  # what stands before it does not matter
         ([5, 6] * 16 + [9], False),  # it must go on to the end
-        (list(range(64)) * 4, True),  # the longest piece, four times
-        (list(range(64)) * 4 + list(range(30)), True),  # and cut short
-        ((list(range(64)) * 4)[1:], False),  # once too few
-        (list(range(65)) * 4, False),  # a piece too long
+        (list(range(128)) * 3, True),  # the longest piece, three times
+        (list(range(128)) * 3 + list(range(30)), True),  # and cut short
+        ((list(range(128)) * 3)[1:], False),  # too few
+        (list(range(129)) * 3, False),  # a piece too long
         ([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 9] * 4, True),
         ([token for count in range(40) for token in (1, 2, 100 + count)], False),  # it counts: "Step 1", "Step 2"
         ([], False),

@@ -1,9 +1,15 @@
-"""An optimizer step without a token to train on moves nothing."""
+"""An optimizer step without a token to train on moves nothing; the phases of a step and their shares."""
+
+from collections import defaultdict
 
 import pytest
 import torch
 from support.trainers import CASE, furthest, logs_of, parameters
 from support.worker import built
+from transformers import TrainerState
+
+from fire_opd_trl.trainer import callbacks
+from fire_opd_trl.trainer.callbacks import StepTimer
 
 
 def test_f6_an_empty_window_moves_nothing_and_five_in_a_row_stop(tmp_path):
@@ -75,3 +81,40 @@ def test_f6_an_empty_window_moves_nothing_under_zero3(on_two_ranks, tmp_path):
     start = parameters(built({**CASE, "holes": "all"}, str(tmp_path / "start")))
     assert furthest({name: start[name] for name in two["parameters"]}, two["parameters"]) == 0.0
     assert two["loss"] == [0.0] * 3 and two["survivors_of_ranks"] == [0, 0]
+
+
+def test_windows_of_two_steps_are_reported_whole_and_those_since_the_last_log_together(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "clock", lambda device: now[0])
+    monkeypatch.setattr(callbacks, "perf_counter", lambda: now[0])
+    metrics, state = defaultdict(list), TrainerState(num_input_tokens_seen=500)  # a resumed run
+    timer = StepTimer(torch.device("cpu"), metrics, steps=2)
+    timer.on_train_begin(None, state, None)
+
+    def step(update: float, sampled: tuple[int, float] | None = None):
+        timer.begin()
+        if sampled:
+            state.num_input_tokens_seen += sampled[0]
+            timer.took("rollout", sampled[1])
+            now[0] += sampled[1] + 1.0  # and a second of rewards
+        timer.start()
+        now[0] += update
+        state.global_step += 1
+        timer.on_step_end(None, state, None)
+        now[0] += 100.0  # an evaluation
+
+    step(2.0, sampled=(60, 3.0))
+    assert dict(metrics) == {"time/update": [2.0]}  # the window has another step, without sampling
+    step(4.0)
+    # 60 tokens in the 10 s of its two steps: 3 s of sampling, 6 of update, 1 of anything else
+    assert metrics.pop("time/update") == [2.0, 4.0]
+    of_one = {"share/rollout": [0.3], "share/score": [0.0], "share/update": [0.6], "tokens_per_second": [6.0]}
+    assert metrics.pop("share/other") == [pytest.approx(0.1)] and metrics == of_one
+    step(10.0, sampled=(120, 9.0))
+    step(10.0)
+    # two windows without a log between: 180 tokens in 40 s, and not the mean of 6 and 4
+    assert metrics["tokens_per_second"] == [4.5] and metrics["share/rollout"] == [0.3]
+    metrics.clear()  # TRL has logged
+    step(0.5)
+    step(0.5, sampled=(8, 2.0))
+    assert metrics["tokens_per_second"] == [2.0]  # 8 tokens in 4 s

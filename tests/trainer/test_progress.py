@@ -9,7 +9,7 @@ from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fire_opd_trl.demo import task
-from fire_opd_trl.trainer.progress import Pace, ProgressLine, QuietBar, notebook_table
+from fire_opd_trl.trainer.progress import ProgressLine, QuietBar, TimeLeft, notebook_table
 
 
 LOG = {
@@ -19,20 +19,20 @@ LOG = {
     "completions/mean_length": 31.5,
     "completions/clipped_ratio": None,  # TRL's mean of nothing
     "fire/padding": 0.5,
+    "tokens_per_second": 2100.4,
 }
 
 
-def state(step: int, tokens: int = 0) -> TrainerState:
-    return TrainerState(global_step=step, max_steps=120, num_input_tokens_seen=tokens)
+def state(step: int) -> TrainerState:
+    return TrainerState(global_step=step, max_steps=120)
 
 
 def test_a_line_holds_what_a_person_looks_for(monkeypatch):
     seconds = iter([100.0, 110.0])
     monkeypatch.setattr("fire_opd_trl.trainer.progress.time.perf_counter", lambda: next(seconds))
     line = ProgressLine()
-    line.pace = Pace(state(20, tokens=1000))
-    # 10 steps and 21000 tokens in 10 s: 2,100 a second, 90 steps left of a second each
-    assert line.lines(state(30, tokens=22000), LOG) == [
+    line.time_left = TimeLeft(state(20))
+    assert line.lines(state(30), LOG) == [  # 10 steps in 10 s: 90 steps left of a second each
         "step  30/120  loss  0.1235  KL -0.0100  kept  88%  length    32  tokens/s   2,100  left 0:01:30"
     ]
 
