@@ -101,9 +101,13 @@ class Past:
         if kl is not None and (self.lowest_kl is None or kl.value < self.lowest_kl.value):
             self.lowest_kl = kl
 
+    def last(self, name: str) -> list[float]:
+        """A metric in those of the last windows that have it."""
+        return [window[name] for window in list(self.windows)[-RECENT:] if name in window]
+
     def recent(self, name: str, fewest: int = FEWEST) -> Mean | None:
-        """The mean of a metric over the last windows that have it, unless there are too few."""
-        values = [window[name] for window in list(self.windows)[-RECENT:] if name in window]
+        """The mean of a metric over the last windows, unless too few have it."""
+        values = self.last(name)
         return Mean.of(values) if len(values) >= fewest else None
 
     def beginnings(self, name: str) -> list[Mean]:
@@ -179,10 +183,19 @@ class Alarm:
 # What each of them looks at
 
 
+def falls(values: list[float]) -> bool:
+    """Whether the later half of some values is lower in the mean."""
+    half = len(values) // 2
+    return sum(values[half:]) / (len(values) - half) < sum(values[:half]) / half - 1e-9
+
+
 def cut_answers(past: Past) -> list[Sight]:
-    """The share of answers that were cut at the length limit."""
-    share = past.recent("completions/clipped_ratio")
-    return [Sight(share)] if share else []
+    """
+    The share of answers that were cut at the length limit. While it falls, the student is learning to end, and nothing
+    is said.
+    """
+    values = past.last("completions/clipped_ratio")
+    return [] if len(values) < FEWEST or falls(values) else [Sight(Mean.of(values))]
 
 
 def shorter_answers(past: Past) -> list[Sight]:
@@ -271,8 +284,9 @@ def risen_kl(past: Past) -> list[Sight]:
         return sights
     for low in (lowest, *begun[:1]):
         rise, scale = now.above(low), max(begun[0].value, low.value, SMALLEST_KL)
+        more = max(now.value, 0.0) - max(low.value, 0.0)  # the estimate is below 0 where answers are not its own
         facts = {"now": now.value, "lowest": low.value, "then": begun[0].value}
-        sights.append(Sight(Mean(rise.value / scale, rise.error / scale), facts))
+        sights.append(Sight(Mean(more / scale, rise.error / scale), facts))
     return sights
 
 
@@ -296,14 +310,10 @@ def remaining_entropy(past: Past) -> list[Sight]:
 def unwanted_ends(past: Past) -> list[Sight]:
     """
     By how many nats the student finds the tokens with which it ends likelier than the teacher does, in the last
-    windows where any answer ended. While that is less than in as many windows before, the student is learning when to
-    end, and nothing is said.
+    windows where any answer ended. While that falls, the student is learning when to end, and nothing is said.
     """
-    gaps = [-window["fire/terminal_gap"] for window in past.windows if "fire/terminal_gap" in window]
-    if len(gaps) < 2 * FEWEST:
-        return []
-    now, before = Mean.of(gaps[-FEWEST:]), Mean.of(gaps[-2 * FEWEST : -FEWEST])
-    return [Sight(now)] if now.value >= before.value else []
+    gaps = [-window["fire/terminal_gap"] for window in past.windows if "fire/terminal_gap" in window][-RECENT:]
+    return [] if len(gaps) < RECENT or falls(gaps) else [Sight(Mean.of(gaps))]
 
 
 WATCHDOGS = {

@@ -1,6 +1,8 @@
 """Watchdogs on real runs: each sees one that was made sick on purpose, and none sees anything in the demo."""
 
+import csv
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from fire_opd_trl.stages.watchdogs import WATCHDOGS, examine
 
 TOKENIZER = task.build_tokenizer()
 LOOP = TOKENIZER("1+1+0=02,")["input_ids"] * 9
-ROWS = 16
-QUIET = {"preflight": False, "print_metrics": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
+ROWS = 8
+QUIET = {"preflight": False, "print_metrics": "none", "save_strategy": "no"}
 
 
 def numbers(prompt: str) -> tuple[int, ...]:
@@ -28,7 +30,7 @@ def whole(prompt: str) -> list[int]:
 
 
 def run_on(answer, folder, steps: int, teacher=None, resume=None, **config) -> FiReOPDTrainer:
-    """A run whose student's answers are given: `answer(window, row, prompt)` are token ids."""
+    """A run in which the student's answers are given: `answer(window, row, prompt)` are token ids."""
     window = iter(range(1, 1000))
 
     def rollout(prompts, trainer):
@@ -37,12 +39,18 @@ def run_on(answer, folder, steps: int, teacher=None, resume=None, **config) -> F
         prompt_ids = [TOKENIZER(prompt)["input_ids"] for prompt in prompts]
         return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None}
 
-    args = {"learning_rate": 1e-6, "max_completion_length": len(LOOP), **QUIET, **config}
+    args = {"learning_rate": 1e-6, "max_completion_length": len(LOOP), "logging_steps": 1, **QUIET, **config}
     trainer = FiReOPDTrainer(
         model=loaded("student"),
         teacher_model=teacher or loaded("teacher"),
         args=FiReOPDConfig(
-            str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=ROWS, max_steps=steps, **args
+            str(folder),
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            per_device_train_batch_size=ROWS,
+            max_steps=steps,
+            **args,
         ),
         train_dataset=task.dataset("train", ROWS * 40, seed=0),
         rollout_func=rollout,
@@ -122,23 +130,28 @@ def test_answers_are_cut_and_few_tokens_carry_the_update(tmp_path, capsys):
 
 
 def test_a_teacher_that_ends_at_once(tmp_path):
-    teacher = teacher_of_ends(20, at_the_end=False)
-    data = task.dataset("train", ROWS * 24, seed=0)
-    config = {"method": "opd_full", "learning_rate": 3e-3, "max_steps": 24, **QUIET}
-    sampling_trainer(tmp_path, rows=ROWS, teacher=teacher, dataset=data, **config).train()
+    teacher = teacher_of_ends(12, at_the_end=False)
+    data, config = task.dataset("train", 16 * 30, seed=0), {"method": "opd_full", "learning_rate": 2e-3}
+    sampling_trainer(tmp_path, rows=16, teacher=teacher, dataset=data, max_steps=30, **QUIET, **config).train()
     assert list(steps_of(tmp_path)) == ["length_collapse"]
 
 
 def test_a_learning_rate_that_is_far_too_high(tmp_path):
     data, config = task.dataset("train", 8 * 21, seed=0), {"max_completion_length": 12, "watchdogs": {"truncated": 1}}
-    sampling_trainer(
-        tmp_path, rows=8, dataset=data, method="opd", learning_rate=3e-2, max_steps=21, **QUIET, **config
-    ).train()
+    config |= {"method": "opd", "learning_rate": 3e-2, "max_steps": 21}
+    sampling_trainer(tmp_path, rows=8, dataset=data, **QUIET, **config).train()
     assert list(steps_of(tmp_path)) == ["kl_rising"]
 
 
-def test_a_student_that_learns_nothing_but_one_answer(tmp_path):
-    run_on(lambda window, row, prompt: whole(prompt), tmp_path, steps=40, method="opd", learning_rate=1e-3)
+def test_answers_that_the_student_hesitates_over_and_then_only_those_it_is_sure_of(tmp_path):
+    """Random characters for five windows; then the beginning of what it was taught, which copies the question."""
+    draw = random.Random(0)
+
+    def answer(window, row, prompt):
+        noise = "".join(draw.choice(task.CHARACTERS) for _ in range(30))
+        return TOKENIZER(noise)["input_ids"] if window <= 5 else whole(prompt)[:6]
+
+    run_on(answer, tmp_path, steps=26, method="opd", watchdogs={"truncated": None})
     assert list(steps_of(tmp_path)) == ["entropy_collapse"]
 
 
@@ -192,8 +205,8 @@ def test_two_ranks_stop_at_the_same_step(on_two_ranks):
 
 def recorded() -> list[dict]:
     """What the watchdogs read of the demo's 100 steps, as it was logged: `fire-opd demo`, seed 0."""
-    text = (Path(__file__).parents[1] / "support" / "demo_windows.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    with (Path(__file__).parents[1] / "support" / "demo_windows.csv").open() as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def test_they_are_silent_on_the_demo():
