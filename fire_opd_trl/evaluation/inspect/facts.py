@@ -24,6 +24,7 @@ def facts_of(run: Run) -> list[list[str]]:
     settings = about.get("settings") or {}
     facts = [
         ("status", status_of(run)),
+        *verdicts_of(about.get("fit") or {}),
         ("student", model_of(about.get("student"))),
         *(
             (f"teacher {name}" if len(teachers_of(run)) > 1 else "teacher", model_of(model))
@@ -42,6 +43,17 @@ def facts_of(run: Run) -> list[list[str]]:
         *(("missing", sentence) for sentence in run.lacks),
     ]
     return [[label, cut(str(text))] for label, text in facts if text]
+
+
+def verdicts_of(fits: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns whether the teachers of a pair that was sampled without training fit, and what speaks against them."""
+    return [
+        (
+            "does the teacher fit?" if len(fits) == 1 else f"does teacher {name} fit?",
+            ". ".join([f"{fit['verdict']}", *fit["because"]]),
+        )
+        for name, fit in fits.items()
+    ]
 
 
 def teachers_of(run: Run) -> dict[str, Any]:
