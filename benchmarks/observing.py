@@ -35,6 +35,7 @@ OBSERVERS = {
     "loops": (from_trl, "looped_tail_B"),
     "shares of the step": (StepTimer, "_say"),
     "metrics of each teacher, table of completions": (trainer.FiReOPDTrainer, "_report"),
+    "records": (trainer.FiReOPDTrainer, "_record_rows"),
 }
 
 
@@ -89,6 +90,7 @@ def of_a_run(options: argparse.Namespace) -> dict[str, float]:
                 max_steps=options.steps + 1,
                 max_completion_length=options.length,
                 logging_steps=1,
+                log_rollouts=options.log_rollouts,
                 save_strategy="no",
                 disable_tqdm=True,
             ),
@@ -140,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="rows of a window")
     parser.add_argument("--length", type=int, default=33, help="max_completion_length")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
+    parser.add_argument("--log_rollouts", type=int, default=0, help="trajectories that are recorded at every step")
     parser.add_argument("--large", type=int, nargs=2, metavar=("ROWS", "TOKENS"), help="time the mathematics alone")
     options = parser.parse_args()
     if options.large:

@@ -64,6 +64,8 @@ WRONG = {
     "print_metrics": ["dict", None, True],
     "on_sick": ["halt", None, True],
     "watchdogs": [[1], "truncated", 0.5],
+    "log_rollouts": [-1, 1.5, True],
+    "log_rollouts_megabytes": [0, 1.5, None],
     "logging_first_step": ["yes", None],
     "teacher_nonfinite_limit": [-0.1, 1.1],
     "scoring_token_budget": [0, 100.5],

@@ -139,6 +139,7 @@ def test_all_wrong_combinations_are_refused_at_once():
         ({"use_transformers_continuous_batching": True, "bf16": True}, "casts the weights themselves to 16 bits"),
         ({"scale_rewards": False}, "scale_rewards='none' has no effect, because reward_coef=0.0"),
         ({"ref_model_sync_steps": 8}, "ref_model_sync_steps=8 has no effect, because sync_ref_model=False"),
+        ({"log_rollouts_megabytes": 9}, "log_rollouts_megabytes=9 has no effect, because log_rollouts=0"),
         (
             {"method": "opd_full", "epsilon": 0.1},
             "epsilon=0.1 has no effect, because method='opd_full' has no",

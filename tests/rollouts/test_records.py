@@ -2,8 +2,10 @@
 
 import json
 import random
+import re
 import resource
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -141,3 +143,22 @@ def test_two_hundred_trajectories_of_a_thousand_tokens_are_small_and_quick(tmp_p
     started = time.perf_counter()
     pq.read_table(path)
     assert time.perf_counter() - started < 2
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "records.md").read_text()
+
+
+def test_the_page_has_every_column_and_its_questions_are_answered(tmp_path, monkeypatch, capsys):
+    named = re.findall(r"^\| (`.*?`) \|", PAGE, re.MULTILINE)
+    assert [name for cell in named for name in re.findall(r"`(\w+)`", cell)] == SCHEMA.names
+    invented_run(tmp_path / "output", steps=3, rows=30)
+    monkeypatch.chdir(tmp_path)
+    variables: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1:]:  # the first one trains
+        exec(block, variables)
+    said = capsys.readouterr().out
+    # Of ten rows one is empty, one broken, one cut, and one loops until it is cut. Of the six others one is dropped.
+    kept = variables["kept"].agg(["mean", "size"])
+    assert kept.loc[True, False].tolist() == [pytest.approx(5 / 6), 54] and kept.loc[False, True].tolist() == [1.0, 9]
+    assert " therefore" in said and "'method': 'fire'" in said and len(variables["by_text"]) > 10
+    assert variables["place"].max() == 50 and variables["tokens"].shape[0] == variables["frame"].tokens.map(len).sum()

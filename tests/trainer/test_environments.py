@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from support.trainers import logs_of
 from support.vision import characters, template
+from support.worker import recorded
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
@@ -100,7 +101,7 @@ ANSWER = "It is 3."
 
 @pytest.mark.parametrize("given", [{"environment_factory": Adder}, {"tools": [add]}])
 def test_without_any_reward_the_student_trains_on_its_own_turns_alone(given, tmp_path, monkeypatch):
-    trainer = chat_trainer(tmp_path, monkeypatch, [CALL, ANSWER], **given)
+    trainer = chat_trainer(tmp_path, monkeypatch, [CALL, ANSWER], config={"log_rollouts": 4}, **given)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     (log,) = logs_of(trainer)
@@ -116,6 +117,14 @@ def test_without_any_reward_the_student_trains_on_its_own_turns_alone(given, tmp
         told = "".join(characters().convert_ids_to_tokens(ids[masked]))
         assert "<tool_response>\n3\n</tool_response>" in told  # it is read, and never trained
         assert not part["advantages"][row][masked].any()
+    for record in recorded(tmp_path):
+        texts, trains = record["tokens"], record["trains"]
+        trained = "".join(text for text, own in zip(texts, trains, strict=True) if own)
+        assert trained == f"{CALL}<|im_end|>{ANSWER}<|im_end|>" and not all(trains)
+        assert "<tool_response>\n3\n</tool_response>" in record["completion"] == "".join(texts)
+        assert not any(
+            w or a for w, a, own in zip(record["weight"], record["advantage"], trains, strict=True) if not own
+        )
 
 
 def test_an_environment_that_gives_rewards_is_asked_for_them(tmp_path, monkeypatch):

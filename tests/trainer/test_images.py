@@ -3,9 +3,10 @@
 import pytest
 import torch
 from datasets import IterableDataset
+from support.layouts import assert_same_records
 from support.trainers import furthest, logs_of
 from support.vision import characters, processor, rows_with_images, vision_model, vision_trainer
-from support.worker import trained
+from support.worker import recorded, trained
 from trl.data_utils import prepare_multimodal_messages
 
 
@@ -66,7 +67,7 @@ def test_an_image_matters_to_its_row():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return trained(CASE, str(tmp_path_factory.mktemp("whole")))
+    return trained({**CASE, "config": {"log_rollouts": 8}}, str(tmp_path_factory.mktemp("whole")))
 
 
 def test_a_step_with_images_trains_the_whole_model(whole):
@@ -75,6 +76,12 @@ def test_a_step_with_images_trains_the_whole_model(whole):
     assert all(any(part in name for name in moved) for part in ("visual.patch_embed", "language_model", "lm_head"))
     (log,) = logs_of(whole)
     assert log["fire/kept_rows"] == 8 and log["grad_norm"] > 0
+    records = recorded(whole.args.output_dir)
+    assert [row["prompt"].count("<|vision_start|>") for row in records] == COUNTS
+    (part,) = whole._buffered_inputs
+    trained = {tuple(ids[mask.bool()].tolist()): advantage[mask.bool()].tolist() for ids, mask, advantage in zip(
+        part["completion_ids"], part["completion_mask"], part["advantages"], strict=True)}  # fmt: skip
+    assert [row["advantage"] for row in records] == [trained[tuple(row["token_ids"])] for row in records]
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
@@ -88,9 +95,10 @@ def test_micro_batches_with_and_without_images_take_the_same_step(batch, accumul
 @pytest.mark.parametrize("launcher", ["ddp", "fsdp2", "zero3"])
 def test_a_rank_without_any_image_takes_the_same_step(launcher, whole, on_two_ranks):
     """The head is not tied to the embeddings: under FSDP2 it is a unit of its own, whose gradient must be reduced."""
-    config = {"ddp_find_unused_parameters": False, "log_multimodal": True}
+    config = {"ddp_find_unused_parameters": False, "log_multimodal": True, "log_rollouts": 8}
     two = on_two_ranks(launcher, {**CASE, "batch": 2, "accumulation": 2, "config": config})
     assert furthest(two["parameters"], whole.model.state_dict()) < 1e-6
+    assert_same_records(recorded(whole.args.output_dir), two["records"])
 
 
 @pytest.mark.launch

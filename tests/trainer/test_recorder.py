@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from support.scorers import change_scores
 from support.trainers import furthest, parameters
-from support.worker import built, frozen_rows, recorded
+from support.worker import built, frozen_rows, recorded, trained_rows
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -102,6 +102,30 @@ def test_windows_whose_steps_are_logged_are_recorded_and_evaluations_are_not(tmp
         assert row["teacher"] == "teacher" and row["group"] == row["row"] // 2
         assert row["prompt"].endswith("=") and "".join(row["tokens"]) == row["completion"]
         assert row["reward"] == (None if len(row["token_ids"]) % 3 == 0 else len(row["token_ids"]))
+
+
+def test_advantages_are_recorded_with_the_share_of_the_reward_and_the_ratio_of_the_engines(tmp_path):
+    case = {**CASE, "generations": 2, "rewards": True, "max_steps": 1, "log_rollouts": 16}
+    case["config"] = {"preflight": False, "reward_coef": 0.5, "sampling_gap_limit": None}
+    trainer = built(case, str(tmp_path))
+    rollout = trainer.rollout_func
+
+    def reported(prompts, trainer):
+        output = rollout(prompts, trainer)
+        return {**output, "logprobs": [[-1.0] * len(ids) for ids in output["completion_ids"]]}
+
+    trainer.rollout_func = reported
+    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
+    trainer.train()
+    trained = trained_rows(trainer)
+    kept = [row for row in recorded(tmp_path) if row["kept"]]
+    assert len(kept) >= 8 and {row["reward"] for row in kept} == {0.0, 1.0}
+    plain = []
+    for row in kept:
+        assert [row["advantage"]] == trained[tuple(row["token_ids"])]
+        both = zip(row["weight"], row["teacher_logp"], row["student_logp"], strict=True)
+        plain.append([weight * (teacher - student) for weight, teacher, student in both])
+    assert all(row["advantage"] != pytest.approx(without, rel=1e-3) for row, without in zip(kept, plain, strict=True))
 
 
 def test_recording_changes_no_weight_and_asks_the_teacher_for_entropies_that_the_method_does_not_read(tmp_path):
