@@ -106,7 +106,9 @@ def test_a_recorded_run_has_findings_with_their_counts(tmp_path):
     assert sum(one["tokens"] for one in result["places"]) == trained
     assert all(one["tokens"] >= found.FREQUENT for one in result["tokens"])
     kept = result["filter"]
-    assert kept["all"]["answers"] == kept["task"]["answers"] == kept["finished"]["answers"] + kept["truncated"]["answers"]
+    assert (
+        kept["all"]["answers"] == kept["task"]["answers"] == kept["finished"]["answers"] + kept["truncated"]["answers"]
+    )
 
 
 def test_each_watchdog_that_a_sick_run_is_for_exists():
