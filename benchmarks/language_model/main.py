@@ -104,7 +104,7 @@ def task_of(prompt: str) -> str:
 
 
 def recorded_run(folder: Path) -> dict[str, Any]:
-    """Returns the logs of a run that was recorded whole, what its watchdogs said, its costs and what its tokens show."""
+    """Returns logs, watchdogs, costs and findings of a run all of whose answers were recorded."""
     run = read_run(folder)
     spent = folder / "costs.json"
     return {
