@@ -84,7 +84,9 @@ def test_a_file_is_whole_or_not_there_also_where_the_disk_is_full(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert path.read_bytes() == b"before" and [file.name for file in path.parent.iterdir()] == ["one"]
-    write_whole(path, b"after")
+    with open(path, "rb") as reader:
+        write_whole(path, b"after")
+        assert reader.read() == b"before"  # who reads at that moment reads the whole of the earlier file
     assert path.read_bytes() == b"after" and len(list(path.parent.iterdir())) == 1
 
 

@@ -67,6 +67,14 @@ def test_a_window_is_recorded_under_the_first_of_its_logged_steps():
     assert foreseen(0, log_rollouts=0) is None
 
 
+def test_the_last_steps_of_epochs_are_recorded_where_those_are_logged(tmp_path):
+    case = {**CASE, "max_steps": 5, "config": {"preflight": False, "logging_strategy": "epoch"}}
+    trainer = built(case, str(tmp_path))  # 32 prompts: two windows an epoch
+    trainer.train()
+    logged = [log["step"] for log in trainer.state.log_history if "loss" in log]
+    assert list(recorded_steps(tmp_path)) == logged == [1, 2, 4, 5]
+
+
 def reward(completion_ids, **kwargs) -> list[float | None]:
     """None for a part of the rows."""
     return [None if len(ids) % 3 == 0 else float(len(ids)) for ids in completion_ids]
