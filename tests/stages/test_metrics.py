@@ -107,6 +107,7 @@ def test_the_metrics_of_each_teacher_by_hand():
         ([0.0] * 9 + [5.0], 1.0),
         ([0.0] * 19 + [5.0], 1.0),  # two of 20 tokens, of which one has everything
         ([1.0] * 18 + [9.0, -9.0], 0.5),  # 18 of 36
+        ([1.0] * 18 + [9.1, -9.1], 18.2 / 36.2),  # between two ends of bins
         ([1.0, 2.0, 3.0, 4.0, 5.0], 2.5 / 15),  # half a token
         ([1e-30] * 19 + [1e30], 1.0),  # and half of nothing
     ],
