@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--section", help="overview, watchdogs, curves, figures or trajectories")
     parser.add_argument("--whole", action="store_true", help="the whole page, however long it is")
     parser.add_argument("--trajectory", help="STEP.ROW, or RUN.STEP.ROW with RUN 0 or 1")
-    parser.add_argument("--shade", default="weight", help="weight, advantage, student_entropy, teacher_entropy, gap, none")
+    parser.add_argument("--shade", default="weight", help="weight, advantage, gap, none, or an entropy")
     parser.add_argument("--beside", choices=("opposite", "run"), default="", help="what stands beside the trajectory")
     options = vars(parser.parse_args())
     trajectory, shade, beside = (options.pop(name) for name in ("trajectory", "shade", "beside"))

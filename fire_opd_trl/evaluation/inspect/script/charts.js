@@ -48,11 +48,20 @@ const uprights = {
             ctx.stroke();
             const right = place > (area.left + area.right) / 2;
             ctx.textAlign = right ? "right" : "left";
-            if (label) ctx.fillText(label, place + (right ? -5 : 5), area.top + 10);
+            if (label) write(ctx, label, place + (right ? -6 : 6), area.top + 10);
             ctx.restore();
         }
     },
 };
+
+// Text on a ground of its own, so that it is read on bars, too.
+function write(ctx, text, x, y) {
+    const { width } = ctx.measureText(text);
+    ctx.fillStyle = css("surface");
+    ctx.fillRect(ctx.textAlign === "right" ? x - width - 3 : x - 3, y - 10, width + 6, 14);
+    ctx.fillStyle = css("text");
+    ctx.fillText(text, x, y);
+}
 
 function axis(title, options = {}) {
     return {

@@ -87,7 +87,7 @@ function ink(rgb) {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 
-// The same colour means the same number in all trajectories; one token in fifty lies beyond either end.
+// The same colour means the same number in all trajectories; a few tokens in a hundred lie beyond its ends.
 function range(metric) {
     if (metric.range) return metric.range;
     const numbers = [];
@@ -100,7 +100,7 @@ function range(metric) {
     }
     const sorted = Float64Array.from(numbers).sort();
     const at = (share) => (sorted.length ? sorted[Math.floor(share * (sorted.length - 1))] : 0);
-    const high = at(0.98) || sorted.at(-1) || 1;
+    const high = at(metric.ramp === "sides" ? 0.96 : 0.98) || sorted.at(-1) || 1;
     metric.range = metric.ramp === "sides" ? [-high, high] : [metric.key === "weight" ? at(0.02) : 0, high];
     return metric.range;
 }

@@ -101,7 +101,10 @@ const KINDS = {
                 "bar",
                 datasets,
                 axis(axisTitle(figure.y), { scale: { beginAtZero: true } }),
-                axis("", { ticks: { autoSkip: false, color: css("text") }, scale: { grid: { display: false } } }),
+                axis("", {
+                    ticks: { autoSkip: false, maxTicksLimit: labels.length, color: css("text") },
+                    scale: { grid: { display: false } },
+                }),
                 {
                     labels,
                     indexAxis: "y",
@@ -185,9 +188,9 @@ function figureCard(figure, run, named) {
         attributes,
         head,
         note,
-        make("div", { class: "space" }),
         box,
         kind.below?.(figure),
+        make("div", { class: "space" }),
         disclosure("Numbers", kind.head(figure), () => kind.rows(figure)),
     );
 }
