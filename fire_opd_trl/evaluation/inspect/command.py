@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("which run? Give the output_dir of a training, or a pair: --student, --teacher and --prompts.")
     if options.run is not None and of_pair:
         parser.error(
-            f"--{of_pair[0]} is of a pair that is sampled anew, and {options.run} is a run: give one of both."
+            f"{options.run} is a run, and --{of_pair[0]} asks for a look at two models. Leave one of them out."
         )
     if options.text and (options.open or options.output is not None):
         parser.error("--text prints, and writes no page: leave out --output and --open.")

@@ -39,6 +39,7 @@ def facts_of(run: Run) -> list[list[str]]:
         ),
         ("recorded", recorded_of(run)),
         ("error", about.get("error", "")),
+        ("stopped", about.get("stopped_because", "")),
         ("made with", ", ".join(f"{n} {v}" for n, v in (about.get("versions") or {}).items() if n in SHOWN_VERSIONS)),
         *(("missing", sentence) for sentence in run.lacks),
     ]

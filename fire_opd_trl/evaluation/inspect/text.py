@@ -56,9 +56,10 @@ class Printer:
         yield from self.section("What the watchdogs said")
         yield from self.watchdogs(run["watchdogs"])
         if run["curves"]:
-            yield from self.section("Metrics, first and last")
-            rows = [[curve["title"], *ends_of(curve), curve["unit"]] for curve in run["curves"]]
-            yield from self.table(["", "first", "last", ""], rows)
+            once = all(len(curve["steps"]) == 1 for curve in run["curves"])
+            yield from self.section("Metrics" if once else "Metrics, first and last")
+            rows = [[curve["title"], *ends_of(curve)[once:], curve["unit"]] for curve in run["curves"]]
+            yield from self.table(["", "value" if once else "first", *["last"][once:], ""], rows)
         figures = {figure["id"]: figure for figure in run["figures"]}
         for id, most in (("weight_by_type", None), ("heaviest_tokens", HEAVIEST), ("advantage_by_type", None)):
             if id in figures:

@@ -42,11 +42,18 @@ def test_a_run_of_which_little_is_known_has_few_facts():
     ]
     about = {
         "status": "failed",
+        "stopped_because": "Too long.",
+        "fit": {
+            "math": {"verdict": "fits", "because": []},
+            "code": {"verdict": "does not fit", "because": ["a", "b"]},
+        },
         "error": "ValueError: " + "x" * 400,
         "teachers": {"teacher": {"name": "t", "adapter": "a"}},
     }
     facts = dict(facts_of(run_of(about)))
-    assert facts["teacher"] == "t, adapter a" and len(facts["error"]) == 300 and facts["error"].endswith("x…")
+    assert facts["does teacher math fit?"] == "fits" and facts["does teacher code fit?"] == "does not fit. a. b"
+    assert facts["teacher"] == "t, adapter a" and facts["stopped"] == "Too long."
+    assert len(facts["error"]) == 300 and facts["error"].endswith("x…")
 
 
 ABOUT = {

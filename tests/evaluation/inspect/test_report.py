@@ -65,6 +65,12 @@ def test_one_may_ask_for_more_or_fewer_and_always_sees_kept_and_dropped_ones(tmp
     assert len(run["trajectories"]) == count and sum(kept for *_, kept in rows_of(run)) == kept
 
 
+def test_a_kept_one_is_shown_where_nearly_all_were_dropped(tmp_path):
+    folder = small_run(tmp_path, {1: [trajectory(["a"], kept=row == 50) for row in range(100)]})
+    (run,) = report_of([folder], trajectories=2)["runs"]
+    assert [kept for *_, kept in rows_of(run)].count(True) == 1
+
+
 def test_one_may_ask_for_steps_and_the_figures_are_over_all_records_all_the_same(tmp_path):
     folder = small_run(tmp_path, steps_of_ten(20))
     (run,) = report_of([folder], trajectories=30, steps=[(3, 3), (18, 25)])["runs"]

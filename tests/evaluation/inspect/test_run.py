@@ -11,7 +11,7 @@ from support.recorded import invented_run
 from support.small_runs import small_run, trajectory
 
 from fire_opd_trl.evaluation.inspect.run import NUMBERS, ROW, read_run
-from fire_opd_trl.rollouts.records import SCHEMA
+from fire_opd_trl.rollouts.records import SCHEMA, write_records
 
 
 def test_every_number_of_every_token_is_the_one_in_the_files(tmp_path):
@@ -41,7 +41,11 @@ def test_a_number_that_a_method_does_not_read_is_none_and_one_that_some_rows_lac
 
 def test_files_and_rows_are_in_the_order_of_numbers(tmp_path):
     folder = small_run(tmp_path, {9: [trajectory(["a"])], 99_999: [trajectory(["b"])], 100_000: [trajectory(["c"])]})
-    assert [row["step"] for row in read_run(folder).records.rows] == [9, 99_999, 100_000]
+    rows = [{**trajectory([text]), "row": row} for row, text in ((7, "late"), (2, "early"))]
+    write_records(folder, 10, rows, {"method": "fire", "temperature": 1.0, "reads": []})
+    records = read_run(folder).records
+    assert [(row["step"], row["row"]) for row in records.rows] == [(9, 0), (10, 2), (10, 7), (99_999, 0), (100_000, 0)]
+    assert [records.vocabulary[token] for token in records.tokens] == ["a", "early", "late", "b", "c"]
 
 
 def test_a_run_that_is_under_way_is_read_as_far_as_it_is_written(tmp_path):

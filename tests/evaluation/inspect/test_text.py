@@ -23,7 +23,9 @@ def a_run(tmp_path, rows, **others):
 def test_the_whole_text_of_a_small_run(tmp_path):
     weights = [1.0, 4.0, 2.0, *[0.5] * 17]
     kept = trajectory([" So", " wait", " 1", *[" x"] * 17], weight=weights, advantage=[-0.25] * 20)
-    dropped = trajectory(["a\n", "b"], kept=False, finished=False, truncated=True, looped=True, reward=0.5)
+    dropped = trajectory(
+        ["a\n", "b"], kept=False, finished=False, truncated=True, looped=True, reward=0.5, weight=[9, 9]
+    )
     logs = [{"step": 1, "loss": 0.5, "fire/reverse_kl": 0.25}, {"step": 4, "loss": 0.125, "fire/reverse_kl": 0.001}]
     about = {"status": "finished", "student": {"name": "student"}, "steps": 4, "max_steps": 4}
     run = small_run(tmp_path / "first", {4: [kept, dropped]}, logs, about)
@@ -146,6 +148,11 @@ def test_a_run_without_records_says_how_to_get_them(tmp_path):
         "written). missing No trajectories were recorded. log_rollouts=16 in the settings of a training records 16 at "
         "each log, with every number of every token. What the watchdogs said Nothing."
     )
+
+
+def test_a_run_of_one_log_has_one_value_of_each_metric(tmp_path):
+    text = a_run(tmp_path, [], logs=[{"step": 1, "loss": 0.5, "reward": 1}])
+    assert "\nMetrics\n        value\nLoss      0.5\nReward      1\n" in text
 
 
 def test_two_runs_are_printed_one_after_the_other_and_side_by_side(tmp_path):
