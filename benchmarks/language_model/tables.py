@@ -5,12 +5,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: ([\w ]+?)(?:, of the run (\w+))? -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
 
 def filled_in(text: str, results: dict[str, Any]) -> str:
-    """Returns a page with each of its tables written anew: all between `<!-- table: NAME -->` and `<!-- end -->`."""
-    return MARKED.sub(lambda found: found[1] + TABLES[found[2]](results) + found[3], text)
+    """
+    Returns a page with each of its tables written anew: all between `<!-- table: NAME, of the run RUN -->` and
+    `<!-- end -->`. A table that is of no single run has no name of one.
+    """
+
+    def anew(found: re.Match) -> str:
+        part = results["runs"].get(found[3]) if found[3] else results
+        return found[1] + (TABLES[found[2]](part) if part else "(not run)") + "\n<!-- end -->"
+
+    return MARKED.sub(anew, text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -41,9 +49,9 @@ def shown(token: str) -> str:
     return f"`{text}`"
 
 
-def run_table(results: dict[str, Any]) -> str:
-    """How the good run went: its first and last windows."""
-    logs = results["good"]["logs"]
+def run_table(run: dict[str, Any]) -> str:
+    """How a run went, in means of some windows."""
+    logs = run["logs"]
     columns = {
         "reward": ("reward", ".2f"), "KL to the teacher": ("fire/reverse_kl", ".3f"), "entropy": ("entropy", ".2f"),
         "length": ("completions/mean_length", ".0f"), "cut": ("completions/clipped_ratio", ".0%"),
@@ -82,7 +90,7 @@ def accuracy_table(results: dict[str, Any]) -> str:
     return table(["right answers, %, one sample each", *(f"`{task}`" for task in tasks)], rows)
 
 
-def type_table(results: dict[str, Any]) -> str:
+def type_table(run: dict[str, Any]) -> str:
     """The paper's Figure 5 with counts: which types of token are heavy."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "tokens": lambda one: f"{one['tokens']:,}",
@@ -95,20 +103,20 @@ def type_table(results: dict[str, Any]) -> str:
         "teacher entropy": lambda one: number(one["teacher entropy"]),
         "% of all abs. advantage": lambda one: number(100 * one["of all advantage"], ".1f"),
     }
-    rows = [[name, *(cell(one) for cell in columns.values())] for name, one in results["good"]["types"].items()]
+    rows = [[name, *(cell(one) for cell in columns.values())] for name, one in run["types"].items()]
     return table(["type of token", *columns], rows)
 
 
-def start_table(results: dict[str, Any]) -> str:
+def start_table(run: dict[str, Any]) -> str:
     """The same for the places where it is chosen what comes next."""
     rows = [
         [name, f"{one['tokens']:,}", number(100 * one["of all"], ".1f"), between(one["weight"]), percent(one["heavy"])]
-        for name, one in results["good"]["sentence_starts"].items()
+        for name, one in run["sentence_starts"].items()
     ]
     return table(["token", "tokens", "% of all", "mean weight", "% of them heavy"], rows)
 
 
-def place_table(results: dict[str, Any]) -> str:
+def place_table(run: dict[str, Any]) -> str:
     """The weights over the course of an answer."""
     rows = [
         [
@@ -118,12 +126,12 @@ def place_table(results: dict[str, Any]) -> str:
             number(100 * one["heavy"], ".1f"),
             number(one["student entropy"]),
         ]
-        for one in results["good"]["places"]
+        for one in run["places"]
     ]
     return table(["tenth of the answer", "tokens", "mean weight", "% of them heavy", "student entropy"], rows)
 
 
-def token_table(results: dict[str, Any]) -> str:
+def token_table(run: dict[str, Any]) -> str:
     """The frequent tokens with the largest mean weights."""
     rows = [
         [
@@ -135,16 +143,14 @@ def token_table(results: dict[str, Any]) -> str:
             between(one["weight"]),
             number(100 * one["heavy"], ".0f"),
         ]
-        for rank, one in enumerate(results["good"]["tokens"], 1)
+        for rank, one in enumerate(run["tokens"], 1)
     ]
     return table(["", "token", "type", "times", "answers", "mean weight", "% of them heavy"], rows)
 
 
-def filter_table(results: dict[str, Any]) -> str:
+def filter_table(run: dict[str, Any]) -> str:
     """What the filter keeps."""
-    rows = [
-        [name, one["answers"], one["kept"], percent(one["share"])] for name, one in results["good"]["filter"].items()
-    ]
+    rows = [[name, one["answers"], one["kept"], percent(one["share"])] for name, one in run["filter"].items()]
     return table(["answers", "all", "kept", "kept, %"], rows)
 
 
@@ -158,8 +164,17 @@ def watchdog_table(results: dict[str, Any]) -> str:
         ]
         return ", ".join(heard) or "none"
 
-    good = results["good"]
-    rows = [["good", "nothing is wrong", good["logs"][-1]["step"], "none", said(good["watchdogs"])]]
+    names = {"good": "nothing", "untouched": "the student has not learned to end its answers"}
+    rows = [
+        [
+            name,
+            names[name],
+            one["logs"][-1]["step"],
+            "none" if name == "good" else "`truncated`",
+            said(one["watchdogs"]),
+        ]
+        for name, one in results["runs"].items()
+    ]
     rows += [
         [name, one["what"], one["steps"], ", ".join(f"`{dog}`" for dog in one["expected"]), said(one["watchdogs"])]
         for name, one in results["sick"].items()
@@ -167,13 +182,30 @@ def watchdog_table(results: dict[str, Any]) -> str:
     return table(["run", "what is wrong", "windows", "looked for", "fired, at which window"], rows)
 
 
-def cost_table(results: dict[str, Any]) -> str:
+def cost_table(run: dict[str, Any]) -> str:
     """What metrics and records cost in a step."""
+    if not run["costs"]:
+        return "(not measured: the run did not end in one process)"
     rows = [
         [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
-        for name, one in results["costs"]["parts"].items()
+        for name, one in run["costs"]["parts"].items()
     ]
-    return table(["part of a step", "ms a step", "% of the step"], rows)
+    whole = [f"the step (mean of {run['costs']['steps']})", number(1000 * run["costs"]["step"], ",.0f"), "100"]
+    return table(["part of a step", "ms", "% of the step"], [*rows, whole])
+
+
+def factor_table(run: dict[str, Any]) -> str:
+    """What the two factors of a weight are like."""
+    of, places = run["factors"], ("5 %", "25 %", "median", "75 %", "95 %")
+    rows = [
+        [name, *(number(value) for value in of[key][:5])]
+        for name, key in (
+            ("teacher's confidence c", "confidence"),
+            ("student's confusion u", "confusion"),
+            ("weight w", "weight"),
+        )
+    ]
+    return table(["quantile over tokens", *places], rows)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -186,4 +218,5 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "filter": filter_table,
     "watchdogs": watchdog_table,
     "costs": cost_table,
+    "factors": factor_table,
 }

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers.trainer_callback import PrinterCallback
 
     from .. import FiReOPDConfig, FiReOPDTrainer, __version__
-    from ..evaluation.inspect.report import write_report
+    from ..evaluation.inspect.report import report_of, what_it_holds, write_page
     from . import task
     from .curves import draw_learning_curve
 
@@ -225,17 +225,11 @@ def main(argv: list[str] | None = None) -> int:
     for name, path in written:
         print(f"{name}: {path}")
     if not options.no_report:
-        print_where_the_report_is(write_report([folder], trajectories=RECORDED * options.steps))
+        report = report_of([folder], trajectories=RECORDED * options.steps)
+        print(f"report: {write_page(report, folder / 'inspect.html')}")
+        print("  What the teacher found of each token that the student wrote, and which answers were dropped.")
+        print(f"  {what_it_holds(report)}")
     return 0
-
-
-def print_where_the_report_is(page: Path) -> None:
-    """The last lines of the demo: what one sees on the page, and how it is opened."""
-    print(
-        f"report: {page}\n"
-        "  What the teacher found of every token of some answers, which answers were dropped, and how the run went.\n"
-        "  Open the file in a browser; it needs no server and no network."
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 from support.launches import run_killably
-from support.notebook import NOTEBOOK, PICTURE, executed, pictures
+from support.notebook import NOTEBOOK, executed, pictures
 
 import fire_opd_trl
 from fire_opd_trl.demo import task
@@ -301,7 +301,6 @@ def test_the_notebook_is_kept_with_its_outputs_and_nothing_of_the_machine():
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))  # once, from top to bottom
     assert all(cell.id and not cell.metadata for cell in notebook.cells)
     assert_learned(notebook)
-    assert pictures(notebook, "picture") == [PICTURE.read_bytes()]  # the README's
     text = json.dumps(
         [{**output, "data": {**output.get("data", {}), "image/png": ""}} for cell in cells for output in cell.outputs]
     )

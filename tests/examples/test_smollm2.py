@@ -1,4 +1,4 @@
-"""The example with a real language model, without its download: the embedded models stand in for both of its models."""
+"""The example with a real language model, without its download: the embedded models stand in for its two."""
 
 import re
 import sys
@@ -65,7 +65,8 @@ def test_problems_are_short_split_apart_and_balanced(example, monkeypatch):
     def create_dataset(name, size, seed, **settings):
         asked.append((name, seed))
         for number in range(size):
-            facts = {"expression": f"{number} + {seed}", "answer_cot": "long " * (200 * (number % 2)) + f"#### {number}"}
+            solution = "long " * (200 * (number % 2)) + f"#### {number}"
+            facts = {"expression": f"{number} + {seed}", "answer_cot": solution}
             yield {"question": f"{name} {number}?", "answer": number, "metadata": facts}
 
     monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=create_dataset))
@@ -81,22 +82,26 @@ def test_problems_are_short_split_apart_and_balanced(example, monkeypatch):
     assert len({seed for _, seed in asked}) == 3  # each split has a seed of its own
 
 
-def test_the_teacher_learns_worked_solutions_and_is_made_once(example, tmp_path, monkeypatch):
-    student = chatting("student", tmp_path / "student")
+def test_both_models_learn_worked_solutions_and_are_made_once(example, tmp_path, monkeypatch):
+    untouched = chatting("student", tmp_path / "untouched")
     monkeypatch.setattr(example, "problems", additions)
-    assert example.student_folder(tmp_path) == student  # it lies there already: nothing is downloaded
-    teacher = example.teacher_folder(tmp_path, student, steps=3)
-    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (student, teacher))
-    assert any((after[name] != before[name]).any() for name in before)
-    assert AutoTokenizer.from_pretrained(teacher).chat_template
+    monkeypatch.setattr(example, "STUDENT_STEPS", 1)
+    monkeypatch.setattr(example, "TEACHER_STEPS", 3)
+    folders = example.pair(tmp_path)  # the model lies there already: nothing is downloaded
+    assert folders == (tmp_path / "student", tmp_path / "teacher")
+    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (untouched, *folders)]
+    moved = [sum(float((some[name] - weights[0][name]).abs().sum()) for name in some) for some in weights]
+    assert 0 == moved[0] < moved[1] < moved[2]
+    assert all(AutoTokenizer.from_pretrained(folder).chat_template for folder in folders)
 
     monkeypatch.setattr(example.SFTTrainer, "train", lambda *a, **k: pytest.fail("it was trained again"))
-    assert example.pair(tmp_path) == (student, teacher)
+    assert example.pair(tmp_path) == folders
 
 
 def test_the_example_trains_draws_and_measures_and_a_second_call_does_not_train_again(
     example, tmp_path, monkeypatch, capsys
 ):
+    chatting("student", tmp_path / "untouched")
     for name in ("student", "teacher"):
         chatting(name, tmp_path / name)
     monkeypatch.setattr(example, "problems", additions)

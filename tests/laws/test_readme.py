@@ -13,6 +13,7 @@ import fire_opd_trl
 from fire_opd_trl import METHODS, FiReOPDConfig
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.evaluation.inspect import command
 from fire_opd_trl.preflight import packaged
 
 
@@ -29,9 +30,9 @@ def blocks(language: str, heading: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
-def command_lines() -> list[list[str]]:
-    """The words of each command of the section that starts runs."""
-    lines = "".join(blocks("bash", "Start")).replace("\\\n", " ").splitlines()
+def command_lines(heading: str) -> list[list[str]]:
+    """The words of each command of a section."""
+    lines = "".join(blocks("bash", heading)).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -88,14 +89,21 @@ def test_a_script_for_grpo_distils_after_a_change_of_two_lines(trained):
 
 
 def test_every_flag_of_the_readmes_command_lines_exists():
-    script, configs = "examples/train_fire.py", ROOT / "configs"
+    recipes = (ROOT / "configs" / "recipes").glob("*.yaml")
     of_the_launch = argparse.ArgumentParser(allow_abbrev=False)
     of_the_launch.add_argument("--accelerate_config", choices=packaged.accelerate_configs())
-    of_the_launch.add_argument("--config_file", type=lambda name: (ROOT / name).resolve(strict=True))
-    of_the_launch.add_argument("--config", choices=[file.stem for file in (configs / "recipes").glob("*.yaml")])
-    of_the_training = packaged.load_module(ROOT / script).make_parser()
-    launches = [words[2:] for words in command_lines() if words[0] in ("fire-opd", "accelerate")]
-    assert len(launches) == 4
+    of_the_launch.add_argument("--config", choices=[file.stem for file in recipes])
+    of_the_training = packaged.load_module(ROOT / "examples" / "train_fire.py").make_parser()
+    launches = [words[2:] for words in command_lines("Start") if words[0] == "fire-opd"]
+    assert len(launches) == 3
     for words in launches:
-        arguments = of_the_launch.parse_known_args([word for word in words if word != script])[1]
+        arguments = of_the_launch.parse_known_args(words)[1]
         assert of_the_training.parse_known_args(arguments)[1] == []
+
+
+def test_the_readmes_looks_at_a_run_are_understood():
+    looks = command_lines("See what a run does")
+    assert len(looks) == 3 and {(name, verb) for name, verb, *_ in looks} == {("fire-opd", "inspect")}
+    options = [vars(command.build_parser().parse_args(arguments)) for _, _, *arguments in looks]
+    assert [bool(one["run"]) for one in options] == [True, True, False]
+    assert options[1]["compare"] and options[2]["student"] and options[2]["teacher"] and options[2]["prompts"]

@@ -2,7 +2,7 @@
 The notebook as it is kept: executed on the CPU from an empty folder, with its outputs and without anything of the
 machine.
 
-    python tests/support/notebook.py        # `make notebook`: keeps the outputs, and one picture for the README
+    python tests/support/notebook.py        # `make notebook`: keeps the outputs
 """
 
 import base64
@@ -16,7 +16,6 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "fire_opd_quickstart.ipynb"
-PICTURE = ROOT / "docs" / "tokens.png"  # of the cell `picture`
 # One thread and no GPU, so that the outputs say the same wherever it is executed.
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -50,6 +49,4 @@ def pictures(notebook: nbformat.NotebookNode, cell: str) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    notebook = executed()
-    nbformat.write(notebook, NOTEBOOK)
-    PICTURE.write_bytes(*pictures(notebook, "picture"))
+    nbformat.write(executed(), NOTEBOOK)
