@@ -229,9 +229,16 @@ def factors(weighed: Weighed) -> dict[str, Any]:
         "heavy also without confidence": float(top[weighed.heavy].mean()),
         "heavy also by student entropy": float(entropy[weighed.heavy].mean()),
         "largest difference to the recorded weight": float(np.abs(recomputed - weighed.weight).max()),
+        "effective share of tokens": effective_share(weighed.weight),
+        "effective share by confusion alone": effective_share(weighed.mean_one(u + 1e-9)),
         "confidence where the student is most confused": float(c[entropy].mean()),
         "confidence elsewhere": float(c[~entropy].mean()),
     }
+
+
+def effective_share(weight: np.ndarray) -> float:
+    """Returns `(sum w)^2 / (n sum w^2)`, the share of the tokens that effectively count."""
+    return float(weight.sum() ** 2 / (len(weight) * np.square(weight).sum()))
 
 
 def kept_shares(records: Records, task_of: Callable[[str], str]) -> dict[str, Any]:

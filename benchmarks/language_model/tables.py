@@ -176,7 +176,13 @@ def watchdog_table(results: dict[str, Any]) -> str:
         for name, one in results["runs"].items()
     ]
     rows += [
-        [name, one["what"], one["steps"], ", ".join(f"`{dog}`" for dog in one["expected"]), said(one["watchdogs"])]
+        [
+            name,
+            one["what"],
+            one["steps"] or "–",
+            ", ".join(f"`{dog}`" for dog in one["expected"]),
+            said(one["watchdogs"]) if one["steps"] else "not run",
+        ]
         for name, one in results["sick"].items()
     ]
     return table(["run", "what is wrong", "windows", "looked for", "fired, at which window"], rows)

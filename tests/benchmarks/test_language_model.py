@@ -113,7 +113,7 @@ def test_a_recorded_run_has_findings_with_their_counts(tmp_path):
 
 def test_each_watchdog_that_a_sick_run_is_for_exists():
     assert {dog for sick in SICK.values() for dog in sick.expected} <= set(WATCHDOGS)
-    assert {"truncated", "loops_kept", "entropy_collapse", "end_tokens", "weights"} <= {
+    assert {"truncated", "loops_kept", "entropy_collapse", "end_tokens"} <= {
         dog for sick in SICK.values() for dog in sick.expected
     }
     prompts = to_be_repeated(Dataset.from_list([{"prompt": [{"role": "user", "content": "1 + 1"}]}] * 4))["prompt"]
