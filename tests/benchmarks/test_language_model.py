@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from support.recorded import invented_run
 
 import fire_opd_trl
@@ -14,7 +15,6 @@ from benchmarks.language_model.costs import PARTS, costs, timed
 from benchmarks.language_model.main import finished, task_of
 from benchmarks.language_model.sick import COMMON, SICK, to_be_repeated
 from benchmarks.language_model.tables import TABLES, filled_in
-from datasets import Dataset
 from fire_opd_trl.evaluation.inspect.run import Records, read_run
 from fire_opd_trl.rollouts.records import NUMBERS
 from fire_opd_trl.stages.watchdogs import WATCHDOGS
