@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if (folder / run / "rollouts").is_dir()
         },
         "accuracy": accuracies(folder, student, teacher, options.problems),
-        "sick": {name: sick_run(name, folder / name) for name in SICK if finished(folder / name)},
+        "sick": {name: sick_run(name, folder / name) for name in SICK},
     }
     for place in [folder, *([options.docs] if options.docs else [])]:
         write_json(place / "results.json", results)
@@ -116,16 +116,13 @@ def recorded_run(folder: Path) -> dict[str, Any]:
 
 
 def sick_run(name: str, folder: Path) -> dict[str, Any]:
-    """Returns what was wrong with a run, and which watchdogs said so."""
+    """Returns what is wrong with a run and, if it was made, which watchdogs said so."""
+    about = {"what": SICK[name].what, "expected": SICK[name].expected}
+    if not finished(folder):
+        return {**about, "steps": None, "watchdogs": [], "logs": []}
     run = read_run(folder)
-    logs = [log for log in run.logs if "loss" in log]
-    return {
-        "what": SICK[name].what,
-        "expected": SICK[name].expected,
-        "steps": logs[-1]["step"],
-        "watchdogs": run.warnings,
-        "logs": [{key: log[key] for key in SHOWN if key in log} for log in (logs[0], logs[-1])],
-    }
+    logs = [{key: log[key] for key in SHOWN if key in log} for log in run.logs if "loss" in log]
+    return {**about, "steps": logs[-1]["step"], "watchdogs": run.warnings, "logs": logs}
 
 
 def accuracies(folder: Path, student: Path, teacher: Path, count: int) -> dict[str, Any]:
