@@ -71,7 +71,7 @@ def runs(tmp_path_factory) -> list[list[dict]]:
         beta=0.01,
         evaluates=True,
         eval_strategy="steps",
-        eval_steps=1,
+        eval_steps=2,
     )
     trainer.add_callback(tracker)
     trainer.train()
