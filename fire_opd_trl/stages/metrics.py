@@ -125,9 +125,11 @@ def last_B(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 def top_decile_share(value_BT: torch.Tensor, tokens: float, world: World) -> float | None:
     """
     The share of `sum |x_t|` over all ranks that the tenth of the tokens with the largest `|x_t|` carry: 0.1 where all
-    are equal, 1 where a tenth has everything. It is read from a histogram whose bins are the numbers that begin with
-    the same 16 bits (sign, exponent and 7 bits of a float32), each taken for the middle of its bin, which is at most
-    1/256 away: the share is right within 0.8 %. Counts add up the same in any order, so it depends on no layout.
+    are equal, 1 where a tenth has everything. It is read from a histogram. A bin holds the float32 numbers that share
+    their first 16 bits (sign, exponent, 7 bits of the fraction): how many there are, and the sum of their last 16
+    bits, so that each bin's sum is exact. Where the tenth ends inside a bin, which is at most 1/128 wide, its part of
+    the bin is taken at the bin's mean: the share is right within 0.8 %. Whole numbers add up the same in any order,
+    so it depends on no layout.
 
     Args:
         value_BT (`torch.Tensor`): 0 outside the mask.
@@ -138,15 +140,19 @@ def top_decile_share(value_BT: torch.Tensor, tokens: float, world: World) -> flo
         alone.
     """
     size = value_BT.float().abs()
-    bin_X = (size[size > 0].view(torch.int32) >> 16).long()
-    count_H = world.sum(bin_X.bincount(minlength=2**15)).cpu().double().flip(0)
-    middle_H = ((torch.arange(2**15, dtype=torch.int32) << 16) + 2**15).view(torch.float32).double().flip(0)
-    count_H, middle_H = count_H[count_H > 0], middle_H[count_H > 0]  # from the largest down, where there are any
-    if not len(count_H):
+    bits_X = size[size > 0].view(torch.int32).long()
+    bin_X, low_X, bins = bits_X >> 16, bits_X & 0xFFFF, 2**15
+    low_H = bits_X.new_zeros(bins).index_add(0, bin_X, low_X)
+    count_H, low_H = world.sum(torch.stack([bin_X.bincount(minlength=bins), low_H])).cpu().double()
+    if not count_H.any():
         return None
-    above_H = count_H.cumsum(0) - count_H
-    taken_H = (tokens / 10 - above_H).clamp(min=0).minimum(count_H)
-    return ((taken_H * middle_H).sum() / (count_H * middle_H).sum()).item()
+    first_H = torch.arange(bins, dtype=torch.int32) << 16
+    edge_H, middle_H = first_H.view(torch.float32).double(), (first_H + 2**15).view(torch.float32).double()
+    mean_H = edge_H + low_H / count_H * (middle_H - edge_H) / 2**15
+    order_H = count_H.nonzero().squeeze(1).flip(0)  # from the largest down, where there are any
+    count_H, mean_H = count_H[order_H], mean_H[order_H]
+    taken_H = (tokens / 10 - (count_H.cumsum(0) - count_H)).clamp(min=0).minimum(count_H)
+    return ((taken_H * mean_H).sum() / (count_H * mean_H).sum()).item()
 
 
 def metrics_by_teacher(
@@ -155,7 +161,8 @@ def metrics_by_teacher(
     """
     Statistics of each teacher's own rows on all ranks: `rows`, `keep_ratio`, `reverse_kl` (token mean of
     `log pi_S - log pi_T`) and `reverse_kl_kept` (the same over survivors), `teacher_logp` (mean over trajectories),
-    and `teacher_entropy` where it is known. A teacher without usable rows has `rows` alone.
+    and `teacher_entropy`, `looped_ratio` and `terminal_gap` where they are known. A teacher without usable rows has
+    `rows` alone.
 
     Args:
         rollout ([`Rollout`]): Every row as it was sampled; `teacher_B` numbers the teachers.
@@ -178,13 +185,19 @@ def metrics_by_teacher(
         masked_mean_B(scores.teacher_logp_BT, usable.mask_BT),
         tokens_B * 0 if entropy_BT is None else masked_sum_B(entropy_BT, usable.mask_BT),
     ]
+    zero_B = tokens_B * 0
+    values.append(zero_B if rollout.looped_B is None else usable.alive_B & rollout.looped_B)
+    ended_B = zero_B.bool() if rollout.finished_B is None else usable.alive_B & rollout.finished_B
+    values += [ended_B, torch.where(ended_B, -last_B(minus_ratio_BT, usable.mask_BT), 0.0)]
     value_BX = torch.stack([value_B.float() for value_B in values], dim=1)
     value_NX = value_BX.new_zeros((teachers, len(values))).index_add(0, rollout.teacher_B, value_BX)
-    metrics = []
-    for rows, alive, kept, tokens, kept_tokens, reverse_kl, of_kept, logp, entropy in world.sum(value_NX).tolist():
+    metrics, total_NX = [], world.sum(value_NX).tolist()
+    for rows, alive, kept, tokens, kept_tokens, reverse_kl, of_kept, logp, entropy, looped, ended, gap in total_NX:
         metrics.append({"rows": rows})
         if alive and tokens:
             metrics[-1].update(keep_ratio=kept / alive, reverse_kl=reverse_kl / tokens, teacher_logp=logp / alive)
             metrics[-1].update({"reverse_kl_kept": of_kept / kept_tokens} if kept_tokens else {})
             metrics[-1].update({} if entropy_BT is None else {"teacher_entropy": entropy / tokens})
+            metrics[-1].update({} if rollout.looped_B is None else {"looped_ratio": looped / alive})
+            metrics[-1].update({"terminal_gap": gap / ended} if ended else {})
     return metrics

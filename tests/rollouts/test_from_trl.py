@@ -1,9 +1,11 @@
-"""Empty completions are filled with a token that never trains."""
+"""Empty completions are filled with a token that never trains; which rows end in a loop is seen past EOS and tools."""
 
+import torch
 from support.trainers import CASE, logs_of
 from support.worker import built
 
-from fire_opd_trl.rollouts.from_trl import fill_empty_completions
+from fire_opd_trl.rollouts.from_trl import fill_empty_completions, rollout_from_trl
+from fire_opd_trl.stages import World
 
 
 def test_f5_empty_completions_are_filled_with_a_token_that_never_trains():
@@ -32,3 +34,22 @@ def test_f5_empty_and_eos_only_rows_are_counted_and_never_kept(tmp_path):
     (log,) = logs_of(trainer)
     assert log["fire/empty"] == 9  # four of nothing but EOS, five of nothing at all
     assert log["fire/kept_rows"] == 23 - 4  # floor(0.2 * 23) = 4 dropped
+
+
+def test_a_loop_is_seen_before_the_end_token_and_past_the_output_of_tools():
+    loop, counting, padding, eos, tool = [7, 8, 9] * 11, list(range(10, 43)), 0, 1, 5
+    called = [
+        token for three in range(0, 33, 3) for token in [*loop[three : three + 3], tool]
+    ]  # a tool after each piece
+    rows = [[*loop, eos], [*counting, eos], called, loop, [*counting, tool, *[tool] * 40]]
+    width = max(map(len, rows))
+    id_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
+    batch = {
+        "completion_ids": id_BT,
+        "completion_mask": (id_BT != padding).long(),
+        "tool_mask": (id_BT != tool).long(),
+        "teacher_number": torch.zeros(5, dtype=torch.long),
+    }
+    rollout = rollout_from_trl(batch, [eos, padding], 1, None, torch.ones(1), World())
+    assert rollout.looped_B.tolist() == [True, False, True, True, False]
+    assert rollout.finished_B.tolist() == [True, True, False, False, False]

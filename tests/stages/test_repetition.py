@@ -35,11 +35,16 @@ def test_a_row_loops_if_its_last_tokens_are_one_piece_over_and_over(tokens, loop
 
 def test_padding_tool_output_and_the_rows_beside_it_never_change_whether_a_row_loops():
     looping, other, short = [1, 2, 3] * 20, list(range(60)), [4] * 20
-    token_BT = torch.tensor([looping, other, short + [0] * 40])
+    token_BT = torch.tensor([looping, other, short + [0] * 40, [0] * 60])
     own_BT = torch.ones_like(token_BT).bool()
-    own_BT[2, 20:] = False
-    assert looped_tail_B(token_BT, own_BT).tolist() == [True, False, False]  # 40 equal tokens of padding are no loop
-    wide_BT, wide_own_BT = torch.zeros(3, 500, dtype=torch.long), torch.zeros(3, 500, dtype=torch.bool)
+    own_BT[2, 20:] = own_BT[3] = False
+    assert looped_tail_B(token_BT, own_BT).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]  # 40 equal tokens of padding are no loop
+    wide_BT, wide_own_BT = torch.zeros(4, 500, dtype=torch.long), torch.zeros(4, 500, dtype=torch.bool)
     columns = torch.arange(60) * 8  # seven tokens of something else behind each
     wide_BT[:, columns], wide_own_BT[:, columns] = token_BT, own_BT
-    assert looped_tail_B(wide_BT, wide_own_BT).tolist() == [True, False, False]
+    assert looped_tail_B(wide_BT, wide_own_BT).tolist() == [True, False, False, False]
