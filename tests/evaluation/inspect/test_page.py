@@ -372,11 +372,14 @@ def test_a_run_with_nothing_in_it_says_so(visit, tmp_path):
 
 
 def test_a_trajectory_without_tokens_is_shown(visit, tmp_path, first):
-    none = dict.fromkeys(("student_logp", "teacher_logp", "student_entropy", "teacher_entropy", "weight", "advantage"))
-    nothing = changed(first, tokens=[], trains=[], kept=False, dropped_because="empty", **{n: [] for n in none})
+    nothing = changed(
+        first, tokens=[], trains=[], kept=False, dropped_because="empty", **{name: [] for name in LABELS.values()}
+    )
+    nothing["trajectories"].append(next(t for t in first["trajectories"] if t["kept"] and t["step"] == 50))
     seen = visit(written(tmp_path, nothing)).page
     assert "none of its tokens can train" in seen.locator(".why").inner_text()
     assert "no tokens" in seen.locator(".tokens").inner_text()
+    assert seen.locator("#opposite").is_disabled()  # the kept one is of another step
 
 
 # Hostile and large
