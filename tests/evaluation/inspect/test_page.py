@@ -160,6 +160,8 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
 
 def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
     seen = visit(one).page
+    band = "document.querySelector('.entry canvas').getContext('2d').getImageData(0, 0, 140, 1).data"
+    seen.wait_for_function(f"{band}.some(part => part > 0)")  # the list shows each trajectory as a band of colours
     pictures, words = set(), set()
     for key, name in enumerate(SHADES, 1):
         if key % 2:
