@@ -105,6 +105,14 @@ def listed(seen) -> list[tuple[int, int]]:
     return [tuple(map(int, re.search(r"step (\d+), row (\d+)", entry).groups())) for entry in entries(seen)]
 
 
+def until(seen, expression: str) -> None:
+    """Waits for what an observer does; playwright's own way to wait needs eval, which the page forbids."""
+    end = time.monotonic() + 10
+    while not seen.evaluate(expression):
+        assert time.monotonic() < end, expression
+        seen.wait_for_timeout(20)
+
+
 def title(seen) -> str:
     return seen.locator(".reader h3").first.inner_text()
 
@@ -161,7 +169,7 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
 def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
     seen = visit(one).page
     band = "document.querySelector('.entry canvas').getContext('2d').getImageData(0, 0, 140, 1).data"
-    seen.wait_for_function(f"{band}.some(part => part > 0)")  # the list shows each trajectory as a band of colours
+    until(seen, f"{band}.some(part => part > 0)")  # the list shows each trajectory as a band of colours
     pictures, words = set(), set()
     for key, name in enumerate(SHADES, 1):
         if key % 2:
@@ -353,7 +361,7 @@ def test_two_runs_are_laid_over_each_other_and_side_by_side(visit, two):
     assert "Nothing." in seen.locator("#watchdogs").inner_text()  # the second run is healthy
     seen.locator("#curve-cards figure").first.scroll_into_view_if_needed()
     first_curve = "Chart.getChart(document.querySelector('#curve-cards canvas'))"
-    seen.wait_for_function(first_curve)
+    until(seen, f"{first_curve} !== undefined")
     assert seen.evaluate(f"{first_curve}.data.datasets.map(one => one.label)") == ["outputs/first", "outputs/second"]
     assert seen.locator("[data-figure=scores]").count() == 2
     assert len(entries(seen)) == 80
