@@ -168,8 +168,9 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
 
 def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
     seen = visit(one).page
-    band = "document.querySelector('.entry canvas').getContext('2d').getImageData(0, 0, 140, 1).data"
-    until(seen, f"{band}.some(part => part > 0)")  # the list shows each trajectory as a band of colours
+    seen.locator("#list").scroll_into_view_if_needed()
+    empty = "Object.assign(document.createElement('canvas'), { width: 140, height: 1 }).toDataURL()"
+    until(seen, f"document.querySelector('.entry canvas').toDataURL() !== {empty}")  # a band of colours in the list
     pictures, words = set(), set()
     for key, name in enumerate(SHADES, 1):
         if key % 2:
