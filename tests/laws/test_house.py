@@ -65,7 +65,6 @@ evaluation/inspect/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/baselines
 evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
 evaluation/compare/command
-evaluation/inspect/__init__ evaluation/inspect/page
 cli
 """.split()
 # The standard library and torch are all that these rooms may import beside the package.
