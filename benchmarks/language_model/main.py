@@ -36,7 +36,7 @@ SHOWN = (
 )  # fmt: skip
 
 
-RUNS = ["good", "untouched", *SICK]
+RUNS = ["good", "untouched", "costs", *SICK]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -57,14 +57,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     folder = options.output_dir
     student, teacher = example.pair(folder, options.wheel)
-    for name, (start, run) in {
-        "good": (student, "fire"),
-        "untouched": (folder / "untouched", "fire_untouched"),
-    }.items():
+    for name, (start, run, steps) in recorded_runs(folder, student).items():
         if name in options.runs and not finished(folder / run):
-            prompts = example.problems("train", 24 * example.ROWS)
+            prompts = example.problems("train", steps * example.ROWS)
             with timed() as seconds:
-                trainer = example.distil(start, teacher, folder / run, prompts)
+                trainer = example.distil(start, teacher, folder / run, prompts, max_steps=steps)
             trainer.save_model()
             write_json(folder / run / "costs.json", costs(seconds, trainer.state.log_history))
     for name in options.runs:
@@ -78,8 +75,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = {
         "versions": versions(),
         "runs": {
-            name: recorded_run(folder / run)
-            for name, run in {"good": "fire", "untouched": "fire_untouched"}.items()
+            name: findings_of(folder / run)
+            for name, (_, run, _) in recorded_runs(folder, student).items()
             if (folder / run / "rollouts").is_dir()
         },
         "accuracy": accuracies(folder, student, teacher, options.problems),
@@ -93,6 +90,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
+def recorded_runs(folder: Path, student: Path) -> dict[str, tuple[Path, str, int]]:
+    """Returns the runs whose answers are all recorded: from which student, in which folder, and how many windows."""
+    return {
+        "good": (student, "fire", 24),
+        "untouched": (folder / "untouched", "fire_untouched", 24),
+        "costs": (student, "fire_costs", 3),
+    }
+
+
 def finished(run: Path) -> bool:
     """Whether a run ended as it should."""
     return (run / "run.json").is_file() and json.loads((run / "run.json").read_text())["status"] == "finished"
@@ -103,7 +109,7 @@ def task_of(prompt: str) -> str:
     return "chain_sum" if "arithmetic problem" in prompt else "gsm_symbolic"
 
 
-def recorded_run(folder: Path) -> dict[str, Any]:
+def findings_of(folder: Path) -> dict[str, Any]:
     """Returns logs, watchdogs, costs and findings of a run all of whose answers were recorded."""
     run = read_run(folder)
     spent = folder / "costs.json"

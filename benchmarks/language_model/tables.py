@@ -184,6 +184,7 @@ def watchdog_table(results: dict[str, Any]) -> str:
             said(one["watchdogs"]),
         ]
         for name, one in results["runs"].items()
+        if name in names
     ]
     rows += [
         [
@@ -201,7 +202,7 @@ def watchdog_table(results: dict[str, Any]) -> str:
 def cost_table(run: dict[str, Any]) -> str:
     """What metrics and records cost in a step."""
     if not run["costs"]:
-        return "(not measured: the run did not end in one process)"
+        return "(not measured)"
     rows = [
         [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
         for name, one in run["costs"]["parts"].items()
