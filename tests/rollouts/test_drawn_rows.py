@@ -92,6 +92,7 @@ def test_a_row_is_brought_with_all_that_is_known_of_it():
             number % 7 == 3,
         )
         if FATES[row["fate"]] is None:
+            assert row["score"] == pytest.approx(row["teacher_logp"][row["trains"]].mean(), rel=1e-5)
             assert row["weight"].sum() == pytest.approx(row["trains"].sum())
             ratio = row["teacher_logp"] - row["student_logp"]
             np.testing.assert_allclose(row["advantage"], np.where(row["trains"], row["weight"] * ratio, 0), rtol=1e-5)
