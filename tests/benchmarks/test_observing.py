@@ -23,11 +23,10 @@ def test_every_observer_is_where_the_trainer_finds_it_and_is_put_back():
     assert 0.01 <= seconds["slow"][0] < 1
 
 
-def test_a_large_window_takes_less_than_a_hundredth_of_a_second_for_each_row():
-    # 16 rows of 16,384 tokens: a forward of a model of a million parameters takes 5e11 operations over them, seconds
-    # here. Measured: 0.03 s in all. The bound is generous, so that a busy machine does not fail it.
+def test_a_large_window_takes_less_than_a_tenth_of_a_second_for_each_row():
+    # Three tries of all the mathematics together took 0.2 s here. The bound is generous, for busy machines.
     seconds = of_the_mathematics(16, 16_384)
-    assert seconds["loops"] + seconds["metrics of the window"] < 16 * 0.01 * 10
+    assert seconds["loops"] + seconds["metrics of the window"] < 16 * 0.1
     assert table({"step": 2.0, "loops": 0.01}, "a step").splitlines()[-1] == "| loops | 10.00 | 0.50% |"
 
 
