@@ -85,7 +85,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
         ({"method_kwargs": {"lambda": 1}}, "'fire' does not take lambda. It takes: drop_fraction, confidence"),
         ({"method_kwargs": [1]}, "method_kwargs=.* is refused. Give a dict"),
         ({"on_sick": "halt"}, "on_sick='halt' is refused. Use one of: warn, stop, ignore"),
-        ({"watchdogs": {"truncate": 0.5}}, "There is no watchdog 'truncate'. Did you mean 'truncated'.* There are: tr"),
+        ({"watchdogs": {"truncate": 0.5}}, "There is no watchdog 'truncate'. Did you mean 'truncated'.* There are:"),
         ({"watchdogs": '{"truncated": 40}'}, "truncated=40 is no limit. Give a number from 0 to 1, or null for none"),
         ({"watchdogs": {"weights": True, "kl": None}}, "weights=True is no limit.*\\n.*no watchdog 'kl'"),
         ({"method_kwargs": {"scope": "x"}}, "scope='x' is unknown. Use one of: batch"),

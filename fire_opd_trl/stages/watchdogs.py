@@ -230,30 +230,29 @@ def longer_answers(past: Past) -> list[Sight]:
 def kept_beyond_finished(past: Past, kind: str, ratio: str) -> list[Sight]:
     """
     By how much more of the looped (or cut) answers the filter has kept than of those that ended. They are compared
-    inside each window, since a filter ranks one window, and counts add up over windows, since one window of 16 rows
-    says nothing. Of a window with n such rows, k of them kept, and the share f kept of those that ended, k - n f is
-    the excess; the number is sum(k - n f) / sum(n), and its error that of a ratio of sums over windows.
+    inside each window, since a filter ranks one window, and the counts of many windows add up, since one window of 16
+    rows says nothing. Of a window with n such rows and m that ended, of which the shares k and f are kept, k - f is
+    the excess, and counts n m / (n + m) (Mantel and Haenszel's weights); the error is that of a weighted mean over
+    windows.
     """
     counts = []
     for window in past.windows:
         kept, finished = window.get(f"fire/keep_ratio_{kind}"), window.get("fire/keep_ratio_finished")
-        if kept is not None and finished is not None and ratio in window and window.get("fire/keep_ratio", 1.0) < 1.0:
-            counts.append((window[ratio] * rows_of(window, kind), kept, finished))
-    rows = sum(n for n, _, _ in counts)
+        if kept is None or finished is None or ratio not in window or window.get("fire/keep_ratio", 1.0) == 1.0:
+            continue
+        n, m = window[ratio] * window["fire/rows"], window["fire/rows"] * (1 - window["completions/clipped_ratio"])
+        if n and m:
+            counts.append((n, n * m / (n + m), kept, finished))
+    rows = sum(n for n, *_ in counts)
     if len(counts) < FEWEST or rows < FEWEST_ROWS:
         return []
-    more = sum(n * (kept - finished) for n, kept, finished in counts) / rows
-    squares = sum((n * (kept - finished - more)) ** 2 for n, kept, finished in counts)
-    error = math.sqrt(squares * len(counts) / (len(counts) - 1)) / rows
-    share = sum(n * kept for n, kept, _ in counts) / rows
+    whole = sum(weight for _, weight, _, _ in counts)
+    more = sum(weight * (kept - finished) for _, weight, kept, finished in counts) / whole
+    squares = sum((weight * (kept - finished - more)) ** 2 for _, weight, kept, finished in counts)
+    error = math.sqrt(squares * len(counts) / (len(counts) - 1)) / whole
+    share = sum(weight * kept for _, weight, kept, _ in counts) / whole
     facts = {"kept": share, "kept_finished": share - more, "rows": rows, "looped": float(kind == "looped")}
     return [Sight(Mean(more, error, len(counts)), facts, f"fire/keep_ratio_{kind}")]
-
-
-def rows_of(window: Mapping[str, float], kind: str) -> float:
-    """The rows of which a share is cut (all of a window), or looped (those that could train)."""
-    unusable = window.get("fire/empty", 0.0) + window.get("fire/nonfinite_teacher", 0.0)
-    return window["fire/rows"] - (unusable if kind == "looped" else 0.0)
 
 
 def kept_loops(past: Past) -> list[Sight]:
