@@ -20,6 +20,7 @@ BROKEN: float = FiReOPDConfig.teacher_nonfinite_limit  # share of broken answers
 # token in the middle a twentieth of the student's probability.
 FAR = 3.0
 END = WATCHDOGS["end_tokens"].limit  # by how many nats the teacher may find the end of an answer less likely
+ENOUGH_ENDS = 4  # answers that ended by themselves, before their ends are judged
 # Nats a token. A hundred tokens then differ by a factor of 1.1 in all: there is nothing to learn.
 SAME = 0.001
 
@@ -149,7 +150,7 @@ def doubts_of_fit(fit: Fit) -> list[str]:
             "expects another prompt (teacher_chat_template='own'). If the prompt is right, it begins its answers "
             "otherwise than the student"
         )
-    if fit.end_gap is not None and fit.end_gap < -END:
+    if fit.end_gap is not None and fit.ended >= ENOUGH_ENDS and fit.end_gap < -END:
         doubts.append(
             f"The teacher would not end where the student ends ({-fit.end_gap:.1f} nats less likely, in {fit.ended} "
             "answers). Compare the end tokens and the chat templates of both: if they differ, answers will grow until "

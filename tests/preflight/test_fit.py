@@ -93,5 +93,13 @@ def test_a_doubt_begins_at_its_limit(change, said, almost):
     assert doubts_of_fit(replace(GOOD, **almost)) == []
 
 
+def test_of_three_ends_nothing_is_concluded():
+    assert (
+        doubts_of_fit(replace(GOOD, end_gap=-9.0, ended=3))
+        == []
+        != doubts_of_fit(replace(GOOD, end_gap=-9.0, ended=4))
+    )
+
+
 def test_a_teacher_that_would_end_earlier_and_answers_that_are_all_cut_are_no_doubt():
     assert doubts_of_fit(replace(GOOD, end_gap=5.0)) == doubts_of_fit(replace(GOOD, end_gap=None, ended=0)) == []
