@@ -94,12 +94,25 @@ def visit(browser):
     assert faults == []
 
 
-def picture(html: Path, png: Path, section: str | None = None, whole: bool = False, **options) -> None:
+def picture(
+    html: Path,
+    png: Path,
+    section: str | None = None,
+    whole: bool = False,
+    fold: bool = False,
+    token: int | None = None,
+    **options,
+) -> None:
     """Write what a browser shows of a page: its first screen, a section, or all of it."""
     with open_browser() as browser:
         visit = Visit(browser, html, **options)
         if section:
             visit.page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+        if fold:
+            for prompt in visit.page.locator(".prompt summary").all():
+                prompt.click()
+        if token is not None:
+            visit.page.locator(f".t[data-i='{token}']").first.hover()
         visit.page.wait_for_timeout(400)  # charts are drawn when they come into view
         visit.page.screenshot(path=png, full_page=whole)
 
@@ -117,6 +130,8 @@ def main() -> None:
     parser.add_argument("--trajectory", help="STEP.ROW, or RUN.STEP.ROW with RUN 0 or 1")
     parser.add_argument("--shade", default="weight", help="weight, advantage, gap, none, or an entropy")
     parser.add_argument("--beside", choices=("opposite", "run"), default="", help="what stands beside the trajectory")
+    parser.add_argument("--fold", action="store_true", help="fold the prompts")
+    parser.add_argument("--token", type=int, help="the token, counted from 0, whose numbers are shown")
     options = vars(parser.parse_args())
     trajectory, shade, beside = (options.pop(name) for name in ("trajectory", "shade", "beside"))
     if trajectory:

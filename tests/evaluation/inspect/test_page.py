@@ -105,6 +105,14 @@ def listed(seen) -> list[tuple[int, int]]:
     return [tuple(map(int, re.search(r"step (\d+), row (\d+)", entry).groups())) for entry in entries(seen)]
 
 
+def until(seen, expression: str) -> None:
+    """Waits for what an observer does; playwright's own way to wait needs eval, which the page forbids."""
+    end = time.monotonic() + 10
+    while not seen.evaluate(expression):
+        assert time.monotonic() < end, expression
+        seen.wait_for_timeout(20)
+
+
 def title(seen) -> str:
     return seen.locator(".reader h3").first.inner_text()
 
@@ -160,6 +168,9 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
 
 def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
     seen = visit(one).page
+    seen.locator("#list").scroll_into_view_if_needed()
+    empty = "Object.assign(document.createElement('canvas'), { width: 140, height: 1 }).toDataURL()"
+    until(seen, f"document.querySelector('.entry canvas').toDataURL() !== {empty}")  # a band of colours in the list
     pictures, words = set(), set()
     for key, name in enumerate(SHADES, 1):
         if key % 2:
@@ -351,7 +362,7 @@ def test_two_runs_are_laid_over_each_other_and_side_by_side(visit, two):
     assert "Nothing." in seen.locator("#watchdogs").inner_text()  # the second run is healthy
     seen.locator("#curve-cards figure").first.scroll_into_view_if_needed()
     first_curve = "Chart.getChart(document.querySelector('#curve-cards canvas'))"
-    seen.wait_for_function(first_curve)
+    until(seen, f"{first_curve} !== undefined")
     assert seen.evaluate(f"{first_curve}.data.datasets.map(one => one.label)") == ["outputs/first", "outputs/second"]
     assert seen.locator("[data-figure=scores]").count() == 2
     assert len(entries(seen)) == 80
@@ -372,11 +383,14 @@ def test_a_run_with_nothing_in_it_says_so(visit, tmp_path):
 
 
 def test_a_trajectory_without_tokens_is_shown(visit, tmp_path, first):
-    none = dict.fromkeys(("student_logp", "teacher_logp", "student_entropy", "teacher_entropy", "weight", "advantage"))
-    nothing = changed(first, tokens=[], trains=[], kept=False, dropped_because="empty", **{n: [] for n in none})
+    nothing = changed(
+        first, tokens=[], trains=[], kept=False, dropped_because="empty", **{name: [] for name in LABELS.values()}
+    )
+    nothing["trajectories"].append(next(t for t in first["trajectories"] if t["kept"] and t["step"] == 50))
     seen = visit(written(tmp_path, nothing)).page
     assert "none of its tokens can train" in seen.locator(".why").inner_text()
     assert "no tokens" in seen.locator(".tokens").inner_text()
+    assert seen.locator("#opposite").is_disabled()  # the kept one is of another step
 
 
 # Hostile and large

@@ -18,6 +18,12 @@ function counted(figure, item) {
     return count == null ? "" : ` (of ${thousands(count)})`;
 }
 
+function countScale(figure) {
+    const box = scale("fire", "1", `${thousands(Math.max(...figure.counts.flat(), 1))} tokens`, 0.12);
+    box.figure = figure;
+    return box;
+}
+
 const KINDS = {
     histogram: {
         config(figure) {
@@ -162,7 +168,7 @@ const KINDS = {
                 },
             );
         },
-        below: (figure) => scale("fire", "1", `${thousands(Math.max(...figure.counts.flat(), 1))} tokens`, 0.12),
+        below: countScale,
         head: (figure) => [axisTitle(figure.x), axisTitle(figure.y), "tokens"],
         rows: (figure) =>
             figure.counts

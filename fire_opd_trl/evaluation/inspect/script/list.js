@@ -109,6 +109,7 @@ function refresh() {
     const query = $("#search").value.toLowerCase();
     state.shown = state.all.filter((t) => passes(t, query)).sort(SORTS[$("#sort").value]);
     $("#list").replaceChildren(...state.shown.map(entry));
+    drawBands();
     $("#count").textContent =
         `${thousands(state.shown.length)} of ${plural(state.all.length, "trajectory", "trajectories")}`;
     $("#clear").hidden = state.shown.length === state.all.length;
@@ -155,8 +156,18 @@ function entry(t, k) {
         make("div", { class: "small" }, facts.filter(Boolean).join(" · ")),
     );
     element.trajectory = t;
-    drawBand(band, t);
     return element;
+}
+
+// The bands of the entries that are in sight.
+const bands = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries)
+        if (isIntersecting) drawBand(target.querySelector("canvas"), target.trajectory);
+});
+
+function drawBands() {
+    bands.disconnect();
+    for (const element of $("#list").children) bands.observe(element);
 }
 
 // A trajectory as one line of colours.

@@ -36,11 +36,11 @@ function select(t) {
     remember();
 }
 
-// Scrolls a box, and not the page.
+// Scrolls a box, and not the page, so that an element is in sight.
 function within(box, element) {
     const [outer, inner] = [box.getBoundingClientRect(), element.getBoundingClientRect()];
-    if (inner.top < outer.top) box.scrollTop -= outer.top - inner.top + 20;
-    if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 20;
+    const bottom = Math.min(outer.bottom, Math.max(innerHeight, outer.top + 100));
+    if (inner.top < outer.top || inner.bottom > bottom) box.scrollTop += inner.top - outer.top - 40;
 }
 
 function showReaders() {
@@ -135,7 +135,7 @@ function factsOf(t) {
         plural(t.length, "token"),
         t.reward == null ? null : `reward ${number(t.reward)}`,
         t.finished ? "finished" : "not finished",
-        `teacher: ${t.teacher}`,
+        state.all.some((one) => one.teacher !== t.teacher) ? `teacher: ${t.teacher}` : null,
         alike > 1 ? `one of ${alike} answers to this prompt` : null,
     ]
         .filter(Boolean)

@@ -3,12 +3,16 @@
 
 function setShade(key) {
     state.shade = key;
-    for (const button of $("#shades").children)
-        button.setAttribute("aria-pressed", String(button.dataset.key === key));
-    drawLegend();
-    for (const element of $("#list").children) drawBand(element.querySelector("canvas"), element.trajectory);
+    showShade();
+    drawBands();
     showReaders();
     remember();
+}
+
+function showShade() {
+    for (const button of $("#shades").children)
+        button.setAttribute("aria-pressed", String(button.dataset.key === state.shade));
+    drawLegend();
 }
 
 function beside(kind) {
@@ -23,8 +27,7 @@ function setScheme(name) {
 
 function rescheme() {
     redraw();
-    for (const box of document.querySelectorAll("#figure-cards .legend"))
-        box.replaceWith(scale("fire", box.textContent.slice(0, 1), box.textContent.slice(1), 0.12));
+    for (const box of document.querySelectorAll("#figure-cards .legend")) box.replaceWith(countScale(box.figure));
     if (state.all.length) setShade(state.shade);
 }
 
@@ -178,9 +181,8 @@ function drawTrajectories(report) {
     recall(location.hash);
     makeFilters();
     makeTools();
-    drawLegend();
+    showShade();
     refresh();
-    setShade(state.shade);
 }
 
 async function start() {
