@@ -83,7 +83,7 @@ def shown_trajectories(
     if steps and records.rows and not allowed:
         there = sorted({row["step"] for row in records.rows})
         raise ValueError(f"--steps: nothing was recorded there. Recorded are steps {in_short(there)}.")
-    count = (TRAJECTORIES if trajectories is None else trajectories) // runs
+    count = max(1, (TRAJECTORIES if trajectories is None else trajectories) // runs)
     chosen = spread(records, allowed, count)
     while trajectories is None and len(chosen) > 1 and tokens_in(records, chosen) > TOKENS // runs:
         count = min(len(chosen) - 1, len(chosen) * TOKENS // runs // tokens_in(records, chosen))

@@ -1,5 +1,6 @@
 """The report in a terminal, for where no browser is near: tables, and a few trajectories with their tokens shaded."""
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,7 +147,7 @@ class Printer:
         for row in [*kept, *dropped]:
             yield ""
             yield from self.paragraph(title_of(row))
-            prompt = self.wrapped([(line, 0) for line in row["prompt"].splitlines(keepends=True)])
+            prompt = self.wrapped((word, 0) for word in re.split(r"(?<=\s)(?=\S)", row["prompt"]))
             yield from (self.styled(line, FAINT) for line in last_of(list(prompt), PROMPT_LINES))
             levels = np.searchsorted(bounds, sizes_of(row, name) if row["kept"] else np.zeros(len(row["tokens"])))
             answer = self.wrapped(zip(row["tokens"], levels.tolist(), strict=True))
@@ -247,4 +248,4 @@ def first_of(lines: list[str], most: int) -> list[str]:
 
 def last_of(lines: list[str], most: int) -> list[str]:
     """Returns the last lines of many, and how many stand before: of a chat's prompt, the question comes last."""
-    return lines if len(lines) <= most else [f"... {len(lines) - most + 1} more lines", *lines[1 - most :]]
+    return lines if len(lines) <= most else [f"... {len(lines) - most + 1} lines before", *lines[1 - most :]]

@@ -101,6 +101,8 @@ def test_two_runs_share_the_bound_and_say_how_they_differ(tmp_path):
     report = report_of(folders)
     assert report["title"] == "a/run and b/run"
     assert [len(run["trajectories"]) for run in report["runs"]] == [100, 100]
+    few = report_of(folders, trajectories=1)
+    assert [len(run["trajectories"]) for run in few["runs"]] == [1, 1]
     assert [run["facts"][0] for run in report["runs"]] == [["differs", "not known: a run.json is missing"]] * 2
 
 

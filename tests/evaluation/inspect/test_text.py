@@ -127,9 +127,15 @@ def test_no_line_is_wider_than_the_terminal(tmp_path, width, colours):
 
 def test_long_texts_are_cut_and_it_is_said_by_how_much(tmp_path):
     text = a_run(tmp_path, [trajectory(["x" * 100_000, *["word "] * 400], prompt="line\n" * 10)])
-    assert "(100,000 signs)" in text and "\n... 7 more lines\nline⏎\nline⏎\nline⏎\nx" in text
+    assert "(100,000 signs)" in text and "\n... 7 lines before\nline⏎\nline⏎\nline⏎\nx" in text
     # 200 signs and what stands for the rest: three lines; 400 words of 5 signs are 25 lines of 80. Seven are shown.
     assert re.search(r"\.\.\. \d+ more lines\n\n$", text) and len(text.splitlines()) < 40
+
+
+def test_of_a_long_prompt_the_end_is_shown_where_the_question_stands(tmp_path):
+    text = a_run(tmp_path, [trajectory(["a"], prompt="system\n" + "word " * 100 + "Why?\nassistant\n")])
+    # 100 words of five signs and the question: 16 in a line, so that the seventh line has four words.
+    assert f"\n... 6 lines before\n{'word ' * 16}\nword word word word Why?⏎\nassistant⏎\na\n" in text
 
 
 def test_dropped_trajectories_of_each_reason_are_shown_and_the_rest_is_counted(tmp_path):
