@@ -12,7 +12,7 @@ import numpy as np
 
 from fire_opd_trl.evaluation.inspect.figures import Tokens
 from fire_opd_trl.evaluation.inspect.run import Records
-from fire_opd_trl.evaluation.inspect.token_types import TYPES
+from fire_opd_trl.evaluation.inspect.token_types import CONNECTIVE, TYPES
 from fire_opd_trl.evaluation.statistics import t_quantile
 
 
@@ -100,11 +100,7 @@ def findings(records: Records, task_of: Callable[[str], str]) -> dict[str, Any]:
     return {
         "counts": counts(records, weighed),
         "types": by_type(weighed),
-        "sentence_starts": {
-            name: of_group(weighed, group)
-            for name, group in (("first of a sentence or line", weighed.starts), ("all others", ~weighed.starts))
-            if group.any()
-        },
+        "sentence_starts": by_start(weighed),
         "places": by_place(weighed),
         "tokens": heaviest(records, weighed),
         "factors": factors(weighed),
@@ -149,7 +145,9 @@ def of_group(weighed: Weighed, group: np.ndarray) -> dict[str, Any]:
         "student entropy": float(weighed.student[group].mean()),
         "teacher entropy": float(weighed.teacher[group].mean()),
         "gap": float(weighed.gap[group].mean()),
+        "of all weight": float(weighed.weight[group].sum() / weighed.weight.sum()),
         "of all advantage": float(weighed.advantage[group].sum() / weighed.advantage.sum()),
+        "of all gaps": float(np.abs(weighed.gap[group]).sum() / np.abs(weighed.gap).sum()),
     }
 
 
@@ -157,6 +155,20 @@ def by_type(weighed: Weighed) -> dict[str, Any]:
     """Returns it for each type of token, the largest mean weight first: the paper's Figure 5, with counts."""
     groups = {TYPES[type]: of_group(weighed, weighed.type == type) for type in np.unique(weighed.type)}
     return dict(sorted(groups.items(), key=lambda item: -item[1]["weight"][0]))
+
+
+def by_start(weighed: Weighed) -> dict[str, Any]:
+    """Returns it for connectives and other tokens, at the start of a sentence and inside of it."""
+    connective = weighed.type == CONNECTIVE
+    groups = {
+        "first of a sentence or line": weighed.starts,
+        "of these: connectives": weighed.starts & connective,
+        "of these: others": weighed.starts & ~connective,
+        "inside of a sentence": ~weighed.starts,
+        "of those: connectives": ~weighed.starts & connective,
+        "of those: others": ~weighed.starts & ~connective,
+    }
+    return {name: of_group(weighed, group) for name, group in groups.items() if group.any()}
 
 
 def by_place(weighed: Weighed) -> list[dict[str, Any]]:
@@ -229,9 +241,16 @@ def factors(weighed: Weighed) -> dict[str, Any]:
         "heavy also without confidence": float(top[weighed.heavy].mean()),
         "heavy also by student entropy": float(entropy[weighed.heavy].mean()),
         "largest difference to the recorded weight": float(np.abs(recomputed - weighed.weight).max()),
+        "effective share of tokens": effective_share(weighed.weight),
+        "effective share by confusion alone": effective_share(weighed.mean_one(u + 1e-9)),
         "confidence where the student is most confused": float(c[entropy].mean()),
         "confidence elsewhere": float(c[~entropy].mean()),
     }
+
+
+def effective_share(weight: np.ndarray) -> float:
+    """Returns `(sum w)^2 / (n sum w^2)`, the share of the tokens that effectively count."""
+    return float(weight.sum() ** 2 / (len(weight) * np.square(weight).sum()))
 
 
 def kept_shares(records: Records, task_of: Callable[[str], str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ SHOWN = (
 )  # fmt: skip
 
 
-RUNS = ["good", "untouched", *SICK]
+RUNS = ["good", "untouched", "costs", *SICK]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -57,14 +57,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     folder = options.output_dir
     student, teacher = example.pair(folder, options.wheel)
-    for name, (start, run) in {
-        "good": (student, "fire"),
-        "untouched": (folder / "untouched", "fire_untouched"),
-    }.items():
+    for name, (start, run, steps) in recorded_runs(folder, student).items():
         if name in options.runs and not finished(folder / run):
-            prompts = example.problems("train", 24 * example.ROWS)
+            prompts = example.problems("train", steps * example.ROWS)
             with timed() as seconds:
-                trainer = example.distil(start, teacher, folder / run, prompts)
+                trainer = example.distil(start, teacher, folder / run, prompts, max_steps=steps)
             trainer.save_model()
             write_json(folder / run / "costs.json", costs(seconds, trainer.state.log_history))
     for name in options.runs:
@@ -78,12 +75,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = {
         "versions": versions(),
         "runs": {
-            name: recorded_run(folder / run)
-            for name, run in {"good": "fire", "untouched": "fire_untouched"}.items()
+            name: findings_of(folder / run)
+            for name, (_, run, _) in recorded_runs(folder, student).items()
             if (folder / run / "rollouts").is_dir()
         },
         "accuracy": accuracies(folder, student, teacher, options.problems),
-        "sick": {name: sick_run(name, folder / name) for name in SICK if finished(folder / name)},
+        "sick": {name: sick_run(name, folder / name) for name in SICK},
     }
     for place in [folder, *([options.docs] if options.docs else [])]:
         write_json(place / "results.json", results)
@@ -91,6 +88,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         readme = options.docs / "README.md"
         readme.write_text(filled_in(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
     return results
+
+
+def recorded_runs(folder: Path, student: Path) -> dict[str, tuple[Path, str, int]]:
+    """Returns the runs whose answers are all recorded: from which student, in which folder, and how many windows."""
+    return {
+        "good": (student, "fire", 24),
+        "untouched": (folder / "untouched", "fire_untouched", 24),
+        "costs": (student, "fire_costs", 3),
+    }
 
 
 def finished(run: Path) -> bool:
@@ -103,7 +109,7 @@ def task_of(prompt: str) -> str:
     return "chain_sum" if "arithmetic problem" in prompt else "gsm_symbolic"
 
 
-def recorded_run(folder: Path) -> dict[str, Any]:
+def findings_of(folder: Path) -> dict[str, Any]:
     """Returns logs, watchdogs, costs and findings of a run all of whose answers were recorded."""
     run = read_run(folder)
     spent = folder / "costs.json"
@@ -116,16 +122,13 @@ def recorded_run(folder: Path) -> dict[str, Any]:
 
 
 def sick_run(name: str, folder: Path) -> dict[str, Any]:
-    """Returns what was wrong with a run, and which watchdogs said so."""
+    """Returns what is wrong with a run and, if it was made, which watchdogs said so."""
+    about = {"what": SICK[name].what, "expected": SICK[name].expected}
+    if not finished(folder):
+        return {**about, "steps": None, "watchdogs": [], "logs": []}
     run = read_run(folder)
-    logs = [log for log in run.logs if "loss" in log]
-    return {
-        "what": SICK[name].what,
-        "expected": SICK[name].expected,
-        "steps": logs[-1]["step"],
-        "watchdogs": run.warnings,
-        "logs": [{key: log[key] for key in SHOWN if key in log} for log in (logs[0], logs[-1])],
-    }
+    logs = [{key: log[key] for key in SHOWN if key in log} for log in run.logs if "loss" in log]
+    return {**about, "steps": logs[-1]["step"], "watchdogs": run.warnings, "logs": logs}
 
 
 def accuracies(folder: Path, student: Path, teacher: Path, count: int) -> dict[str, Any]:

@@ -65,11 +65,6 @@ SICK = {
         ("end_tokens",),
         {"teacher_chat_template": "{% for message in messages %}{{ message.content }}\n{% endfor %}"},
     ),
-    "weights": Sick(
-        "confusion counts 200 times, so that few tokens have nearly all of the weight",
-        ("weights",),
-        {"confusion": 200.0, "confidence": 0.0, "max_steps": 12},
-    ),
 }
 # What all of them share: windows of sums alone that a CPU computes in seconds, and no files but logs and answers.
 COMMON = {

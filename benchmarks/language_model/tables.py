@@ -101,6 +101,7 @@ def type_table(run: dict[str, Any]) -> str:
         "by student entropy": lambda one: number(100 * one["top tenth by"]["student_entropy"], ".1f"),
         "student entropy": lambda one: number(one["student entropy"]),
         "teacher entropy": lambda one: number(one["teacher entropy"]),
+        "% of all weight": lambda one: number(100 * one["of all weight"], ".1f"),
         "% of all abs. advantage": lambda one: number(100 * one["of all advantage"], ".1f"),
     }
     rows = [[name, *(cell(one) for cell in columns.values())] for name, one in run["types"].items()]
@@ -108,12 +109,21 @@ def type_table(run: dict[str, Any]) -> str:
 
 
 def start_table(run: dict[str, Any]) -> str:
-    """The same for the places where it is chosen what comes next."""
+    """The same for the places where it is decided what comes next."""
     rows = [
-        [name, f"{one['tokens']:,}", number(100 * one["of all"], ".1f"), between(one["weight"]), percent(one["heavy"])]
+        [
+            name,
+            f"{one['tokens']:,}",
+            number(100 * one["of all"], ".1f"),
+            between(one["weight"]),
+            percent(one["heavy"]),
+            number(100 * one["top tenth by"]["student_entropy"], ".1f"),
+            number(100 * one["of all weight"], ".1f"),
+        ]
         for name, one in run["sentence_starts"].items()
     ]
-    return table(["token", "tokens", "% of all", "mean weight", "% of them heavy"], rows)
+    head = ["tokens", "number", "% of all", "mean weight", "% of them heavy", "by student entropy", "% of all weight"]
+    return table(head, rows)
 
 
 def place_table(run: dict[str, Any]) -> str:
@@ -174,9 +184,16 @@ def watchdog_table(results: dict[str, Any]) -> str:
             said(one["watchdogs"]),
         ]
         for name, one in results["runs"].items()
+        if name in names
     ]
     rows += [
-        [name, one["what"], one["steps"], ", ".join(f"`{dog}`" for dog in one["expected"]), said(one["watchdogs"])]
+        [
+            name,
+            one["what"],
+            one["steps"] or "–",
+            ", ".join(f"`{dog}`" for dog in one["expected"]),
+            said(one["watchdogs"]) if one["steps"] else "not run",
+        ]
         for name, one in results["sick"].items()
     ]
     return table(["run", "what is wrong", "windows", "looked for", "fired, at which window"], rows)
@@ -185,7 +202,7 @@ def watchdog_table(results: dict[str, Any]) -> str:
 def cost_table(run: dict[str, Any]) -> str:
     """What metrics and records cost in a step."""
     if not run["costs"]:
-        return "(not measured: the run did not end in one process)"
+        return "(not measured)"
     rows = [
         [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
         for name, one in run["costs"]["parts"].items()

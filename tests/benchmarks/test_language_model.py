@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from support.recorded import invented_run
 
 import fire_opd_trl
@@ -14,7 +15,6 @@ from benchmarks.language_model.costs import PARTS, costs, timed
 from benchmarks.language_model.main import finished, task_of
 from benchmarks.language_model.sick import COMMON, SICK, to_be_repeated
 from benchmarks.language_model.tables import TABLES, filled_in
-from datasets import Dataset
 from fire_opd_trl.evaluation.inspect.run import Records, read_run
 from fire_opd_trl.rollouts.records import NUMBERS
 from fire_opd_trl.stages.watchdogs import WATCHDOGS
@@ -102,7 +102,7 @@ def test_a_recorded_run_has_findings_with_their_counts(tmp_path):
     trained = result["counts"]["trained tokens"]
     assert sum(one["tokens"] for one in result["types"].values()) == trained
     assert sum(one["of heavy"] for one in result["types"].values()) == pytest.approx(1)
-    assert sum(one["tokens"] for one in result["sentence_starts"].values()) == trained
+    assert sum(one["tokens"] for one in result["sentence_starts"].values()) == 2 * trained  # whole, and in parts
     assert sum(one["tokens"] for one in result["places"]) == trained
     assert all(one["tokens"] >= found.FREQUENT for one in result["tokens"])
     kept = result["filter"]
@@ -113,7 +113,7 @@ def test_a_recorded_run_has_findings_with_their_counts(tmp_path):
 
 def test_each_watchdog_that_a_sick_run_is_for_exists():
     assert {dog for sick in SICK.values() for dog in sick.expected} <= set(WATCHDOGS)
-    assert {"truncated", "loops_kept", "entropy_collapse", "end_tokens", "weights"} <= {
+    assert {"truncated", "loops_kept", "entropy_collapse", "end_tokens"} <= {
         dog for sick in SICK.values() for dog in sick.expected
     }
     prompts = to_be_repeated(Dataset.from_list([{"prompt": [{"role": "user", "content": "1 + 1"}]}] * 4))["prompt"]

@@ -85,8 +85,8 @@ def test_problems_are_short_split_apart_and_balanced(example, monkeypatch):
 def test_both_models_learn_worked_solutions_and_are_made_once(example, tmp_path, monkeypatch):
     untouched = chatting("student", tmp_path / "untouched")
     monkeypatch.setattr(example, "problems", additions)
-    monkeypatch.setattr(example, "STUDENT_STEPS", 1)
-    monkeypatch.setattr(example, "TEACHER_STEPS", 3)
+    monkeypatch.setattr(example, "STUDENT_STEPS", 2)  # the first one is at a learning rate of 0
+    monkeypatch.setattr(example, "TEACHER_STEPS", 4)
     folders = example.pair(tmp_path)  # the model lies there already: nothing is downloaded
     assert folders == (tmp_path / "student", tmp_path / "teacher")
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (untouched, *folders)]
