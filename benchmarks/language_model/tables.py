@@ -81,6 +81,8 @@ def accuracy_table(results: dict[str, Any]) -> str:
         results["accuracy"],
         {"student": "student before", "trained": "student after", "teacher": "teacher"},
     )
+    if not models:
+        return "(not run)"
     tasks = sorted({task for shares in models.values() for task in shares})
     rows = [
         [name, *(f"{percent(models[model][task]['right'])} of {models[model][task]['problems']}" for task in tasks)]
