@@ -206,7 +206,7 @@ def cost_table(run: dict[str, Any]) -> str:
     if not run["costs"]:
         return "(not measured)"
     rows = [
-        [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
+        [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".4f")]
         for name, one in run["costs"]["parts"].items()
     ]
     whole = [f"the step (mean of {run['costs']['steps']})", number(1000 * run["costs"]["step"], ",.0f"), "100"]
