@@ -128,6 +128,26 @@ def start_table(run: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def claim_table(results: dict[str, Any]) -> str:
+    """The paper's claim in short: how often connectives and the starts of sentences are heavy, in each recorded run."""
+    runs = {name: results["runs"][name] for name in ("untouched", "good") if name in results["runs"]}
+    rows = []
+    for kind, key, group in (
+        ("connectives", "types", "connective or decision word"),
+        ("first tokens of sentences or lines", "sentence_starts", "first of a sentence or line"),
+    ):
+        groups = [run[key][group] for run in runs.values()]
+        rows += [
+            [kind, *(f"{percent(one['heavy'])} of {one['tokens']}" for one in groups)],
+            ["the same, by place alone", *(number(100 * one["heavy by place alone"], ".1f") for one in groups)],
+            [
+                "the same, in the top tenth by student entropy",
+                *(number(100 * one["top tenth by"]["student_entropy"], ".1f") for one in groups),
+            ],
+        ]
+    return table(["% of them heavy", *(f"`{name}`" for name in runs)], rows)
+
+
 def place_table(run: dict[str, Any]) -> str:
     """The weights over the course of an answer."""
     rows = [
@@ -232,6 +252,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy_table,
     "types": type_table,
     "sentence starts": start_table,
+    "claim": claim_table,
     "places": place_table,
     "tokens": token_table,
     "filter": filter_table,
