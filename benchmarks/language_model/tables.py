@@ -129,7 +129,7 @@ def start_table(run: dict[str, Any]) -> str:
 
 
 def claim_table(results: dict[str, Any]) -> str:
-    """The paper's claim in short: how often connectives and the starts of sentences are heavy, in each recorded run."""
+    """The paper's claim in short: how often connectives and the starts of sentences are heavy."""
     runs = {name: results["runs"][name] for name in ("untouched", "good") if name in results["runs"]}
     rows = []
     for kind, key, group in (
