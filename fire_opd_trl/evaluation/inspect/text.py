@@ -50,12 +50,14 @@ class Printer:
     def run(self, run: dict[str, Any]) -> Iterator[str]:
         """Yields the lines of one run."""
         yield self.styled(visible(run["name"]), BOLD)
+        yield from self.paragraph(run["about"])
         indent = min(16, max((len(label) for label, _ in run["facts"]), default=0) + 2)
         for label, text in run["facts"]:
             head = f"{label:<{indent - 2}}  " if len(label) <= indent - 2 else f"{label}: "
             yield from textwrap.wrap(visible(head + text), self.width, subsequent_indent=" " * indent)
-        yield from self.section("What the watchdogs said")
-        yield from self.watchdogs(run["watchdogs"])
+        if run["trained"]:
+            yield from self.section("What the watchdogs said")
+            yield from self.watchdogs(run["watchdogs"])
         if run["curves"]:
             once = all(len(curve["steps"]) == 1 for curve in run["curves"])
             yield from self.section("Metrics" if once else "Metrics, first and last")
