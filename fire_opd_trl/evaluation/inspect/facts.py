@@ -92,7 +92,7 @@ def model_of(model: dict[str, Any] | None) -> str:
 
 
 def two_parts(name: str) -> str:
-    """Returns an id on the Hub as it is, and of a folder the end: the page goes to others, whom the rest tells of us."""
+    """Returns an id on the Hub as it is, and the end of a folder: the page goes to others, who need no more."""
     return "/".join([part for part in re.split(r"[/\\]", name) if part][-2:])
 
 

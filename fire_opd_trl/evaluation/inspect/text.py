@@ -53,7 +53,7 @@ class Printer:
         yield from self.paragraph(run["about"])
         indent = min(16, max((len(label) for label, _ in run["facts"]), default=0) + 2)
         for label, text in run["facts"]:
-            head = f"{label:<{indent - 2}}  " if len(label) <= indent - 2 else f"{label}: "
+            head = f"{label:<{indent - 2}}  " if len(label) <= indent - 2 else f"{label}{':' * (label[-1] != '?')} "
             yield from textwrap.wrap(visible(head + text), self.width, subsequent_indent=" " * indent)
         if run["trained"]:
             yield from self.section("What the watchdogs said")
@@ -199,8 +199,8 @@ def title_of(row: dict[str, Any]) -> str:
     ended = "finished" if row["finished"] else "truncated" if row["truncated"] else "not finished"
     parts = [
         "kept" if row["kept"] else f"DROPPED, since {WHY.get(row['dropped_because'], row['dropped_because'])}",
-        "" if row["score"] is None else f"score {row['score']:.3g}",
-        "" if row["threshold"] is None else f"cut {row['threshold']:.3g}",
+        "" if row["score"] is None else f"score {row['score']:.4g}",
+        "" if row["threshold"] is None else f"cut {row['threshold']:.4g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
         ended,
         "looped" if row["looped"] else "",

@@ -49,7 +49,11 @@ def test_two_runs_are_in_one_page(tmp_path, capsys):
 def test_text_is_printed_without_colours_where_no_terminal_is_and_no_page_is_written(tmp_path, capsys):
     run = invented_run(tmp_path, steps=1)
     out, _ = said(capsys, run, "--text")
-    assert out.startswith(f"{tmp_path.name}\nstatus ") and "\x1b" not in out and not (run / "inspect.html").exists()
+    assert (
+        out.startswith(f"{tmp_path.name}\nWhat this run measured")
+        and "\x1b" not in out
+        and not (run / "inspect.html").exists()
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,23 +69,24 @@ function placeCard(reader) {
     const token = reader.elements[reader.cursor];
     const box = token.getClientRects()[0];
     card.hidden = false;
-    const { left, top } = placeOf(box, card.offsetWidth, card.offsetHeight);
+    const { left, top } = placeOf(box, reader, card.offsetWidth, card.offsetHeight);
     card.style.top = `${top}px`;
     card.style.left = `${left}px`;
 }
 
 // Below the token where there is room; else the place in sight that hides the fewest tokens. What is said of the
 // answers, above their text, and the token itself are never hidden, if there is any other place.
-function placeOf(box, width, height) {
+function placeOf(box, reader, width, height) {
     const [right, bottom] = [Math.max(innerWidth - width - 16, 8), innerHeight - height - 8];
-    const left = Math.min(Math.max(box.left, 8), right);
+    const end = reader.element.getBoundingClientRect().right - width; // beside it another answer may stand
+    const left = Math.max(Math.min(box.left, right, end), 8);
     const top = Math.max(Math.min(box.top, bottom), 4);
     const places = [
         { left, top: box.bottom + 8 },
         { left, top: box.top - height - 8 },
         { left: box.right + 10, top },
-        { left: box.left - width - 10, top },
         { left: right, top },
+        { left: box.left - width - 10, top },
     ];
     const rects = (selector) => [...document.querySelectorAll(selector)].map((one) => one.getBoundingClientRect());
     const hidden = (place, boxes) =>
