@@ -114,7 +114,8 @@ class Printer:
             yield from self.paragraph(figure["note"])
             return
         head = ["", *(series["name"] for series in figure["series"]), "tokens"]
-        columns = [[f"{value:.3f}" for value in series["values"]] for series in figure["series"]]
+        form = "{:.1f} %" if figure["y"].endswith("%") else "{:.3f}"
+        columns = [[form.format(value) for value in series["values"]] for series in figure["series"]]
         counts = [f"{count:,}" for count in figure["series"][0]["counts"]]
         rows = [list(row) for row in zip(figure["labels"], *columns, counts, strict=True)]
         yield from self.table(head, rows[:most])

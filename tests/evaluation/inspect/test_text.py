@@ -65,9 +65,9 @@ Tokens with the largest weights
 
 Where the training signal lies
                              of the tokens  of all |advantage|  tokens
-connective or decision word          0.100               0.100       2
-single letter                        0.850               0.850      17
-number                               0.050               0.050       1
+connective or decision word         10.0 %              10.0 %       2
+single letter                       85.0 %              85.0 %      17
+number                               5.0 %               5.0 %       1
 
 Trajectories
 ‹token› has one of the largest tenth of weights shown here, «token» of the

@@ -37,7 +37,7 @@ function curveCard(runs, key) {
 
 function curveConfig(runs, curves, spoken, unit) {
     const lines = curves
-        .map((one, r) => one && lineStyle(runs[r].name, points(one.steps, one.values), css(SERIES[r])))
+        .map((one, r) => one && lineStyle(runs[r].name, points(one.steps, one.values), css(SERIES[r]), { clip: 8 }))
         .filter(Boolean);
     const marks = {
         type: "line",
