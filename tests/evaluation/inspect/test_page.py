@@ -406,8 +406,9 @@ def test_two_runs_are_laid_over_each_other_and_side_by_side(visit, two):
 
 
 @pytest.mark.parametrize("width", [360, 700, 1280])
-def test_no_word_of_a_curve_s_title_is_broken(visit, one, width):
-    seen = visit(one, width=width).page
+def test_no_word_of_a_curve_s_title_is_broken(visit, tmp_path, first, width):
+    curves = [{**one, "title": "Kept of the finished", "unit": "share of finished answers"} for one in first["curves"]]
+    seen = visit(written(tmp_path, {**first, "curves": curves}), width=width).page
     lines_of_words = """all => all.flatMap(e => [...e.textContent.matchAll(/\\S+/g)].map(word => {
         const range = document.createRange();
         range.setStart(e.firstChild, word.index);
