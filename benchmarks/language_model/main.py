@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name in options.runs:
         if name in SICK and not finished(folder / name):
             shutil.rmtree(folder / name, ignore_errors=True)
-            settings = COMMON | SICK[name].changes
+            settings: dict[str, Any] = COMMON | SICK[name].changes
             prompts = example.problems(
-                "train", settings["max_steps"] * COMMON["per_device_train_batch_size"], ["chain_sum"]
+                "train", settings["max_steps"] * settings["per_device_train_batch_size"], ["chain_sum"]
             )
             example.distil(student, teacher, folder / name, SICK[name].prompts(prompts), **settings)
     results = {
