@@ -21,7 +21,7 @@ demo: $(VENV)/.with-report ## distil a tiny teacher into a tiny student on the C
 
 picture: $(VENV)/.with-test ## the README's picture: the page that the demo has made, in a browser
 	PYTHONPATH=tests $(BIN)/python -m support.browser outputs/demo/inspect.html docs/inspect_demo.png \
-		--trajectory 2.138 --shade gap --beside opposite --width 1240 --height 760
+		--trajectory 2.138 --shade gap --beside opposite --section desk --token 15 --width 1200 --height 872
 
 # One after the other, also under `make -j`: launches have a time limit.
 test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)

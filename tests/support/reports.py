@@ -132,10 +132,10 @@ def curves(rng: random.Random, slope: float) -> list[dict]:
         curve(
             "fire/keep_ratio_looped",
             "Kept share of loops",
-            "",
+            "%",
             "Of answers that repeat themselves.",
             steps,
-            [None if i % 4 == 1 else 0.4 for i in range(20)],
+            [None if i % 4 == 1 else 40.0 for i in range(20)],
         ),
         *[curve(f"other/{i}", f"Another metric {i}", "", "Invented.", steps, falling) for i in range(9)],
     ]
@@ -280,6 +280,8 @@ def run(
         trajectories += filtered(made)
     return {
         "name": name,
+        "about": "What a teacher found of every token.",
+        "trained": True,
         "facts": [
             ["student", "SmolLM2-135M"],
             ["teacher", "SmolLM2-135M, after fine-tuning"],

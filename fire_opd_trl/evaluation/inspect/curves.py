@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Curve(NamedTuple):
-    """How a metric is shown."""
+    """How a metric is shown; a share of something has the unit %."""
 
     key: str
     title: str
@@ -36,32 +36,32 @@ CURVES = (
     Curve(
         "completions/clipped_ratio",
         "Truncated",
-        "share",
-        "Answers that were cut at max_completion_length. Above 0.3 much of the training is on unfinished text.",
+        "%",
+        "Answers that were cut at max_completion_length. Above 30 % much of the training is on unfinished text.",
     ),
     Curve(
         "fire/looped_ratio",
         "Looped",
-        "share",
+        "%",
         "Answers whose end repeats itself. It should be near 0, and must not rise.",
     ),
-    Curve("fire/keep_ratio", "Kept", "share", "Answers that the filter keeps: 1 without a filter."),
+    Curve("fire/keep_ratio", "Kept", "%", "Answers that the filter keeps: all of them without a filter."),
     Curve(
         "fire/keep_ratio_finished",
         "Kept of the finished",
-        "share",
+        "%",
         "It should be above the kept shares of truncated and of looped answers.",
     ),
     Curve(
         "fire/keep_ratio_truncated",
         "Kept of the truncated",
-        "share",
+        "%",
         "If it is above that of finished answers, the filter prefers text without an end.",
     ),
     Curve(
         "fire/keep_ratio_looped",
         "Kept of the looped",
-        "share",
+        "%",
         "If it is above that of finished answers, the filter prefers loops, which teachers find likely.",
     ),
     Curve(
@@ -80,15 +80,15 @@ CURVES = (
     Curve(
         "fire/weight_ess",
         "Effective sample size",
-        "share",
-        "How many tokens really count: 1 where all weights are equal. Below 0.3 a few tokens make the update.",
+        "%",
+        "How many tokens really count: 100 % where all weights are equal. Below 30 % a few tokens make the update.",
     ),
     Curve("fire/weight_max", "Largest weight", "", "The largest weight of a token; the mean in each answer is 1."),
     Curve(
         "fire/advantage_top_decile",
         "Advantage in the top tenth",
-        "share",
-        "What a tenth of the tokens has of all |advantage|: 0.1 where all are equal, near 1 where few say everything.",
+        "%",
+        "What a tenth of the tokens has of all |advantage|: 10 % where all are equal, near 100 % where few say all.",
     ),
     Curve("fire/advantage_abs", "Mean |advantage|", "nats", "How strongly a token is pushed. It should fall slowly."),
     Curve(
@@ -98,7 +98,7 @@ CURVES = (
         "Teacher less student where an answer ended. Far below 0, the teacher would have gone on: answers grow.",
     ),
     Curve("fire/teacher_logp", "Teacher's log-probability", "nats", "How likely the teacher finds the answers."),
-    Curve("fire/clip_ratio", "Clipped", "share", "Tokens whose update the loss cuts off. It should be small."),
+    Curve("fire/clip_ratio", "Clipped", "%", "Tokens whose update the loss cuts off. It should be small."),
     Curve(
         "fire/sampling_gap",
         "Gap to the sampling engine",
@@ -112,10 +112,10 @@ CURVES = (
     Curve(
         "tokens_per_second", "Tokens a second", "tokens", "Prompts and answers of all processes, over the whole step."
     ),
-    Curve("share/rollout", "Time to sample", "share", "The part of a step in which the student samples."),
-    Curve("share/score", "Time to score", "share", "The part in which teacher and student score answers."),
-    Curve("share/update", "Time to update", "share", "The part in which weights are updated."),
-    Curve("share/other", "Other time", "share", "What is neither of these three: it should be small."),
+    Curve("share/rollout", "Time to sample", "%", "The part of a step in which the student samples."),
+    Curve("share/score", "Time to score", "%", "The part in which teacher and student score answers."),
+    Curve("share/update", "Time to update", "%", "The part in which weights are updated."),
+    Curve("share/other", "Other time", "%", "What is neither of these three: it should be small."),
 )
 EVALUATED = ("loss", "reward", "fire/reverse_kl", "completions/mean_length", "completions/clipped_ratio")
 OF_A_TEACHER = ("fire/reverse_kl", "fire/keep_ratio")
@@ -152,7 +152,7 @@ def curves_of(logs: list[dict[str, Any]], teachers: Iterable[str] = ()) -> list[
         {
             **curve._asdict(),
             "steps": [log["step"] for log in logs if curve.key in log],
-            "values": [number(log[curve.key]) for log in logs if curve.key in log],
+            "values": [in_unit(number(log[curve.key]), curve.unit) for log in logs if curve.key in log],
         }
         for curve in wanted
         if any(number(log.get(curve.key)) is not None for log in logs)
@@ -168,3 +168,8 @@ def name_of(key: str, metric: str) -> str:
 def number(value: Any) -> float | None:
     """Returns a number that JSON can have, or nothing for what is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def in_unit(value: float | None, unit: str) -> float | None:
+    """Returns a share as percent, and any other number as it was logged."""
+    return 100 * value if value is not None and unit == "%" else value

@@ -1,6 +1,7 @@
 """What a report says of a run in words: what was trained on what, how it ended, and how it differs from another."""
 
-from datetime import datetime
+import re
+from datetime import datetime, timezone
 from typing import Any
 
 from .run import Run
@@ -14,8 +15,11 @@ WHERE_IT_RAN = (
 SHOWN_SETTINGS = (
     "temperature", "learning_rate", "num_generations", "generation_batch_size", "max_completion_length", "seed",
 )  # fmt: skip
+LOOKS = ("inspecting", "inspected")  # what run.json says of a pair of models that is looked at, without training
 SHOWN_VERSIONS = ("fire_opd_trl", "torch", "transformers", "trl")
 LONGEST = 300
+# Of a path from the root, or from home, all but the last two parts.
+FOLDERS = re.compile(r"(?<![\w./:~-])~?/(?:[^\s/'\",;]+/)+(?=[^\s/'\",;]+/[^\s/'\",;]+)")
 
 
 def facts_of(run: Run) -> list[list[str]]:
@@ -23,8 +27,8 @@ def facts_of(run: Run) -> list[list[str]]:
     about, method = run.about, run.about.get("method") or {}
     settings = about.get("settings") or {}
     facts = [
-        ("status", status_of(run)),
         *verdicts_of(about.get("fit") or {}),
+        ("status", status_of(run)),
         ("student", model_of(about.get("student"))),
         *(
             (f"teacher {name}" if len(teachers_of(run)) > 1 else "teacher", model_of(model))
@@ -35,7 +39,7 @@ def facts_of(run: Run) -> list[list[str]]:
         ("data", data_of(about.get("data") or {})),
         (
             "settings",
-            ", ".join(f"{name}={settings[name]}" for name in SHOWN_SETTINGS if settings.get(name) is not None),
+            ", ".join(f"{name}={settings[name]}" for name in settings_of(run) if settings.get(name) is not None),
         ),
         ("recorded", recorded_of(run)),
         ("error", about.get("error", "")),
@@ -43,7 +47,17 @@ def facts_of(run: Run) -> list[list[str]]:
         ("made with", ", ".join(f"{n} {v}" for n, v in (about.get("versions") or {}).items() if n in SHOWN_VERSIONS)),
         *(("missing", sentence) for sentence in run.lacks),
     ]
-    return [[label, cut(str(text))] for label, text in facts if text]
+    return [[label, cut(without_folders(str(text)))] for label, text in facts if text]
+
+
+def settings_of(run: Run) -> list[str]:
+    """Returns the names of the settings that are shown."""
+    return [name for name in SHOWN_SETTINGS if is_training(run) or name != "learning_rate"]
+
+
+def is_training(run: Run) -> bool:
+    """Returns whether weights moved: of a pair of models that was only looked at, none did."""
+    return run.about.get("status") not in LOOKS
 
 
 def verdicts_of(fits: dict[str, Any]) -> list[tuple[str, str]]:
@@ -51,10 +65,18 @@ def verdicts_of(fits: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "does the teacher fit?" if len(fits) == 1 else f"does teacher {name} fit?",
-            ". ".join([f"{fit['verdict']}", *fit["because"]]),
+            ". ".join([f"{fit['verdict']}{distance_of(fit)}", *fit["because"]]),
         )
         for name, fit in fits.items()
     ]
+
+
+def distance_of(fit: dict[str, Any]) -> str:
+    """Returns how far a teacher is from the student, if any of its answers could be read."""
+    if fit.get("kl") is None:
+        return ""
+    low, high = fit["kl_interval"]
+    return f": it is {fit['kl']:.2f} nats a token from the student (95 % interval {low:.2f} to {high:.2f})"
 
 
 def teachers_of(run: Run) -> dict[str, Any]:
@@ -65,13 +87,25 @@ def teachers_of(run: Run) -> dict[str, Any]:
 def model_of(model: dict[str, Any] | None) -> str:
     """Returns a model in a line: where it comes from, its adapter, its class and size."""
     model = model or {}
-    adapter = f"adapter {model['adapter']}" if model.get("adapter") else ""
-    return ", ".join(filter(None, (model.get("name"), adapter, model.get("is"))))
+    adapter = f"adapter {two_parts(model['adapter'])}" if model.get("adapter") else ""
+    return ", ".join(filter(None, (two_parts(model.get("name") or ""), adapter, model.get("is"))))
+
+
+def two_parts(name: str) -> str:
+    """Returns an id on the Hub as it is, and the end of a folder: the page goes to others, who need no more."""
+    return "/".join([part for part in re.split(r"[/\\]", name) if part][-2:])
+
+
+def without_folders(text: str) -> str:
+    """Returns a text in which of each path from the root, or from home, the last two parts are left."""
+    return FOLDERS.sub("", text)
 
 
 def status_of(run: Run) -> str:
     """Returns how far a run is, and how long it took."""
     about = run.about
+    if not is_training(run):
+        return "no training: one window of answers, looked at"
     last = max((log["step"] for log in run.logs), default=about.get("steps"))
     of = f" of {about['max_steps']}" if about.get("max_steps") else ""
     parts = [str(about.get("status", "not known")), f"step {last}{of}" if last is not None else ""]
@@ -79,8 +113,17 @@ def status_of(run: Run) -> str:
         took = datetime.fromisoformat(about["ended"]) - datetime.fromisoformat(about["started"])
         parts.append(f"took {took}")
     except (KeyError, TypeError, ValueError):  # it has not ended, or nothing is known of it
-        parts.append(f"started {about['started']}" if about.get("started") else "")
+        parts.append(f"started {day_and_time(about['started'])}" if about.get("started") else "")
     return ", ".join(filter(None, parts))
+
+
+def day_and_time(iso: str) -> str:
+    """Returns a time of run.json as a person writes it."""
+    try:
+        at = datetime.fromisoformat(iso).astimezone(timezone.utc)
+    except ValueError:
+        return iso
+    return f"on {at.day} {at:%B %Y} at {at:%H:%M} UTC"
 
 
 def data_of(data: dict[str, Any]) -> str:
@@ -126,7 +169,7 @@ def differences(run: Run, other: Run) -> list[list[str]]:
         facts.append([f"differs: {name}", f"{shown(mine.get(name))} here, {shown(others.get(name))} in the other run"])
     if not differing:
         facts.append(["differs", "nothing in the settings"])
-    return [[label, cut(text)] for label, text in facts]
+    return [[label, cut(without_folders(text))] for label, text in facts]
 
 
 def unfair(run: Run, other: Run) -> list[str]:

@@ -273,7 +273,7 @@ def advantage_by_type(tokens: Tokens) -> Figure:
         return without("advantage_by_type", title, "There are no advantages: nothing pushes a token.")
     there = np.unique(tokens.type)
     counts = [int((tokens.type == type).sum()) for type in there]
-    shares = [size[tokens.type == type].sum() / size.sum() for type in there]
+    shares = [100 * size[tokens.type == type].sum() / size.sum() for type in there]
     return {
         "id": "advantage_by_type",
         "title": title,
@@ -283,10 +283,10 @@ def advantage_by_type(tokens: Tokens) -> Figure:
         ),
         "kind": "bars",
         "x": "type of token",
-        "y": "share",
+        "y": "share, %",
         "labels": [TYPES[type] for type in there],
         "series": [
-            {"name": "of the tokens", "values": plain(np.array(counts) / len(size)), "counts": counts},
+            {"name": "of the tokens", "values": plain(100 * np.array(counts) / len(size)), "counts": counts},
             {"name": "of all |advantage|", "values": plain(shares), "counts": counts},
         ],
     }

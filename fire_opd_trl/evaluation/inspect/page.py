@@ -14,6 +14,8 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .run import HOW_TO_RECORD
+
 
 HERE = Path(__file__).parent
 # In the order in which the browser runs them; what one declares, all later ones see.
@@ -46,6 +48,9 @@ def page(report: dict) -> str:
     html = environment.from_string((HERE / "page.html.j2").read_text(encoding="utf-8")).render(
         report=report,
         said=[said(run["watchdogs"]) for run in report["runs"]],
+        trained=any(run["trained"] for run in report["runs"]),
+        once=all(len(curve["steps"]) == 1 for run in report["runs"] for curve in run["curves"]),
+        how_to_record=HOW_TO_RECORD,
         policy=policy(scripts, style),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],

@@ -10,11 +10,18 @@ import numpy as np
 from ... import __version__
 from ..files import write_whole
 from .curves import curves_of
-from .facts import differences, facts_of, teachers_of
+from .facts import differences, facts_of, is_training, teachers_of
 from .figures import figures_of, plain
 from .run import HOW_TO_RECORD, Records, Run, read_run
+from .visible import folded
 
 
+# What a page is, under its title.
+TRAINING = (
+    "What this run measured while a student model learned from a teacher model, and what both models found of every "
+    "token of some of the student's answers."
+)
+LOOK = "What a teacher model finds of every token that a student model writes. Nothing was trained."
 TRAJECTORIES = 200  # in a page
 TOKENS = 400_000  # in a page, where nobody asks for more: about 10 MB
 
@@ -45,6 +52,8 @@ def report_of(
         "runs": [
             {
                 "name": name,
+                "about": TRAINING if is_training(run) else LOOK,
+                "trained": is_training(run),
                 "facts": about,
                 "watchdogs": run.warnings,
                 "curves": curves_of(run.logs, teachers_of(run) if len(teachers_of(run)) > 1 else ()),
@@ -57,13 +66,13 @@ def report_of(
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Returns the shortest ends of paths that tell folders apart."""
+    """Returns the shortest ends of paths that tell folders apart; the last part alone where nothing does."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]).replace("//", "/") for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [str(folder) for folder in folders]
+    return [part[-1] for part in parts]
 
 
 def score_of(run: Run) -> str:
@@ -136,6 +145,7 @@ def trajectory(records: Records, number: int) -> dict[str, Any]:
     }
     return {
         **{name: plain([value], 5)[0] if isinstance(value, float) else value for name, value in row.items()},
+        "prompt": folded(row["prompt"]),
         "tokens": [records.vocabulary[token] for token in records.tokens[tokens]],
         "trains": records.trains[tokens].tolist(),
         **numbers,
@@ -152,7 +162,8 @@ def what_it_holds(report: dict[str, Any]) -> str:
         curves = max(len(run["curves"]) for run in report["runs"])
         return f"{curves} curve{'s' * (curves != 1)}, and no trajectories. {HOW_TO_RECORD}"
     warnings = f"{said} warning{'s' * (said != 1)}" if said else "no warning"
-    return f"{shown:,} trajectories{of}, token by token, and {warnings} of the watchdogs. Open it in a browser."
+    and_said = f", and {warnings} of the watchdogs" * any(run["trained"] for run in report["runs"])
+    return f"{shown:,} trajectories{of}, token by token{and_said}. Open it in a browser."
 
 
 def write_page(report: dict[str, Any], path: Path) -> Path:
@@ -161,8 +172,3 @@ def write_page(report: dict[str, Any], path: Path) -> Path:
 
     write_whole(path, page(report))
     return path
-
-
-def write_report(folders: Sequence[Path]) -> Path:
-    """Writes `inspect.html` into the folder of a run, and returns the file; the demo ends with it."""
-    return write_page(report_of(folders), Path(folders[0]) / "inspect.html")

@@ -50,12 +50,14 @@ class Printer:
     def run(self, run: dict[str, Any]) -> Iterator[str]:
         """Yields the lines of one run."""
         yield self.styled(visible(run["name"]), BOLD)
+        yield from self.paragraph(run["about"])
         indent = min(16, max((len(label) for label, _ in run["facts"]), default=0) + 2)
         for label, text in run["facts"]:
-            head = f"{label:<{indent - 2}}  " if len(label) <= indent - 2 else f"{label}: "
+            head = f"{label:<{indent - 2}}  " if len(label) <= indent - 2 else f"{label}{':' * (label[-1] != '?')} "
             yield from textwrap.wrap(visible(head + text), self.width, subsequent_indent=" " * indent)
-        yield from self.section("What the watchdogs said")
-        yield from self.watchdogs(run["watchdogs"])
+        if run["trained"]:
+            yield from self.section("What the watchdogs said")
+            yield from self.watchdogs(run["watchdogs"])
         if run["curves"]:
             once = all(len(curve["steps"]) == 1 for curve in run["curves"])
             yield from self.section("Metrics" if once else "Metrics, first and last")
@@ -112,7 +114,8 @@ class Printer:
             yield from self.paragraph(figure["note"])
             return
         head = ["", *(series["name"] for series in figure["series"]), "tokens"]
-        columns = [[f"{value:.3f}" for value in series["values"]] for series in figure["series"]]
+        form = "{:.1f} %" if figure["y"].endswith("%") else "{:.3f}"
+        columns = [[form.format(value) for value in series["values"]] for series in figure["series"]]
         counts = [f"{count:,}" for count in figure["series"][0]["counts"]]
         rows = [list(row) for row in zip(figure["labels"], *columns, counts, strict=True)]
         yield from self.table(head, rows[:most])
@@ -197,8 +200,8 @@ def title_of(row: dict[str, Any]) -> str:
     ended = "finished" if row["finished"] else "truncated" if row["truncated"] else "not finished"
     parts = [
         "kept" if row["kept"] else f"DROPPED, since {WHY.get(row['dropped_because'], row['dropped_because'])}",
-        "" if row["score"] is None else f"score {row['score']:.3g}",
-        "" if row["threshold"] is None else f"cut {row['threshold']:.3g}",
+        "" if row["score"] is None else f"score {row['score']:.4g}",
+        "" if row["threshold"] is None else f"cut {row['threshold']:.4g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
         ended,
         "looped" if row["looped"] else "",

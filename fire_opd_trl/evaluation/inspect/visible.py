@@ -1,6 +1,11 @@
 """Text of a model or of a person, such that a terminal or a label shows it and nothing is done by it."""
 
+import re
 import unicodedata
+
+
+FEWEST = 4  # of one special token in a row are folded
+SPECIAL = re.compile(rf"(<[^<>\s]{{1,60}}>|\[[A-Z_]{{2,30}}\])\1{{{FEWEST - 1},}}")
 
 
 def visible(text: str) -> str:
@@ -36,3 +41,8 @@ def token_label(text: str, longest: int = 24) -> str:
         return "␣" * min(len(text), longest) or "(no text)"
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return shortened("␣" * before + visible(bare[: longest + 1]) + "␣" * after, longest)
+
+
+def folded(prompt: str) -> str:
+    """Returns a prompt in which a special token that stands often in a row, as an image's does, is there once."""
+    return SPECIAL.sub(lambda found: f"{found[1]} ({len(found[0]) // len(found[1])} of these) ", prompt)

@@ -23,6 +23,11 @@ def test_a_curve_has_a_point_for_each_log_that_has_its_metric():
     assert curves_of([]) == curves_of([{"step": 1, "loss": math.inf}]) == curves_of([{"step": 1, "loss": "0.5"}]) == []
 
 
+def test_a_share_is_shown_as_percent():
+    (kept,) = curves_of([{"step": 1, "fire/keep_ratio": 0.75}, {"step": 2, "fire/keep_ratio": math.nan}])
+    assert kept["unit"] == "%" and kept["values"] == [75.0, None]
+
+
 def test_what_to_watch_first_comes_first_and_every_curve_of_a_run_is_explained(tmp_path):
     curves = curves_of(read_run(invented_run(tmp_path)).logs)
     keys = [curve["key"] for curve in curves]

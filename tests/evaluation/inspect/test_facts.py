@@ -37,7 +37,7 @@ def test_a_run_of_which_little_is_known_has_few_facts():
     assert facts_of(run_of({})) == [["status", "not known"]]
     running = {"status": "running", "started": "2026-11-27T20:00:00+00:00", "ended": None, "steps": 0, "max_steps": 9}
     assert facts_of(run_of(running, logs=[{"step": 4}], lacks=["No records."])) == [
-        ["status", "running, step 4 of 9, started 2026-11-27T20:00:00+00:00"],
+        ["status", "running, step 4 of 9, started on 27 November 2026 at 20:00 UTC"],
         ["missing", "No records."],
     ]
     about = {
@@ -54,6 +54,45 @@ def test_a_run_of_which_little_is_known_has_few_facts():
     assert facts["does teacher math fit?"] == "fits" and facts["does teacher code fit?"] == "does not fit. a. b"
     assert facts["teacher"] == "t, adapter a" and facts["stopped"] == "Too long."
     assert len(facts["error"]) == 300 and facts["error"].endswith("x…")
+
+
+def test_of_a_folder_its_end_is_named_and_an_id_on_the_hub_is_whole():
+    home = "/home/somebody/of/ours"
+    about = {
+        "status": "failed",
+        "student": {"name": f"{home}/models/student/"},
+        "teachers": {
+            "a": {"name": "org/model", "adapter": f"{home}/adapters/lora"},
+            "b": {"name": "outputs/deep/down/b"},
+        },
+        "error": f"OSError: [Errno 2] No such file: '{home}/models/student/x.json', see https://host/a/b/c and a/b/c.",
+    }
+    facts = dict(facts_of(run_of(about)))
+    assert [facts[name] for name in ("student", "teacher a", "teacher b")] == [
+        "models/student", "org/model, adapter adapters/lora", "down/b"
+    ]  # fmt: skip
+    assert facts["error"] == ("OSError: [Errno 2] No such file: 'student/x.json', see https://host/a/b/c and a/b/c.")
+    two = [run_of(ABOUT | {"settings": {"model": f"{home}/models/{name}"}}) for name in ("small", "large")]
+    assert differences(*two) == [["differs: model", "'models/small' here, 'models/large' in the other run"]]
+
+
+def test_of_a_pair_the_verdict_comes_first_and_nothing_is_said_of_a_training():
+    fit = {"verdict": "fits with doubts", "because": ["Few end"], "kl": 0.195, "kl_interval": [0.099, 0.302]}
+    about = {
+        "status": "inspected",
+        "fit": {"teacher": fit},
+        "steps": 0,
+        "max_steps": 1,
+        "settings": {"temperature": 1.0, "learning_rate": 1e-6},
+    }
+    assert facts_of(run_of(about)) == [
+        [
+            "does the teacher fit?",
+            "fits with doubts: it is 0.20 nats a token from the student (95 % interval 0.10 to 0.30). Few end",
+        ],
+        ["status", "no training: one window of answers, looked at"],
+        ["settings", "temperature=1.0"],
+    ]
 
 
 ABOUT = {

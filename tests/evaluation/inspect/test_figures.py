@@ -132,7 +132,7 @@ def test_the_training_signal_of_a_type_is_its_share_of_all_advantage(tmp_path):
     row = trajectory([" so", " 1", " 2", " 3"], advantage=[-3.0, 0.5, 0.5, 0.0])
     found = of_steps(tmp_path, {1: [row]}, "advantage_by_type")
     assert found["labels"] == ["connective or decision word", "number"]
-    assert [series["values"] for series in found["series"]] == [[0.25, 0.75], [0.75, 0.25]]
+    assert [series["values"] for series in found["series"]] == [[25, 75], [75, 25]]  # percent
     assert found["series"][0]["counts"] == [1, 3]
     nothing = of_steps(tmp_path / "none", {1: [trajectory(["a"], advantage=[0.0])]}, "advantage_by_type")
     assert nothing["kind"] == "none"

@@ -29,6 +29,7 @@ LABELS = {
     "advantage": "advantage",
 }
 SHADES = ("weight", "advantage", "student_entropy", "teacher_entropy", "gap", "none")
+FIRST = "0.10.0.weight."  # the address of the first trajectory
 # Each must be seen as text. The names in brackets are what the page shows of a character that is not seen.
 HOSTILE = {
     "<script>alert(1)</script>": "<script>alert(1)</script>",
@@ -167,7 +168,7 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
 
 
 def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
-    seen = visit(one).page
+    seen = visit(one, look=FIRST).page
     seen.locator("#list").scroll_into_view_if_needed()
     empty = "Object.assign(document.createElement('canvas'), { width: 140, height: 1 }).toDataURL()"
     until(seen, f"document.querySelector('.entry canvas').toDataURL() !== {empty}")  # a band of colours in the list
@@ -186,7 +187,7 @@ def test_every_switch_shades_the_tokens_and_says_what_it_means(visit, one):
 
 
 def test_the_heaviest_token_has_the_strongest_colour(visit, one, first):
-    seen = visit(one).page
+    seen = visit(one, look=FIRST).page
     weights = first["trajectories"][0]["weight"]
     saturated = """i => {
         const colour = getComputedStyle(document.querySelector(`.t[data-i='${i}']`)).backgroundColor;
@@ -197,7 +198,7 @@ def test_the_heaviest_token_has_the_strongest_colour(visit, one, first):
 
 
 def test_the_strip_and_the_tokens_point_at_each_other(visit, one, first):
-    seen = visit(one).page
+    seen = visit(one, look=FIRST).page
     lines = "state.readers[0].chart.lines.map(one => one.at)"
     seen.locator(".t[data-i='12']").hover()
     assert tokens_on(seen) == [12] and seen.evaluate(lines) == [13]  # positions count from 1
@@ -307,6 +308,33 @@ def test_one_click_puts_a_kept_and_a_dropped_one_of_the_step_side_by_side(visit,
     assert seen.locator(".reader").count() == 1
 
 
+def test_the_answer_that_is_shown_first_is_the_kept_one_with_the_largest_advantage(visit, one, first):
+    kept = [t for t in first["trajectories"] if t["kept"]]
+    most = max(kept, key=lambda t: max(map(abs, t["advantage"])))
+    assert most is not first["trajectories"][0]
+    seen = visit(one).page
+    assert title(seen).startswith(f"step {most['step']}, row {most['row']}")
+    outer, inner = (seen.locator(which).bounding_box() for which in ("#list", ".entry[aria-selected=true]"))
+    assert outer["y"] <= inner["y"] < outer["y"] + outer["height"]
+
+
+@pytest.mark.parametrize("height", [560, 900])
+def test_the_card_of_a_token_hides_neither_the_token_nor_why_the_answer_was_kept(visit, one, height):
+    seen = visit(one, look="0.100.5.gap.opposite", height=height).page
+    seen.evaluate("document.querySelector('.why').scrollIntoView({ block: 'center' })")
+    hides = """() => {
+        const card = document.querySelector("#token").getBoundingClientRect();
+        return [...document.querySelectorAll(".t.on, .why, .reader h3, .about")].some(e => {
+            const o = e.getBoundingClientRect();
+            return card.left < o.right && card.right > o.left && card.top < o.bottom && card.bottom > o.top; }); }"""
+    tokens = seen.locator(".reader").first.locator(".t")
+    for number in range(0, tokens.count(), 9):
+        tokens.nth(number).hover()
+        box = seen.locator("#token").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["x"] + box["width"] <= 1280
+        assert not seen.evaluate(hides)
+
+
 def test_an_address_shows_the_same_again(visit, one):
     seen = visit(one, look="0.100.5.gap.opposite").page
     assert title(seen).startswith("step 100, row 5") and seen.locator(".reader").count() == 2
@@ -327,6 +355,9 @@ def test_curves_figures_and_warnings_are_drawn_and_can_be_read_as_tables(visit, 
     seen.click("#all-curves")
     assert seen.locator("#curve-cards figure:visible").count() == len(first["curves"])
     seen.evaluate("dispatchEvent(new Event('beforeprint'))")  # draws all charts
+    looped = seen.locator("[data-curve='fire/keep_ratio_looped']")
+    assert "40 %" in looped.locator("h3").inner_text()
+    assert seen.evaluate("Chart.getChart(document.querySelector('[data-curve*=looped] canvas')).scales.y.min") == 0
     marks = seen.evaluate(
         "Chart.getChart(document.querySelector('[data-curve=\"fire/weight_ess\"] canvas')).data.datasets.at(-1).data"
     )
@@ -374,9 +405,40 @@ def test_two_runs_are_laid_over_each_other_and_side_by_side(visit, two):
     assert re.search(r"step \d+", titles[0])[0] == re.search(r"step \d+", titles[1])[0]
 
 
+@pytest.mark.parametrize("width", [360, 700, 1280])
+def test_no_word_of_a_curve_s_title_is_broken(visit, tmp_path, first, width):
+    curves = [{**one, "title": "Kept of the finished", "unit": "share of finished answers"} for one in first["curves"]]
+    seen = visit(written(tmp_path, {**first, "curves": curves}), width=width).page
+    lines_of_words = """all => all.flatMap(e => [...e.textContent.matchAll(/\\S+/g)].map(word => {
+        const range = document.createRange();
+        range.setStart(e.firstChild, word.index);
+        range.setEnd(e.firstChild, word.index + word[0].length);
+        return new Set([...range.getClientRects()].map(r => r.top)).size; }))"""
+    assert set(seen.eval_on_selector_all("#curve-cards figure:not([hidden]) h3 span", lines_of_words)) == {1}
+    assert seen.evaluate("""[...document.querySelectorAll("#curve-cards figure:not([hidden]) h3")]
+        .every(e => e.scrollWidth <= e.clientWidth)""")
+
+
+def test_a_pair_without_a_training_has_numbers_and_no_watchdogs_and_no_curves(visit, tmp_path, first):
+    facts = [["does the teacher fit?", "fits"], *first["facts"]]
+    pair = {**first, "trained": False, "watchdogs": [], "facts": facts}
+    pair["curves"] = [
+        {**one, "steps": [0], "values": [value]}
+        for one, value in zip(first["curves"][1:5], [0.25, 31.5, 0.5, 40.0], strict=True)
+    ]
+    seen = visit(written(tmp_path, pair)).page
+    assert seen.locator("#watchdogs, #curves canvas").count() == 0
+    assert seen.locator("nav a").all_inner_texts() == ["Numbers", "Figures", "Trajectories"]
+    table = [row.split("\t") for row in seen.locator("#curve-table tr").all_inner_texts()]
+    assert table[0] == ["Distance to the teacher", "0.25 nats", "Reverse KL on the student's own tokens."]
+    assert table[3][1] == "40 %" and len(table) == 4
+    verdict = seen.locator(".verdict dd")
+    assert verdict.inner_text() == "fits" and "would train the student" in seen.locator(".why").inner_text()
+
+
 def test_a_run_with_nothing_in_it_says_so(visit, tmp_path):
     lists = ("facts", "watchdogs", "curves", "figures", "trajectories")
-    empty = {"name": "new", **{name: [] for name in lists}, "left_out": 0}
+    empty = {"name": "new", "about": "A run.", "trained": True, **{name: [] for name in lists}, "left_out": 0}
     seen = visit(written(tmp_path, empty)).page
     assert "log_rollouts" in seen.locator("#trajectories").inner_text()
     assert seen.locator("#curves").is_hidden() and seen.locator("#broken").is_hidden()
@@ -387,7 +449,7 @@ def test_a_trajectory_without_tokens_is_shown(visit, tmp_path, first):
         first, tokens=[], trains=[], kept=False, dropped_because="empty", **{name: [] for name in LABELS.values()}
     )
     nothing["trajectories"].append(next(t for t in first["trajectories"] if t["kept"] and t["step"] == 50))
-    seen = visit(written(tmp_path, nothing)).page
+    seen = visit(written(tmp_path, nothing), look=FIRST).page
     assert "none of its tokens can train" in seen.locator(".why").inner_text()
     assert "no tokens" in seen.locator(".tokens").inner_text()
     assert seen.locator("#opposite").is_disabled()  # the kept one is of another step
@@ -421,6 +483,7 @@ def test_hostile_texts_are_harmless_and_visible(visit, tmp_path, first):
     seen.locator("#token summary").click()
     whole = seen.locator("#token pre").inner_text()
     assert len(whole) == 100_002 and whole.startswith('"<b>x</b>')  # with its quotation marks
+    seen.keyboard.press("Escape")
     seen.locator(".t[data-i='6']").click()
     assert seen.locator("#token .text").inner_text() == '"\\u202eevil"'
 

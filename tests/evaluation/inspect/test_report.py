@@ -21,7 +21,10 @@ def test_a_report_has_what_its_readers_expect(tmp_path):
     report = report_of([invented_run(tmp_path / "first", steps=2)])
     assert (report["title"], report["version"], report["made"][-6:]) == ("first", __version__, "+00:00")
     (run,) = report["runs"]
-    assert list(run) == ["name", "facts", "watchdogs", "curves", "figures", "trajectories", "left_out"]
+    assert list(run) == [
+        "name", "about", "trained", "facts", "watchdogs", "curves", "figures", "trajectories", "left_out"
+    ]  # fmt: skip
+    assert run["trained"] and run["about"].startswith("What this run measured")
     assert run["name"] == "first" and len(run["watchdogs"]) == 2 and len(run["trajectories"]) == 20
     numberless = {**run, "trajectories": []}
     json.dumps(numberless, allow_nan=False)
@@ -109,7 +112,28 @@ def test_two_runs_share_the_bound_and_say_how_they_differ(tmp_path):
 def test_folders_have_the_shortest_names_that_tell_them_apart(tmp_path):
     assert names_of([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert names_of([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
-    assert names_of([tmp_path, tmp_path]) == [str(tmp_path)] * 2
+    assert names_of([tmp_path, tmp_path]) == [tmp_path.name] * 2  # and never where they lie
+
+
+def test_a_report_does_not_name_the_folders_of_whoever_made_it(tmp_path):
+    about = {"student": {"name": f"{tmp_path}/models/student"}, "settings": {"model": f"{tmp_path}/models/student"}}
+    folder = small_run(tmp_path / "run", steps_of_ten(1), about=about)
+    other = small_run(tmp_path / "other", steps_of_ten(1), about={**about, "settings": {"model": f"{tmp_path}/a/b"}})
+    for report in (report_of([folder, other]), report_of([folder, folder])):
+        assert tmp_path.parent.name not in json.dumps(report) and "models/student" in json.dumps(report)
+
+
+def test_a_look_at_a_pair_is_no_training(tmp_path):
+    folder = small_run(tmp_path / "pair", steps_of_ten(1), about={"status": "inspected"})
+    report = report_of([folder])
+    assert not report["runs"][0]["trained"] and "Nothing was trained" in report["runs"][0]["about"]
+    assert what_it_holds(report) == "10 trajectories, token by token. Open it in a browser."
+
+
+def test_the_placeholders_of_an_image_are_folded(tmp_path):
+    folder = small_run(tmp_path, {1: [trajectory(["a"], prompt="See <image><image><image><image>Why?")]})
+    (run,) = report_of([folder])["runs"]
+    assert run["trajectories"][0]["prompt"] == "See <image> (4 of these) Why?"
 
 
 def test_a_line_says_what_the_page_holds(tmp_path):

@@ -38,6 +38,8 @@ def test_the_whole_text_of_a_small_run(tmp_path):
         printed(run)
         == """\
 first
+What this run measured while a student model learned from a teacher model, and
+what both models found of every token of some of the student's answers.
 status    finished, step 4 of 4
 student   student
 recorded  2 trajectories at step 4: 1 kept, 1 dropped; 22 tokens
@@ -63,9 +65,9 @@ Tokens with the largest weights
 
 Where the training signal lies
                              of the tokens  of all |advantage|  tokens
-connective or decision word          0.100               0.100       2
-single letter                        0.850               0.850      17
-number                               0.050               0.050       1
+connective or decision word         10.0 %              10.0 %       2
+single letter                       85.0 %              85.0 %      17
+number                               5.0 %               5.0 %       1
 
 Trajectories
 ‹token› has one of the largest tenth of weights shown here, «token» of the
@@ -150,15 +152,24 @@ def test_dropped_trajectories_of_each_reason_are_shown_and_the_rest_is_counted(t
 def test_a_run_without_records_says_how_to_get_them(tmp_path):
     text = printed(small_run(tmp_path / "run", {}, logs=[]))
     assert " ".join(text.split()) == (
-        "run status not known missing There is no metrics.jsonl with a log yet (logging_steps says how often one is "
-        "written). missing No trajectories were recorded. log_rollouts=16 in the settings of a training records 16 at "
-        "each log, with every number of every token. What the watchdogs said Nothing."
+        "run What this run measured while a student model learned from a teacher model, and what both models found of "
+        "every token of some of the student's answers. status not known missing There is no metrics.jsonl with a log "
+        "yet (logging_steps says how often one is written). missing No trajectories were recorded. log_rollouts=16 in "
+        "the settings of a training records 16 at each log, with every number of every token. What the watchdogs said "
+        "Nothing."
     )
 
 
 def test_a_run_of_one_log_has_one_value_of_each_metric(tmp_path):
     text = a_run(tmp_path, [], logs=[{"step": 1, "loss": 0.5, "reward": 1}])
     assert "\nMetrics\n        value\nLoss      0.5\nReward      1\n" in text
+
+
+def test_a_look_at_a_pair_has_no_watchdogs(tmp_path):
+    about = {"status": "inspected", "fit": {"teacher": {"verdict": "fits", "because": []}}}
+    text = printed(small_run(tmp_path / "pair", {}, logs=[{"step": 0, "fire/keep_ratio": 0.8}], about=about))
+    assert "\ndoes the teacher fit? fits\nstatus " in text and "watchdogs" not in text
+    assert re.search(r"\nKept +80  %\n", text)
 
 
 def test_two_runs_are_printed_one_after_the_other_and_side_by_side(tmp_path):

@@ -18,10 +18,10 @@ function curveCard(runs, key) {
     return make(
         "figure",
         { class: "card", "data-curve": key },
-        make("h3", {}, curve.title, make("small", {}, `${last} ${curve.unit ?? ""}`)),
+        make("h3", {}, make("span", {}, curve.title), make("small", {}, `${last} ${curve.unit ?? ""}`)),
         make("p", { class: "small" }, curve.help),
         make("div", { class: "space" }),
-        plot(`${curve.title}: ${curve.help}`, () => curveConfig(runs, curves, spoken)),
+        plot(`${curve.title}: ${curve.help}`, () => curveConfig(runs, curves, spoken, curve.unit)),
         disclosure("Numbers", ["step", ...runs.map((run) => run.name), "watchdog"], () =>
             steps.map((step) => [
                 step,
@@ -35,9 +35,9 @@ function curveCard(runs, key) {
     );
 }
 
-function curveConfig(runs, curves, spoken) {
+function curveConfig(runs, curves, spoken, unit) {
     const lines = curves
-        .map((one, r) => one && lineStyle(runs[r].name, points(one.steps, one.values), css(SERIES[r])))
+        .map((one, r) => one && lineStyle(runs[r].name, points(one.steps, one.values), css(SERIES[r]), { clip: 8 }))
         .filter(Boolean);
     const marks = {
         type: "line",
@@ -61,26 +61,54 @@ function curveConfig(runs, curves, spoken) {
         label: (item) =>
             item.dataset.mark
                 ? wrapped(item.raw.says)
-                : `${runs.length > 1 ? `${item.dataset.label}: ` : ""}${number(item.parsed.y)}`,
+                : `${runs.length > 1 ? `${item.dataset.label}: ` : ""}${number(item.parsed.y)} ${unit ?? ""}`,
     };
     return config(
         "line",
         spoken.length ? [...lines, marks] : lines,
         axis("", { scale: { type: "linear" } }),
-        axis("", { ticks: { maxTicksLimit: 5 } }),
+        axis("", {
+            ticks: unit === "%" ? { maxTicksLimit: 5, callback: (x) => `${short(x)} %` } : { maxTicksLimit: 5 },
+            scale: { min: floorOf(curves, unit) },
+        }),
         { tooltip, interaction: { mode: "x" } },
     );
 }
 
+// No share is below 0; and of what is always 0, the axis would reach below.
+function floorOf(curves, unit) {
+    const flat = curves.every((one) => (one?.values ?? []).every((x) => !x));
+    return unit === "%" || flat ? 0 : undefined;
+}
+
 function markHeight(curve, warning) {
     const onCurve = curve?.values[curve.steps.indexOf(warning.step)];
-    return numeric(onCurve ?? warning.value);
+    return numeric(onCurve ?? (warning.value == null ? null : warning.value * (curve?.unit === "%" ? 100 : 1)));
+}
+
+// Without a training, what a metric should do in its course says nothing.
+const meaning = (help, runs) => (runs.some((run) => run.trained) ? help : help.split(/(?<=\.) /)[0]);
+
+// A curve of one point is a number: these stand in a table.
+function drawNumbers(runs, keys) {
+    const named = runs.length > 1;
+    const cell = (tag, ...content) => make(tag, {}, ...content);
+    const rows = keys.map((key) => {
+        const curves = runs.map((run) => run.curves.find((one) => one.key === key));
+        const { title, unit, help } = curves.find(Boolean);
+        const values = curves.map((one) => cell("td", `${short(one?.values[0])} ${one ? unit : ""}`));
+        return make("tr", { "data-curve": key }, cell("td", title), ...values, cell("td", meaning(help, runs)));
+    });
+    const head = named ? [make("thead", {}, make("tr", {}, ...["", ...runs.map((run) => run.name), ""].map((text) => cell("th", text))))] : [];
+    $("#curve-table").append(make("table", {}, ...head, make("tbody", {}, ...rows)));
 }
 
 const wrapped = (text) => text.match(/.{1,50}(\s|$)|\S+/g) ?? [text];
 
 function drawCurves(report) {
     const keys = [...new Set(report.runs.flatMap((run) => run.curves.map((one) => one.key)))];
+    $("#curves").hidden = keys.length === 0;
+    if ($("#curve-table")) return drawNumbers(report.runs, keys);
     const loud = new Set(report.runs.flatMap((run) => run.watchdogs.map((one) => one.metric)));
     const cards = keys.map((key) => curveCard(report.runs, key));
     cards.forEach((card, k) => {
@@ -88,7 +116,6 @@ function drawCurves(report) {
     });
     $("#curve-cards").append(...cards);
     $("#spoken").hidden = !keys.some((key) => loud.has(key));
-    $("#curves").hidden = keys.length === 0;
     const button = $("#all-curves");
     button.hidden = !cards.some((card) => card.hidden);
     button.textContent = `Show all ${keys.length} curves`;

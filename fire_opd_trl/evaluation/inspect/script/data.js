@@ -59,4 +59,13 @@ const largest = (t) =>
     (t.largest ??= t.columns.weight
         ? t.columns.weight.floats.reduce((a, b) => (b > a ? b : a), -Infinity)
         : -Infinity);
+// How far the strongest of its tokens is from 0.
+function extreme(t, name) {
+    let most = 0;
+    for (let i = 0; i < t.length; i++) {
+        const x = trains(t, i) ? Math.abs(value(t, i, name)) : 0;
+        if (Number.isFinite(x) && x > most) most = x;
+    }
+    return most;
+}
 const nameOf = (t) => `step ${t.step}, row ${t.row}`;

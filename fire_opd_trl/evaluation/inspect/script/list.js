@@ -24,14 +24,19 @@ const each =
         [...new Set(state.all.map((t) => t[name]))].map((one) => [label(one), (t) => t[name] === one]);
 const FILTERS = [
     { key: "run", title: "run", choices: () => each("run", (r) => state.report.runs[r].name)() },
-    { key: "kept", title: "filter", choices: () => yesNo("kept", "dropped", (t) => t.kept), always: true },
+    { key: "kept", title: "kept or dropped", choices: () => yesNo("kept", "dropped", (t) => t.kept), always: true },
     {
         key: "truncated",
-        title: "end",
-        choices: () => yesNo("truncated", "not truncated", (t) => t.truncated),
+        title: "finished or truncated",
+        choices: () =>
+            [
+                ["finished", (t) => t.finished],
+                ["truncated", (t) => t.truncated],
+                ["neither", (t) => !t.finished && !t.truncated],
+            ].filter(([name, test]) => name !== "neither" || state.all.some(test)),
         always: true,
     },
-    { key: "looped", title: "loops", choices: () => yesNo("looped", "not looped", (t) => t.looped), always: true },
+    { key: "looped", title: "looped", choices: () => yesNo("looped", "not looped", (t) => t.looped), always: true },
     { key: "step", title: "step", choices: each("step") },
     { key: "teacher", title: "teacher", choices: each("teacher") },
 ];
@@ -128,7 +133,7 @@ function badges(t) {
 function entry(t, k) {
     const several = state.report.runs.length > 1;
     const facts = [
-        t.score == null ? null : `score ${short(t.score)}`,
+        t.score == null ? null : `score ${short(t.score, 4)}`,
         plural(t.length, "token"),
         t.reward == null ? null : `reward ${short(t.reward)}`,
     ];

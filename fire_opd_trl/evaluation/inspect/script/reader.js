@@ -57,7 +57,7 @@ function showReaders() {
     const t = state.current;
     const opposite = $("#opposite");
     opposite.disabled = !t || !BESIDE.opposite(t);
-    opposite.textContent = t && !t.kept ? "Beside a kept one" : "Beside a dropped one";
+    opposite.textContent = `Compare with a ${t && !t.kept ? "kept" : "dropped"} one`;
     $("#other-run").disabled = !t || !BESIDE.run(t);
     $("#close-other").hidden = !state.second;
 }
@@ -95,7 +95,7 @@ function makeReader(t) {
             nameOf(t),
             ...badges(t),
         ),
-        make("p", { class: "small" }, factsOf(t)),
+        make("p", { class: "small about" }, factsOf(t)),
         make("p", { class: "why" }, whyOf(t)),
         prompt,
         reader.caption,
@@ -133,7 +133,7 @@ function factsOf(t) {
     const alike = state.all.filter((one) => one.run === t.run && one.step === t.step && one.group === t.group).length;
     return [
         plural(t.length, "token"),
-        t.reward == null ? null : `reward ${number(t.reward)}`,
+        t.reward == null ? null : `reward ${short(t.reward)}`,
         t.finished ? "finished" : "not finished",
         state.all.some((one) => one.teacher !== t.teacher) ? `teacher: ${t.teacher}` : null,
         alike > 1 ? `one of ${alike} answers to this prompt` : null,
@@ -146,9 +146,10 @@ function factsOf(t) {
 function whyOf(t) {
     if (t.dropped_because === "empty") return "Dropped: none of its tokens can train.";
     if (t.dropped_because === "nonfinite_teacher") return "Dropped: the teacher gave it a number that is not finite.";
-    const what = t.kept ? "Kept: it trains the student." : "Dropped by the filter: nothing is learned from it.";
-    const score = t.score == null ? "" : ` Its score is ${number(t.score)}.`;
-    const cut = t.threshold == null ? "" : ` At this step the filter dropped scores up to ${number(t.threshold)}.`;
+    const [trains, is] = state.report.runs[t.run].trained ? ["trains", "is"] : ["would train", "would be"];
+    const what = t.kept ? `Kept: it ${trains} the student.` : `Dropped by the filter: nothing ${is} learned from it.`;
+    const score = t.score == null ? "" : ` Its score is ${short(t.score, 4)}.`;
+    const cut = t.threshold == null ? "" : ` ${state.report.runs[t.run].trained ? "At this step" : "Here"} the filter dropped scores up to ${short(t.threshold, 4)}.`;
     return what + score + cut;
 }
 
@@ -159,9 +160,13 @@ function hintOf(t) {
     if (key === "none") return null;
     if (!has(t, key)) return hint(`This run did not record the ${title}. Choose what else shades.`);
     const zero = (key === "weight" || key === "advantage") && t.columns[key].floats.every((x) => x === 0);
-    return zero
-        ? hint(`The ${title} of all its tokens is 0. See the log-probability gap for the teacher's view.`)
-        : null;
+    if (!zero) return null;
+    const box = hint(`The ${title} of all its tokens is 0. `);
+    if (has(t, "gap")) {
+        const see = { type: "button", class: "link", click: () => setShade("gap") };
+        box.append(make("button", see, "See what the teacher thought of it: the log-probability gap"));
+    }
+    return box;
 }
 
 function drawTokens(reader, count) {

@@ -42,7 +42,8 @@ function recall(address) {
     const [run, step, row, shadeKey, second] = (address.match(/^#look=(.*)/)?.[1] ?? "").split(".");
     if (row === undefined) return;
     state.current =
-        state.all.find((t) => t.run === Number(run) && t.step === Number(step) && t.row === Number(row)) ?? null;
+        state.all.find((t) => t.run === Number(run) && t.step === Number(step) && t.row === Number(row)) ??
+        state.current;
     if (metricOf(shadeKey)) state.shade = shadeKey;
     if (BESIDE[second]) state.beside = second;
 }
@@ -169,6 +170,15 @@ function makeTools() {
     });
 }
 
+// The answer that is shown first: the kept one in which there is most to see.
+function telling(all) {
+    const kept = all.filter((t) => t.kept);
+    const from = kept.length ? kept : all;
+    const name = ["advantage", "gap", "weight"].find((one) => from.some((t) => has(t, one) && extreme(t, one) > 0));
+    const most = name ? Math.max(...from.map((t) => extreme(t, name))) : 0;
+    return from.find((t) => !name || extreme(t, name) === most) ?? null;
+}
+
 function drawTrajectories(report) {
     state.all = report.runs.flatMap((run) => run.trajectories);
     const left = report.runs.reduce((sum, run) => sum + (run.left_out ?? 0), 0);
@@ -178,6 +188,7 @@ function drawTrajectories(report) {
     $("#desk").hidden = $("#filters").hidden = state.all.length === 0;
     $("#no-trajectories").hidden = state.all.length > 0;
     if (!state.all.length) return;
+    state.current = telling(state.all);
     recall(location.hash);
     makeFilters();
     makeTools();

@@ -26,8 +26,11 @@ function number(value) {
     return text.replace("-", "−").replace("e-", "e−");
 }
 
-// For scales and axes, where three digits are enough.
-const short = (value) => (value == null ? "–" : String(Number(Number(value).toPrecision(3))).replace("-", "−"));
+// For scales and axes, where three digits are enough; and four for scores, which are compared with each other.
+function short(value, digits = 3) {
+    if (value == null || !Number.isFinite(Number(value))) return number(value);
+    return String(Number(Number(value).toPrecision(digits))).replace("-", "−").replace("e-", "e−");
+}
 const thousands = (value) => Number(value).toLocaleString("en");
 const percent = (logp) => (Number.isFinite(logp) ? `${short(100 * Math.exp(logp))} %` : "");
 const numeric = (value) => (value == null ? null : Number(value));

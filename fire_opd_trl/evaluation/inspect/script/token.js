@@ -69,9 +69,41 @@ function placeCard(reader) {
     const token = reader.elements[reader.cursor];
     const box = token.getClientRects()[0];
     card.hidden = false;
-    const below = box.bottom + 10 + card.offsetHeight < innerHeight;
-    card.style.top = `${Math.max(below ? box.bottom + 8 : box.top - card.offsetHeight - 8, 4)}px`;
-    card.style.left = `${Math.min(Math.max(box.left, 8), Math.max(innerWidth - card.offsetWidth - 16, 8))}px`;
+    const { left, top } = placeOf(box, reader, card.offsetWidth, card.offsetHeight);
+    card.style.top = `${top}px`;
+    card.style.left = `${left}px`;
+}
+
+// Below the token where there is room; else the place in sight that hides the fewest tokens. What is said of the
+// answers, above their text, and the token itself are never hidden, if there is any other place.
+function placeOf(box, reader, width, height) {
+    const [right, bottom] = [Math.max(innerWidth - width - 16, 8), innerHeight - height - 8];
+    const end = reader.element.getBoundingClientRect().right - width; // beside it another answer may stand
+    const left = Math.max(Math.min(box.left, right, end), 8);
+    const top = Math.max(Math.min(box.top, bottom), 4);
+    const places = [
+        { left, top: box.bottom + 8 },
+        { left, top: box.top - height - 8 },
+        { left: box.right + 10, top },
+        { left: right, top },
+        { left: box.left - width - 10, top },
+    ];
+    const rects = (selector) => [...document.querySelectorAll(selector)].map((one) => one.getBoundingClientRect());
+    const hidden = (place, boxes) =>
+        boxes.filter(
+            (one) =>
+                place.left < one.right &&
+                place.left + width > one.left &&
+                place.top < one.bottom &&
+                place.top + height > one.top,
+        ).length;
+    const said = [box, ...rects(".reader h3, .reader .about, .reader .why")];
+    const inSight = (one) => one.left >= 4 && one.left <= right && one.top >= 4 && one.top <= bottom;
+    const free = places.filter((one) => inSight(one) && hidden(one, said) === 0);
+    if (free[0] === places[0] || free.length < 2) return free[0] ?? { left, top: Math.max(bottom, 4) };
+    const tokens = rects(".t");
+    const costs = free.map((one) => hidden(one, tokens));
+    return free[costs.indexOf(Math.min(...costs))];
 }
 
 function hideCard() {
