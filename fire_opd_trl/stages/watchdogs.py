@@ -260,8 +260,8 @@ def kept_beyond_finished(past: Past, kind: str, ratio: str) -> list[Sight]:
 
 def chance(n: float, m: float, kept: float, finished: float) -> float:
     """
-    The variance of `(k - f) n m / (n + m)` where as many of n + m rows are kept as here, but at random: hypergeometric,
-    as in Mantel and Haenszel's test.
+    The variance of `(k - f) n m / (n + m)` where as many of n + m rows are kept as here, but at random: that of the
+    hypergeometric distribution, as in Mantel and Haenszel's test.
     """
     share = (kept * n + finished * m) / (n + m)
     return n * m * share * (1 - share) / max(n + m - 1, 1.0)

@@ -234,7 +234,7 @@ def test_few_loops_are_too_few_and_a_random_filter_likes_none():
 
 def test_windows_with_one_cut_answer_that_are_all_alike_are_not_certain():
     # Thirty windows keep their only cut answer and 12 of 15 others: they differ by nothing. A filter by chance keeps
-    # 13 of 16, so that k - f has the variance 13/16 * 3/16 * 16^2 / 15^2 in a window, and it does so in 0.2 % of cases.
+    # 13 of 16, so that k - f has the variance 13/16 * 3/16 * 16^2 / 15^2 in a window; it does this in 0.2 % of cases.
     (sight,) = kept_loops(filtered([1] * 30, [1] * 30, [12] * 30))
     assert sight.number.value == pytest.approx(0.2)
     assert sight.number.error == pytest.approx(math.sqrt(13 / 16 * 3 / 16 / 30) * 16 / 15)
