@@ -21,7 +21,7 @@ def test_a_report_has_what_its_readers_expect(tmp_path):
     report = report_of([invented_run(tmp_path / "first", steps=2)])
     assert (report["title"], report["version"], report["made"][-6:]) == ("first", __version__, "+00:00")
     (run,) = report["runs"]
-    assert list(run) == ["name", "facts", "watchdogs", "curves", "figures", "trajectories", "left_out"]
+    assert list(run) == ["name", "facts", "watchdogs", "unwatched", "curves", "figures", "trajectories", "left_out"]
     assert run["name"] == "first" and len(run["watchdogs"]) == 2 and len(run["trajectories"]) == 20
     numberless = {**run, "trajectories": []}
     json.dumps(numberless, allow_nan=False)
@@ -113,7 +113,8 @@ def test_folders_have_the_shortest_names_that_tell_them_apart(tmp_path):
 
 
 def test_a_line_says_what_the_page_holds(tmp_path):
-    report = report_of([small_run(tmp_path / "large", steps_of_ten(50))])
+    logs = [{"step": step, "loss": 0.5} for step in range(1, 51)]
+    report = report_of([small_run(tmp_path / "large", steps_of_ten(50), logs)])
     assert what_it_holds(report) == (
         "200 trajectories of the 500 that were recorded, token by token, and no warning of the watchdogs. Open it in "
         "a browser."
@@ -121,5 +122,7 @@ def test_a_line_says_what_the_page_holds(tmp_path):
     assert "20 trajectories, token by token, and 2 warnings" in what_it_holds(
         report_of([invented_run(tmp_path / "b", steps=2)])
     )
+    unwatched = report_of([small_run(tmp_path / "pair", {0: [trajectory(["a"])]}, about={"asked": {}})])
+    assert what_it_holds(unwatched) == "1 trajectory, token by token. Open it in a browser."
     nothing = what_it_holds(report_of([small_run(tmp_path / "none", {})]))
     assert nothing.startswith("1 curve, and no trajectories. log_rollouts=16 in the settings")
