@@ -110,16 +110,17 @@ class Past:
         values = self.last(name)
         return Mean.of(values) if len(values) >= fewest else None
 
-    def beginnings(self, name: str) -> list[Mean]:
+    def beginnings(self, name: str, counts: bool = False) -> list[Mean]:
         """
         How a metric began: its first window, which no update had touched yet, with the spread of the last ones; and
         the mean of the first windows, which is more certain unless the run fell ill in them. Where the first window is
-        lower, its spread is less by the root of that, as for sums over few tokens.
+        lower, its spread is less by the root of that, as for sums over few tokens; but not if it `counts` answers,
+        since none among 16 does not mean none at all.
         """
         now, first = self.recent(name), self.first.get(name, [])
         if now is None or not first:
             return []
-        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 else 1.0
+        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 and not counts else 1.0
         return [Mean(first[0], math.sqrt(lower) * now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
 
 
@@ -216,7 +217,7 @@ def longer_answers(past: Past) -> list[Sight]:
     rise = {"cut": 0.0, "looped": 0.0}
     for kind, share in (("cut", "completions/clipped_ratio"), ("looped", "fire/looped_ratio")):
         late = past.recent(share)
-        for early in past.beginnings(share):
+        for early in past.beginnings(share, counts=True):
             if late and (more := late.above(early)).value > RISEN + ERRORS * more.error:
                 rise[kind] = more.value
     grown = any(rise.values())

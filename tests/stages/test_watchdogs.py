@@ -308,6 +308,18 @@ def test_noise_is_no_sickness():
         assert examine(noisy(random.Random(seed), steps=200)) == []
 
 
+def test_a_first_window_in_which_by_chance_none_was_cut_is_not_the_measure():
+    """Answers grow threefold, since the teacher's are long; as ever one in ten of 16 is cut, but none in the first."""
+    for seed in range(10):
+        draw = random.Random(seed)
+        cut = [0, *(sum(draw.random() < 0.1 for _ in range(16)) for _ in range(300))]
+        run = [
+            {**WELL, "step": step, "completions/clipped_ratio": n / 16, "completions/mean_length": 100.0 + step}
+            for step, n in enumerate(cut)
+        ]
+        assert examine(run, {"loops_kept": None}) == [], seed
+
+
 def noisy(draw: random.Random, steps: int):
     """
     A run in health, with windows of 8 to 64 rows: its KL and entropy fall, answers vary in length by a factor of two,
