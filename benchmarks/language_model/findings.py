@@ -6,6 +6,7 @@ resemble each other, so that intervals are clustered by answer: those of a mean 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,20 @@ class Weighed:
     def __init__(self, records: Records):
         self.tokens = tokens = Tokens(records)
         self.row, self.step, self.type, self.id = tokens.row, tokens.step, tokens.type, tokens.id
-        self.weight, self.advantage = tokens.of("weight"), np.abs(tokens.of("advantage"))
-        self.teacher, self.student = tokens.of("teacher_entropy"), tokens.of("student_entropy")
-        self.gap = tokens.of("teacher_logp") - tokens.of("student_logp")
+        self.weight, self.advantage = self.known("weight"), np.abs(self.known("advantage"))
+        self.teacher, self.student = self.known("teacher_entropy"), self.known("student_entropy")
+        self.gap = self.known("teacher_logp") - self.known("student_logp")
         self.tenth = np.minimum((10 * (tokens.place + 0.5) / tokens.length).astype(int), 9)
         self.confidence = 1 - self.of_largest(self.teacher)
         self.confusion = self.of_largest(self.student)
         self.heavy = in_top_tenth(self.weight, self.step)
         self.starts = starts_of_sentences(records)[tokens.chosen]
+
+    def known(self, name: str) -> np.ndarray:
+        """Returns a number of each token, which a run of `fire` has."""
+        values = self.tokens.of(name)
+        assert values is not None, f"the run has no {name}"
+        return values
 
     def of_largest(self, entropy: np.ndarray) -> np.ndarray:
         """Returns an entropy as a share of the largest one in its window."""
@@ -265,7 +272,7 @@ def kept_shares(records: Records, task_of: Callable[[str], str]) -> dict[str, An
         "wrong": lambda row: row["reward"] == 0,
     }
     for task in sorted({task_of(row["prompt"]) for row in usable}):
-        kinds[task] = lambda row, task=task: task_of(row["prompt"]) == task
+        kinds[task] = partial(lambda row, task: task_of(row["prompt"]) == task, task=task)
     shares = {}
     for kind, holds in kinds.items():
         rows = [row for row in usable if holds(row)]

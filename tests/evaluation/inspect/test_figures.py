@@ -33,12 +33,15 @@ def test_the_scores_of_one_step_have_the_step_s_cut(tmp_path):
     found = of_steps(tmp_path, {5: scored(-3.0, -1.0, 0.0, 1.0)}, "scores", "mean_teacher_logp")
     assert found["x"] == "teacher's mean log-probability, nats a token" and found["y"] == "trajectories"
     assert found["marks"] == [{"x": -1.0, "label": "cut"}]
-    # 40 bins over [-3, 1], each 0.1 wide: -1 begins bin 20, and 0 bin 30; the largest lies in the last one.
-    assert len(found["edges"]) == 41 and found["edges"][0] == -3.0 and found["edges"][20] == -1.0
-    kept, dropped = found["series"]
-    assert (kept["name"], dropped["name"]) == ("kept", "dropped")
-    assert np.flatnonzero(kept["values"]).tolist() == [30, 39] and sum(kept["values"]) == 2
-    assert np.flatnonzero(dropped["values"]).tolist() == [0, 20] and sum(dropped["values"]) == 2
+    # The cut is an edge, and no bin has both: dropped are -3 and the cut itself, kept are 0 and 1.
+    edges, (kept, dropped) = found["edges"], found["series"]
+    assert (kept["name"], dropped["name"]) == ("kept", "dropped") and len(edges) == len(kept["values"]) + 1
+    cut = edges.index(-1.0)
+    for value, counts in ((-3.0, dropped), (-1.0, dropped), (0.0, kept), (1.0, kept)):
+        bin = next(b for b in range(len(edges) - 1) if edges[b] < value <= edges[b + 1] + 1e-9)
+        assert counts["values"][bin] == 1, value
+    assert sum(dropped["values"][:cut]) == sum(kept["values"][cut:]) == 2
+    assert sum(dropped["values"]) == sum(kept["values"]) == 2
 
 
 def test_scores_of_several_steps_are_less_the_cut_of_their_step(tmp_path):
@@ -46,9 +49,10 @@ def test_scores_of_several_steps_are_less_the_cut_of_their_step(tmp_path):
     steps[3][0]["threshold"] = None
     found = of_steps(tmp_path, steps, "scores")
     assert found["x"] == "score, less the cut of its step" and found["marks"] == [{"x": 0.0, "label": "cut"}]
-    # 0 and 1 in the first step, 0 and 2 in the second one: dropped are both zeros.
-    assert found["edges"][0] == 0.0 and found["edges"][-1] == 2.0
-    assert found["series"][1]["values"][0] == 2 and np.flatnonzero(found["series"][0]["values"]).tolist() == [20, 39]
+    # 0 and 1 in the first step, 0 and 2 in the second one: dropped are both zeros, left of the cut.
+    cut, (kept, dropped) = found["edges"].index(0.0), found["series"]
+    assert dropped["values"][cut - 1] == sum(dropped["values"]) == 2
+    assert sum(kept["values"][cut:]) == sum(kept["values"]) == 2
     assert "Left out: 1 of steps without a cut." in found["note"]
 
 

@@ -100,7 +100,8 @@ function range(metric) {
     }
     const sorted = Float64Array.from(numbers).sort();
     const at = (share) => (sorted.length ? sorted[Math.floor(share * (sorted.length - 1))] : 0);
-    const high = at(metric.ramp === "sides" ? 0.96 : 0.98) || sorted.at(-1) || 1;
+    // A nat is a factor of 2.7: what is less has no strong colour, however small the others are.
+    const high = metric.ramp === "sides" ? Math.max(at(0.96), 1) : at(0.98) || sorted.at(-1) || 1;
     metric.range = metric.ramp === "sides" ? [-high, high] : [metric.key === "weight" ? at(0.02) : 0, high];
     return metric.range;
 }
