@@ -110,16 +110,17 @@ class Past:
         values = self.last(name)
         return Mean.of(values) if len(values) >= fewest else None
 
-    def beginnings(self, name: str) -> list[Mean]:
+    def beginnings(self, name: str, counts: bool = False) -> list[Mean]:
         """
         How a metric began: its first window, which no update had touched yet, with the spread of the last ones; and
         the mean of the first windows, which is more certain unless the run fell ill in them. Where the first window is
-        lower, its spread is less by the root of that, as for sums over few tokens.
+        lower, its spread is less by the root of that, as for sums over few tokens; but not if it `counts` answers,
+        since none among 16 does not mean none at all.
         """
         now, first = self.recent(name), self.first.get(name, [])
         if now is None or not first:
             return []
-        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 else 1.0
+        lower = min(1.0, max(first[0], 0.0) / now.value) if now.value > 0 and not counts else 1.0
         return [Mean(first[0], math.sqrt(lower) * now.spread), *([Mean.of(first)] if len(first) == FIRST else [])]
 
 
@@ -216,7 +217,7 @@ def longer_answers(past: Past) -> list[Sight]:
     rise = {"cut": 0.0, "looped": 0.0}
     for kind, share in (("cut", "completions/clipped_ratio"), ("looped", "fire/looped_ratio")):
         late = past.recent(share)
-        for early in past.beginnings(share):
+        for early in past.beginnings(share, counts=True):
             if late and (more := late.above(early)).value > RISEN + ERRORS * more.error:
                 rise[kind] = more.value
     grown = any(rise.values())
@@ -232,8 +233,9 @@ def kept_beyond_finished(past: Past, kind: str, ratio: str) -> list[Sight]:
     By how much more of the looped (or cut) answers the filter has kept than of those that ended. They are compared
     inside each window, since a filter ranks one window, and the counts of many windows add up, since one window of 16
     rows says nothing. Of a window with n such rows and m that ended, of which the shares k and f are kept, k - f is
-    the excess, and counts n m / (n + m) (Mantel and Haenszel's weights); the error is that of a weighted mean over
-    windows.
+    the excess, and counts n m / (n + m) (Mantel and Haenszel's weights). The error is that of a weighted mean over
+    windows, or, if that is more, what a filter that chooses at random among the rows of each window would have: where
+    there is one such row a window, thirty windows that all keep it differ by nothing, and say little all the same.
     """
     counts = []
     for window in past.windows:
@@ -242,17 +244,28 @@ def kept_beyond_finished(past: Past, kind: str, ratio: str) -> list[Sight]:
             continue
         n, m = window[ratio] * window["fire/rows"], window["fire/rows"] * (1 - window["completions/clipped_ratio"])
         if n and m:
-            counts.append((n, n * m / (n + m), kept, finished))
+            counts.append((n, m, kept, finished))
     rows = sum(n for n, *_ in counts)
     if len(counts) < FEWEST or rows < FEWEST_ROWS:
         return []
-    whole = sum(weight for _, weight, _, _ in counts)
-    more = sum(weight * (kept - finished) for _, weight, kept, finished in counts) / whole
-    squares = sum((weight * (kept - finished - more)) ** 2 for _, weight, kept, finished in counts)
-    error = math.sqrt(squares * len(counts) / (len(counts) - 1)) / whole
-    share = sum(weight * kept for _, weight, kept, _ in counts) / whole
+    weights = [n * m / (n + m) for n, m, _, _ in counts]
+    whole, excesses = sum(weights), [kept - finished for _, _, kept, finished in counts]
+    more = sum(weight * excess for weight, excess in zip(weights, excesses, strict=True)) / whole
+    squares = sum((weight * (excess - more)) ** 2 for weight, excess in zip(weights, excesses, strict=True))
+    by_chance = sum(chance(*count) for count in counts)
+    error = math.sqrt(max(squares * len(counts) / (len(counts) - 1), by_chance)) / whole
+    share = sum(weight * kept for weight, (_, _, kept, _) in zip(weights, counts, strict=True)) / whole
     facts = {"kept": share, "kept_finished": share - more, "rows": rows, "looped": float(kind == "looped")}
     return [Sight(Mean(more, error, len(counts)), facts, f"fire/keep_ratio_{kind}")]
+
+
+def chance(n: float, m: float, kept: float, finished: float) -> float:
+    """
+    The variance of `(k - f) n m / (n + m)` where as many of n + m rows are kept as here, but at random: that of the
+    hypergeometric distribution, as in Mantel and Haenszel's test.
+    """
+    share = (kept * n + finished * m) / (n + m)
+    return n * m * share * (1 - share) / max(n + m - 1, 1.0)
 
 
 def kept_loops(past: Past) -> list[Sight]:

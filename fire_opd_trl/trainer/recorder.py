@@ -73,8 +73,9 @@ class RolloutRecorder(TrainerCallback):
 
     def write(self, step: int, rows: list[dict[str, Any]], threshold: float | None) -> None:
         """
-        The trainer calls this with the rows of a window, which are on one rank. A disk that is full is no reason to
-        lose a run: it is said once, training goes on, and the next window is tried again.
+        The trainer calls this with the rows of a window, which are on one rank. A disk that is full, or a text that
+        cannot be made, is no reason to lose a run: it is said once, training goes on, and the next window is tried
+        again.
         """
         if not rows:
             return
@@ -85,6 +86,15 @@ class RolloutRecorder(TrainerCallback):
             )
         except OSError as error:
             self.warn("unwritable", self.not_written(error))
+            return
+        except (
+            Exception
+        ) as error:  # a tokenizer that cannot decode what was sampled, say; other ranks wait for this one
+            self.warn(
+                "failed",
+                f"step {step}: log_rollouts={self.args.log_rollouts}: trajectories could not be recorded "
+                f"({type(error).__name__}: {error}). Training goes on without them; later steps are tried again.",
+            )
             return
         if written < len(rows):
             self.warn(

@@ -176,6 +176,18 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_p
     assert trainer.state.global_step == 3
 
 
+def test_a_tokenizer_that_cannot_decode_costs_the_record_and_not_the_run(tmp_path):
+    trainer = built({**CASE, "max_steps": 2}, str(tmp_path))
+
+    def fails(rows):
+        raise IndexError("id 17")
+
+    trainer._recorder.texts.decoded = fails
+    with pytest.warns(UserWarning, match=r"step 1: log_rollouts=4: .* \(IndexError: id 17\). Training goes on"):
+        trainer.train()
+    assert trainer.state.global_step == 2 and recorded_steps(tmp_path) == {}
+
+
 def test_a_window_that_is_too_large_keeps_fewer_rows_and_says_so_once(tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path), log_rollouts=64, log_rollouts_megabytes=1)
     recorder = RolloutRecorder(args, task.build_tokenizer(), ["teacher"], {})

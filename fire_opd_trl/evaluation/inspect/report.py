@@ -56,6 +56,7 @@ def report_of(
                 "trained": is_training(run),
                 "facts": about,
                 "watchdogs": run.warnings,
+                "unwatched": run.unwatched,
                 "curves": curves_of(run.logs, teachers_of(run) if len(teachers_of(run)) > 1 else ()),
                 "figures": figures_of(run.records, score_of(run)),
                 **shown_trajectories(run.records, trajectories, steps, len(runs)),
@@ -161,9 +162,11 @@ def what_it_holds(report: dict[str, Any]) -> str:
     if not shown:
         curves = max(len(run["curves"]) for run in report["runs"])
         return f"{curves} curve{'s' * (curves != 1)}, and no trajectories. {HOW_TO_RECORD}"
-    warnings = f"{said} warning{'s' * (said != 1)}" if said else "no warning"
-    and_said = f", and {warnings} of the watchdogs" * any(run["trained"] for run in report["runs"])
-    return f"{shown:,} trajectories{of}, token by token{and_said}. Open it in a browser."
+    warnings = f", and {said or 'no'} warning{'s' * (said > 1)} of the watchdogs"
+    if not said and any(not run["trained"] or run["unwatched"] for run in report["runs"]):
+        warnings = ""
+    noun = "trajectory" if shown == 1 else "trajectories"
+    return f"{shown:,} {noun}{of}, token by token{warnings}. Open it in a browser."
 
 
 def write_page(report: dict[str, Any], path: Path) -> Path:

@@ -16,7 +16,7 @@ from ...spelling import did_you_mean
 
 ROW = tuple(name for name in ROW_SCHEMA.names if name not in ("prompt_ids", "completion"))
 WARNING = {"watchdog": "watchdog", "metric": "", "value": None, "limit": None, "remedy": ""}  # what a line may lack
-FEWEST_LOGS = 10  # of which watchdogs say anything, as in stages/watchdogs.py
+FEWEST_LOGS = 10  # of which watchdogs say anything, as FEWEST in stages/watchdogs.py
 HOW_TO_RECORD = (
     "log_rollouts=16 in the settings of a training records 16 at each log, with every number of every token."
 )
@@ -57,6 +57,7 @@ class Run:
     warnings: list[dict[str, Any]]  # watchdogs.jsonl
     records: Records
     lacks: list[str]  # what is missing or cannot be read, and what to do, a sentence each
+    unwatched: str = ""  # why the watchdogs could say nothing, if that is so
 
 
 def read_run(folder: Path) -> Run:
@@ -84,7 +85,17 @@ def read_run(folder: Path) -> Run:
     records = read_records(record_files(folder), lacks)
     if not records.rows:
         lacks.append(f"No trajectories were recorded. {HOW_TO_RECORD}")
-    return Run(folder, about, logs, warnings, records, lacks)
+    return Run(folder, about, logs, warnings, records, lacks, "" if warnings else unwatched(about, logs))
+
+
+def unwatched(about: dict[str, Any], logs: list[dict[str, Any]]) -> str:
+    """Returns why the watchdogs could say nothing of a run, so that their silence is not taken for health."""
+    if "asked" in about:
+        return "Nothing was trained, so that they had nothing to watch."
+    if (about.get("settings") or {}).get("on_sick") == "ignore":
+        return "They were switched off (on_sick='ignore')."
+    steps = logs[-1]["step"] if "watchdogs" in about and logs else len(logs)  # who had none is judged by its logs
+    return f"It is too early: they need {FEWEST_LOGS} windows." if steps < FEWEST_LOGS else ""
 
 
 def alarms_of(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class Printer:
             yield from textwrap.wrap(visible(head + text), self.width, subsequent_indent=" " * indent)
         if run["trained"]:
             yield from self.section("What the watchdogs said")
-            yield from self.watchdogs(run["watchdogs"])
+            yield from self.watchdogs(run["watchdogs"], run["unwatched"])
         if run["curves"]:
             once = all(len(curve["steps"]) == 1 for curve in run["curves"])
             yield from self.section("Metrics" if once else "Metrics, first and last")
@@ -87,10 +87,10 @@ class Printer:
         """Returns the lines of a sentence or more."""
         return textwrap.wrap(visible(text), self.width, initial_indent=indent, subsequent_indent=indent)
 
-    def watchdogs(self, warnings: Sequence[dict[str, Any]]) -> Iterator[str]:
-        """Yields what the watchdogs said: each one once, the last time, with how often."""
+    def watchdogs(self, warnings: Sequence[dict[str, Any]], unwatched: str) -> Iterator[str]:
+        """Yields what the watchdogs said: each one once, the last time, with how often; or why they said nothing."""
         if not warnings:
-            yield "Nothing."
+            yield from self.paragraph(unwatched or "Nothing.")
         for name in dict.fromkeys(warning["watchdog"] for warning in warnings):
             times = [warning for warning in warnings if warning["watchdog"] == name]
             last = times[-1]

@@ -590,3 +590,10 @@ def test_numbers_survive_packing_to_the_bit():
     assert np.delete(bits, 5).tolist() == np.delete(expected, 5).tolist()
     planes = np.frombuffer(module.planes(bits), np.uint8).reshape(4, -1)
     assert planes.T.copy().view("<u4").ravel().tolist() == bits.tolist()
+
+
+def test_a_pair_that_was_not_trained_is_not_called_healthy(first):
+    reason = "Nothing was trained, so that they had nothing to watch."
+    html_of_pair = page(report({**first, "watchdogs": [], "unwatched": reason}))
+    assert f'<p class="card">{reason}</p>' in html_of_pair and 'class="card healthy"' not in html_of_pair
+    assert 'class="card healthy"' in page(report({**first, "watchdogs": []}))

@@ -22,7 +22,7 @@ def test_a_report_has_what_its_readers_expect(tmp_path):
     assert (report["title"], report["version"], report["made"][-6:]) == ("first", __version__, "+00:00")
     (run,) = report["runs"]
     assert list(run) == [
-        "name", "about", "trained", "facts", "watchdogs", "curves", "figures", "trajectories", "left_out"
+        "name", "about", "trained", "facts", "watchdogs", "unwatched", "curves", "figures", "trajectories", "left_out"
     ]  # fmt: skip
     assert run["trained"] and run["about"].startswith("What this run measured")
     assert run["name"] == "first" and len(run["watchdogs"]) == 2 and len(run["trajectories"]) == 20
@@ -137,7 +137,8 @@ def test_the_placeholders_of_an_image_are_folded(tmp_path):
 
 
 def test_a_line_says_what_the_page_holds(tmp_path):
-    report = report_of([small_run(tmp_path / "large", steps_of_ten(50))])
+    logs = [{"step": step, "loss": 0.5} for step in range(1, 51)]
+    report = report_of([small_run(tmp_path / "large", steps_of_ten(50), logs)])
     assert what_it_holds(report) == (
         "200 trajectories of the 500 that were recorded, token by token, and no warning of the watchdogs. Open it in "
         "a browser."
@@ -145,5 +146,7 @@ def test_a_line_says_what_the_page_holds(tmp_path):
     assert "20 trajectories, token by token, and 2 warnings" in what_it_holds(
         report_of([invented_run(tmp_path / "b", steps=2)])
     )
+    unwatched = report_of([small_run(tmp_path / "pair", {0: [trajectory(["a"])]}, about={"asked": {}})])
+    assert what_it_holds(unwatched) == "1 trajectory, token by token. Open it in a browser."
     nothing = what_it_holds(report_of([small_run(tmp_path / "none", {})]))
     assert nothing.startswith("1 curve, and no trajectories. log_rollouts=16 in the settings")

@@ -77,6 +77,19 @@ def test_a_run_that_is_under_way_is_read_as_far_as_it_is_written(tmp_path):
     ]
 
 
+def test_silence_of_watchdogs_that_could_not_see_is_not_taken_for_health(tmp_path):
+    def unwatched(about: dict, steps: int, each: int = 1) -> str:
+        logs = [{"step": each * number} for number in range(1, steps + 1)]
+        return read_run(small_run(tmp_path, {}, logs, about)).unwatched
+
+    assert unwatched({"asked": {}}, 1) == "Nothing was trained, so that they had nothing to watch."
+    assert unwatched({"watchdogs": {}, "settings": {"on_sick": "ignore"}}, 50).startswith("They were switched off")
+    assert unwatched({"watchdogs": {}}, 9) == unwatched({}, 9, each=10) == "It is too early: they need 10 windows."
+    assert unwatched({"watchdogs": {}}, 1, each=10) == unwatched({}, 10) == ""
+    (tmp_path / "watchdogs.jsonl").write_text('{"step": 1, "says": "Too long."}\n')
+    assert unwatched({}, 1) == ""
+
+
 def test_what_a_run_lacks_is_said_with_what_to_do(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     run = read_run(tmp_path)

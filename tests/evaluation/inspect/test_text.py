@@ -156,7 +156,7 @@ def test_a_run_without_records_says_how_to_get_them(tmp_path):
         "every token of some of the student's answers. status not known missing There is no metrics.jsonl with a log "
         "yet (logging_steps says how often one is written). missing No trajectories were recorded. log_rollouts=16 in "
         "the settings of a training records 16 at each log, with every number of every token. What the watchdogs said "
-        "Nothing."
+        "It is too early: they need 10 windows."
     )
 
 
