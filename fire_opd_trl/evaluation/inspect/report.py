@@ -165,8 +165,3 @@ def write_page(report: dict[str, Any], path: Path) -> Path:
 
     write_whole(path, page(report))
     return path
-
-
-def write_report(folders: Sequence[Path]) -> Path:
-    """Writes `inspect.html` into the folder of a run, and returns the file; the demo ends with it."""
-    return write_page(report_of(folders), Path(folders[0]) / "inspect.html")
