@@ -87,16 +87,15 @@ def score_figure(records: Records, score: str) -> Figure:
         return without("scores", title, "This method ranks no trajectories: there are no scores.")
     has_cut = known & np.isfinite(cuts)
     one_step = len(np.unique(steps[known])) == 1
-    marks, shown = [], known
+    shown, cut = known, None
     if not has_cut.any():
         label, note = name, "Nothing was dropped by score: there is no cut."
     elif one_step:
-        cut = float(cuts[has_cut][0])
-        label, marks = name, [{"x": cut, "label": "cut"}]
+        label, cut = name, float(cuts[has_cut][0])
         note = "Left of the cut the filter drops. Two hills with the cut between them would be the best to see."
     else:
         scores, shown = scores - cuts, has_cut
-        label, marks = f"{name}, less the cut of its step", [{"x": 0.0, "label": "cut"}]
+        label, cut = f"{name}, less the cut of its step", 0.0
         note = (
             "Every step has a cut of its own; here all lie at 0. Left of it the filter drops. If most dropped ones "
             "lie close to 0, it draws a line through answers that are alike, and chance decides."
@@ -108,7 +107,7 @@ def score_figure(records: Records, score: str) -> Figure:
     unscored = len(scores) - int(known.sum())
     if unscored:
         note += f" Left out: {unscored} without a score, since they are empty or the teacher's values are not finite."
-    edges = edges_of(scores[shown], at=marks[0]["x"] if marks else None)
+    edges = edges_of(scores[shown], at=cut)
     return {
         "id": "scores",
         "title": title,
@@ -121,7 +120,7 @@ def score_figure(records: Records, score: str) -> Figure:
             {"name": name, "values": counts_up_to(edges, scores[shown & rows])}
             for name, rows in (("kept", kept), ("dropped", ~kept))
         ],
-        "marks": marks,
+        "marks": [] if cut is None else [{"x": cut, "label": "cut"}],
     }
 
 
