@@ -12,7 +12,7 @@ from typing import Any
 
 FEWEST = 10  # windows that a mean needs: with fewer, its standard error is itself a guess
 RECENT = 20  # windows that a mean looks back on: long enough that one odd window is not a sickness
-COUNTED = 100  # windows over which the filter's choices are counted: looped answers are rare
+COUNTED = 200  # windows over which the filter's choices are counted: looped answers are rare
 FEWEST_ROWS = 30  # looped or cut answers among them
 FIRST = 5  # windows that are the beginning
 ERRORS = 4.0  # standard errors beyond the limit; of ten windows, t(9), once in 640 looks at a run at the very limit
@@ -287,15 +287,17 @@ def effective_tokens(past: Past) -> list[Sight]:
 
 def risen_kl(past: Past) -> list[Sight]:
     """
-    By how much the KL to the teacher lies above its lowest mean over as many windows, or above the first window, as a
-    share of what it was at the beginning.
+    By how much the KL to the teacher lies above its lowest mean over as many windows, or above the first window. The
+    measure is the geometric mean of that level and of the beginning: of a KL that fell from 0.5 to 0.02, a rise to 0.2
+    has lost most of what was learned, though 0.2 is less than half of the beginning.
     """
     now, begun, lowest = past.recent("fire/reverse_kl", RECENT), past.beginnings("fire/reverse_kl"), past.lowest_kl
     sights: list[Sight] = []
     if now is None or lowest is None:
         return sights
     for low in (lowest, *begun[:1]):
-        rise, scale = now.above(low), max(begun[0].value, low.value, SMALLEST_KL)
+        rise, least = now.above(low), max(low.value, SMALLEST_KL)
+        scale = max(least, math.sqrt(least * max(begun[0].value, least)))
         more = max(now.value, 0.0) - max(low.value, 0.0)  # the estimate is below 0 where answers are not its own
         facts = {"now": now.value, "lowest": low.value, "then": begun[0].value}
         sights.append(Sight(Mean(more / scale, rise.error / scale), facts))
@@ -409,11 +411,11 @@ WATCHDOGS = {
             above=True,
             largest=1000.0,
             reason="It is what training lowers. In health it rises by up to a fifth of where it began in the first "
-            "ten steps (the demo), and from one batch of prompts to another; half, over twenty windows, is more than "
-            "that.",
+            "ten steps (the demo), and from one batch of prompts to another; half of the geometric mean of its lowest "
+            "level and its beginning, over twenty windows, is more than that.",
             look=risen_kl,
             says="KL(student || teacher) is {now:.3g} nats a token over the last {recent} windows; it has been "
-            "{lowest:.3g}, and began at {then:.3g} (limit: a rise by {limit:.0%} of that).",
+            "{lowest:.3g}, and began at {then:.3g} (limit: a rise by {limit:.0%} of the geometric mean of both).",
             remedy="Go back to the checkpoint with the lowest KL, with a lower learning_rate or max_grad_norm. With "
             "vLLM see fire/sampling_gap; where other prompts came with it, look at them.",
         ),

@@ -180,17 +180,25 @@ def first_and_last(history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: logs[0] for name, logs in named.items() if logs}
 
 
+def step_of(line: str) -> int | None:
+    """Returns the step of a line that is whole."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def keep_lines_until(step: int, path: str) -> None:
     """
-    Leaves the lines of metrics.jsonl up to a step: a run that goes on from there writes the later ones again. The file
-    of an earlier run stays under another name.
+    Leaves the lines of metrics.jsonl up to a step: a run that goes on from there writes the later ones again. Lines
+    that a crash has broken go, too. The file of an earlier run stays under another name.
     """
     lines = []
     if not step and os.path.exists(path) and os.path.getsize(path):
         os.replace(path, path.replace(".jsonl", f"-before-{now().replace(':', '')}.jsonl"))
     if step and os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            lines = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if (of_line := step_of(line)) is not None and of_line <= step]
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(lines)
 

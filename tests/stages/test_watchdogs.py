@@ -120,6 +120,17 @@ def test_a_first_window_that_was_low_by_chance_is_no_beginning_to_rise_from():
 # What is no sickness
 
 
+@pytest.mark.parametrize("low, then, fires", [(0.02, 0.22, True), (0.02, 0.04, False), (0.25, 0.4, False)])
+def test_a_kl_that_has_fallen_far_is_measured_by_where_it_fell_to(low, then, fires):
+    """From 0.5: to 0.22 by 0.2 / sqrt(0.5 x 0.02) = 2.0; to 0.04 by 0.2; other prompts, 0.25 to 0.4, by 0.42."""
+    kl = {"begun": 0.5, "low": low, "then": then}
+    parts = [
+        windows(40, first, fire__reverse_kl=around(kl[part]))
+        for part, first in (("begun", 1), ("low", 41), ("then", 81))
+    ]
+    assert [name for name, _ in alarms(*parts)] == ["kl_rising"] * fires
+
+
 def test_a_student_that_learns_to_end_gets_shorter_in_health():
     rambling = windows(20, completions__clipped_ratio=0.25, completions__mean_length=(400.0, 500.0))
     assert alarms(rambling, windows(60, 21, completions__clipped_ratio=0.0, completions__mean_length=80.0)) == []

@@ -47,8 +47,8 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
     apart = max((one["parameters"][n] - other["parameters"][n]).abs().max().item() for n in one["parameters"])
     assert apart < TOLERANCE
     assert len(one["loss"]) == len(other["loss"]) == 4
-    # A merged adapter is another computation than its two factors: weights are rounded once more, and log-probabilities
-    # of -5 are 3e-5 apart. Such tests have a wider `norm`.
+    # A merged adapter is another computation than its two factors: weights are rounded once more, and log-
+    # probabilities of -5 are 3e-5 apart. Such tests have a wider `norm`.
     assert_same_records(one["records"], other["records"], 2e-6 if norm <= 1e-5 else 5e-5)
     # float32: losses to the seventh digit; norms of about 20 also carry the parameters' 1e-7 x curvature.
     # Off policy the ratio exp(logp - old logp) enters, and a log-probability of -16 is known to 1e-6 only.

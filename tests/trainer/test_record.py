@@ -9,7 +9,7 @@ from support.worker import built
 from transformers import TrainerCallback
 
 from fire_opd_trl import METHODS
-from fire_opd_trl.trainer.record import LEFT_OUT, command_line, git_state, stages_of, without_secrets
+from fire_opd_trl.trainer.record import LEFT_OUT, command_line, git_state, keep_lines_until, stages_of, without_secrets
 
 
 class Watch(TrainerCallback):
@@ -69,6 +69,14 @@ def test_a_resumed_run_goes_on_with_its_metrics(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     (before,) = tmp_path.glob("metrics-before-*.jsonl")
     assert len(before.read_text().splitlines()) == 4  # what the earlier run has said is not lost
+
+
+def test_lines_that_a_crash_has_broken_do_not_stop_a_run_that_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1}\n', "\0\0\0\n", "[1]\n", '{"loss": 1}\n', '{"step": 2}\n', '{"step": 3}\n', '{"step": 2']
+    path.write_text("".join(lines))
+    keep_lines_until(2, str(path))
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_secrets_are_left_out_by_name_and_by_look():
