@@ -6,6 +6,7 @@ from typing import Any
 
 
 MARKED = re.compile(r"(<!-- table: ([\w ]+?)(?:, of the run (\w+))? -->\n).*?(\n?<!-- end -->)", re.DOTALL)
+FEWEST = 10  # answers: of fewer, the standard error of a mean is itself a guess
 
 
 def filled_in(text: str, results: dict[str, Any]) -> str:
@@ -32,15 +33,16 @@ def number(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def between(estimate: Sequence[float | None], form: str = ".2f") -> str:
-    """Returns `1.23 [1.20, 1.26]`: a mean with its 95 % interval."""
+def between(estimate: Sequence[float | None], form: str = ".2f", answers: int = FEWEST) -> str:
+    """Returns `1.23 [1.20, 1.26]`: a mean with its 95 % interval, without one if it is over too few answers."""
     mean, low, high = estimate
-    return number(mean, form) + ("" if low is None else f" [{number(low, form)}, {number(high, form)}]")
+    interval = "" if low is None or answers < FEWEST else f" [{number(low, form)}, {number(high, form)}]"
+    return number(mean, form) + interval
 
 
-def percent(estimate: Sequence[float | None]) -> str:
-    """Returns `12.3 [11.0, 13.6]`: a share with its interval, in %."""
-    return between([None if value is None else 100 * value for value in estimate], ".1f")
+def percent(estimate: Sequence[float | None], answers: int = FEWEST) -> str:
+    """Returns `12.3 [11.0, 13.6]`: a share with its interval, in %, as far as shares go."""
+    return between([None if value is None else 100 * min(max(value, 0.0), 1.0) for value in estimate], ".1f", answers)
 
 
 def shown(token: str) -> str:
@@ -97,8 +99,8 @@ def type_table(run: dict[str, Any]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "tokens": lambda one: f"{one['tokens']:,}",
         "% of all": lambda one: number(100 * one["of all"], ".1f"),
-        "mean weight": lambda one: between(one["weight"]),
-        "% of them heavy": lambda one: percent(one["heavy"]),
+        "mean weight": lambda one: between(one["weight"], answers=one["answers"]),
+        "% of them heavy": lambda one: percent(one["heavy"], one["answers"]),
         "by place alone": lambda one: number(100 * one["heavy by place alone"], ".1f"),
         "by student entropy": lambda one: number(100 * one["top tenth by"]["student_entropy"], ".1f"),
         "student entropy": lambda one: number(one["student entropy"]),
@@ -117,8 +119,8 @@ def start_table(run: dict[str, Any]) -> str:
             name,
             f"{one['tokens']:,}",
             number(100 * one["of all"], ".1f"),
-            between(one["weight"]),
-            percent(one["heavy"]),
+            between(one["weight"], answers=one["answers"]),
+            percent(one["heavy"], one["answers"]),
             number(100 * one["top tenth by"]["student_entropy"], ".1f"),
             number(100 * one["of all weight"], ".1f"),
         ]
@@ -172,7 +174,7 @@ def token_table(run: dict[str, Any]) -> str:
             one["type"],
             one["tokens"],
             one["answers"],
-            between(one["weight"]),
+            between(one["weight"], answers=one["answers"]),
             number(100 * one["heavy"], ".0f"),
         ]
         for rank, one in enumerate(run["tokens"], 1)

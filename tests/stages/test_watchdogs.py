@@ -314,7 +314,7 @@ def test_other_limits_and_none():
 
 
 def test_noise_is_no_sickness():
-    """Runs in health with windows of few rows. 200 runs of 300 windows, once, gave no alarm either."""
+    """Runs in health with windows of few rows. 120 runs of 1000 windows, once, gave no alarm either."""
     for seed in range(8):
         assert examine(noisy(random.Random(seed), steps=200)) == []
 
