@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from support.launches import hear_signals
 
 from fire_opd_trl.preflight.packaged import load_module
 from fire_opd_trl.trainer import ending
@@ -126,6 +127,7 @@ def script(inside: str, folder="out", before: str = "", **environment: str) -> s
     """A script that does something inside of its run."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(inside=inside, folder=str(folder), before=before)],
+        preexec_fn=hear_signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
