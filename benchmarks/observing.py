@@ -12,7 +12,7 @@ warms up and does not count. docs/metrics.md has the figures.
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from statistics import median
@@ -39,26 +39,32 @@ OBSERVERS = {
 }
 
 
+def noting(note: Callable[[float], None], function: Callable) -> Callable:
+    """Returns the same function, of which each call's seconds are noted."""
+
+    @wraps(function)
+    def called(*args, **kwargs):
+        started = perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            note(perf_counter() - started)
+
+    return called
+
+
 @contextmanager
 def timed(observers: dict[str, tuple[Any, str]] = OBSERVERS) -> Iterator[dict[str, list[float]]]:
     """Inside this every observer notes the seconds of each of its calls."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
-    def noting(name: str, function):
-        @wraps(function)
-        def called(*args, **kwargs):
-            started = perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[name].append(perf_counter() - started)
-
-        return called
+    def note(name: str) -> Callable[[float], None]:
+        return lambda taken: seconds[name].append(taken)
 
     originals = {name: getattr(*place) for name, place in observers.items()}
     try:
         for name, (owner, attribute) in observers.items():
-            setattr(owner, attribute, noting(name, originals[name]))
+            setattr(owner, attribute, noting(note(name), originals[name]))
         yield seconds
     finally:
         for name, (owner, attribute) in observers.items():

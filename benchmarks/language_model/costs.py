@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
@@ -11,6 +9,8 @@ from fire_opd_trl import pipeline
 from fire_opd_trl.rollouts import from_trl
 from fire_opd_trl.trainer import FiReOPDTrainer
 from fire_opd_trl.trainer.watchdogs import WatchdogCallback
+
+from ..observing import noting
 
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
@@ -24,22 +24,10 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
 def timed() -> Iterator[dict[str, list[float]]]:
     """Yields the seconds of every call of each part so far, while the block runs."""
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    def clocked(part: str, function: Any) -> Any:
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[part].append(perf_counter() - began)
-
-        return call
-
     with ExitStack() as stack:
         for part, places in PARTS.items():
             for owner, name in places:
-                stack.enter_context(patch.object(owner, name, clocked(part, getattr(owner, name))))
+                stack.enter_context(patch.object(owner, name, noting(seconds[part].append, getattr(owner, name))))
         yield seconds
 
 

@@ -1,10 +1,9 @@
 """One window under all models: TRL's own requests are not computed again, and nothing outlives its window."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from support.scorers import change_scores, watch_scorers
+from support.trainers import report_as_an_engine
 from support.worker import built
 from trl import GRPOTrainer
 
@@ -18,14 +17,7 @@ def with_engine(folder, **case):
     with `beta` after that for those of a reference.
     """
     trainer = built({**CASE, **case}, str(folder))
-    rollout = trainer.rollout_func
-
-    def reported(prompts, trainer):
-        output = rollout(prompts, trainer)
-        return {**output, "logprobs": [[-1.0] * len(ids) for ids in output["completion_ids"]]}
-
-    trainer.rollout_func = reported
-    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
+    report_as_an_engine(trainer)
     return trainer
 
 

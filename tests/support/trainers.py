@@ -1,5 +1,7 @@
 """Trainers on the embedded models, and how far two models are apart."""
 
+from types import SimpleNamespace
+
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
@@ -10,6 +12,18 @@ from fire_opd_trl.demo.run import model_path
 
 
 CASE = {"batch": 16, "accumulation": 2, "method": "fire", "max_steps": 2}
+
+
+def report_as_an_engine(trainer) -> None:
+    """Let the trainer's rollouts come with log-probabilities, -1.0 for every token, as an engine that samples has."""
+    rollout = trainer.rollout_func
+
+    def reported(prompts, trainer):
+        output = rollout(prompts, trainer)
+        return {**output, "logprobs": [[-1.0] * len(ids) for ids in output["completion_ids"]]}
+
+    trainer.rollout_func = reported
+    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
 
 
 def parameters(trainer) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.scorers import change_scores
-from support.trainers import furthest, parameters
+from support.trainers import furthest, parameters, report_as_an_engine
 from support.worker import built, frozen_rows, recorded, trained_rows
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
@@ -116,14 +116,7 @@ def test_advantages_are_recorded_with_the_share_of_the_reward_and_the_ratio_of_t
     case = {**CASE, "generations": 2, "rewards": True, "max_steps": 1, "log_rollouts": 16}
     case["config"] = {"preflight": False, "reward_coef": 0.5, "sampling_gap_limit": None}
     trainer = built(case, str(tmp_path))
-    rollout = trainer.rollout_func
-
-    def reported(prompts, trainer):
-        output = rollout(prompts, trainer)
-        return {**output, "logprobs": [[-1.0] * len(ids) for ids in output["completion_ids"]]}
-
-    trainer.rollout_func = reported
-    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)  # as GRPO sees it
+    report_as_an_engine(trainer)
     trainer.train()
     trained = trained_rows(trainer)
     kept = [row for row in recorded(tmp_path) if row["kept"]]

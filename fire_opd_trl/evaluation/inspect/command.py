@@ -13,7 +13,6 @@ import sys
 import textwrap
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 from . import pair
 
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd inspect`; the exit code is 0, or 2 for what the user can mend."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    of_pair = [name for name, default in pair_defaults().items() if vars(options)[name] != default]
+    of_pair = [name for name, default in pair.defaults().items() if vars(options)[name] != default]
     if options.run is None and not of_pair:
         parser.error("which run? Give the output_dir of a training, or a pair: --student, --teacher and --prompts.")
     if options.run is not None and of_pair:
@@ -85,13 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.open and not webbrowser.open(path.absolute().as_uri()):
         print("  No browser could be started: open the file by hand.")
     return 0
-
-
-def pair_defaults() -> dict[str, Any]:
-    """Returns the options of a pair of models with their defaults."""
-    parser = argparse.ArgumentParser()
-    pair.add_arguments(parser)
-    return vars(parser.parse_args([]))
 
 
 def printed(text: str) -> int:

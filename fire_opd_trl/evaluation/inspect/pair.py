@@ -203,12 +203,16 @@ def forget_earlier(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def asked_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns what was asked for, for run.json: the options of a pair that have a value."""
+def defaults() -> dict[str, Any]:
+    """Returns the options of a pair with their defaults."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    names = vars(parser.parse_args([]))
-    asked = {name: getattr(options, name, None) for name in names}
+    return vars(parser.parse_args([]))
+
+
+def asked_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what was asked for, for run.json: the options of a pair that have a value."""
+    asked = {name: getattr(options, name, None) for name in defaults()}
     return {n: str(v) if isinstance(v, Path) else v for n, v in asked.items() if v is not None and v is not False}
 
 

@@ -1,7 +1,7 @@
 """Reads the folder of a run, which may still be under way, into a `Run`; what is no run is refused in a sentence."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...rollouts.records import FORMAT, NUMBERS, ROW_SCHEMA
+from ...rollouts.records import FORMAT, NUMBERS, ROW_SCHEMA, recorded_steps
 from ...spelling import did_you_mean
 
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
     if not said and "watchdogs" not in about:
         said = alarms_of(logs)
     warnings = [{**WARNING, **line} for line in said]
-    records = read_records(record_files(folder), lacks)
+    records = read_records(recorded_steps(folder).values(), lacks)
     if not records.rows:
         lacks.append(f"No trajectories were recorded. {HOW_TO_RECORD}")
     return Run(folder, about, logs, warnings, records, lacks, "" if warnings else unwatched(about, logs))
@@ -109,7 +109,7 @@ def alarms_of(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds anything that a run leaves."""
-    return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or bool(record_files(folder))
+    return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or bool(recorded_steps(folder))
 
 
 def refuse_what_is_no_run(folder: Path) -> None:
@@ -162,12 +162,7 @@ def json_lines(path: Path, lacks: list[str]) -> Iterator[dict[str, Any]]:
 # Records
 
 
-def record_files(folder: Path) -> list[Path]:
-    """Returns the files of records in the folder of a run, in the order of steps."""
-    return sorted((folder / "rollouts").glob("rollouts_*.parquet"), key=lambda path: (len(path.name), path.name))
-
-
-def read_records(files: list[Path], lacks: list[str]) -> Records:
+def read_records(files: Iterable[Path], lacks: list[str]) -> Records:
     """Returns the trajectories of files, in the order of steps and rows; a file that is cut is named in `lacks`."""
     parts, columns = [], (*ROW, "tokens", "trains", *NUMBERS)
     for path in files:
