@@ -13,8 +13,8 @@ import tempfile
 from trl import GRPOTrainer, SFTTrainer
 
 from fire_opd_trl.demo import task
-from fire_opd_trl.evaluation.compare.baselines import add_completions, grpo_config, prompts, sft_config
-from fire_opd_trl.evaluation.compare.runs import load_embedded
+from fire_opd_trl.evaluation.compare import embedded
+from fire_opd_trl.evaluation.compare.baselines import grpo_config, prompts, sft_config
 
 
 def main(argv: list[str] | None = None) -> float:
@@ -28,17 +28,17 @@ def main(argv: list[str] | None = None) -> float:
     options = parser.parse_args(argv)
     steps, seed = options.steps, options.seed
 
-    student, tokenizer = load_embedded("student")
+    student, tokenizer = embedded.load("student")
     held_out = task.problems("test", options.problems, seed=seed)
     before = task.accuracy(student, tokenizer, held_out, seed=seed)
 
     with tempfile.TemporaryDirectory() as folder:
         if options.trainer == "sft":
-            name, teacher = "SFT on the teacher's text", load_embedded("teacher")[0]
+            name, teacher = "SFT on the teacher's text", embedded.load("teacher")[0]
             trainer = SFTTrainer(
                 model=student,
-                args=sft_config(folder, steps, seed),
-                train_dataset=add_completions(teacher, tokenizer, prompts(steps, seed), seed),
+                args=sft_config(embedded, folder, steps, seed),
+                train_dataset=embedded.completed(teacher, tokenizer, prompts(embedded, steps, seed), seed),
                 processing_class=tokenizer,
             )
         else:
@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> float:
             trainer = GRPOTrainer(
                 model=student,
                 reward_funcs=task.exact_match,
-                args=grpo_config(folder, steps, seed, num_generations=options.generations),
-                train_dataset=prompts(steps, seed, options.generations),
+                args=grpo_config(embedded, folder, steps, seed, num_generations=options.generations),
+                train_dataset=prompts(embedded, steps, seed, options.generations),
                 processing_class=tokenizer,
             )
         trainer.train()

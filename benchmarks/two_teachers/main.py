@@ -28,8 +28,9 @@ from trl import SFTTrainer
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.evaluation.compare import embedded
 from fire_opd_trl.evaluation.compare.baselines import common_arguments, sft_config
-from fire_opd_trl.evaluation.compare.runs import load_embedded, versions
+from fire_opd_trl.evaluation.compare.runs import versions
 from fire_opd_trl.evaluation.files import write_json
 from fire_opd_trl.evaluation.statistics import Estimate, estimate, paired
 from fire_opd_trl.preflight.packaged import load_module, packaged_folder
@@ -75,14 +76,14 @@ def fine_tuned(name: str, folder: Path) -> str:
     """Returns where a model of `FINE_TUNED` lies. It is made unless it is there already."""
     path, recipe = folder / "models" / name, FINE_TUNED[name]
     if not path.is_dir():
-        model, tokenizer = load_embedded(recipe["start"])
+        model, tokenizer = embedded.load(recipe["start"])
         pairs = task.problems("train", recipe["rows"] * recipe["steps"], seed=1000)  # not those of a run
         skills = recipe["skills"]
         rows = [row(skills[number % len(skills)], *pair) for number, pair in enumerate(pairs)]
         changes = {"learning_rate": 1e-3, "per_device_train_batch_size": recipe["rows"]}
         trainer = SFTTrainer(
             model=model,
-            args=sft_config(str(folder), recipe["steps"], seed=0, **changes),
+            args=sft_config(embedded, str(folder), recipe["steps"], seed=0, **changes),
             train_dataset=Dataset.from_list(rows).remove_columns("teacher_id"),
             processing_class=tokenizer,
         )
@@ -107,7 +108,7 @@ def distilled(student: str, teachers: dict[str, str], arm: str, options: argpars
         model=student,
         teacher_model=teachers,  # by name; the column `teacher_id` of the dataset says which one scores a row
         args=FiReOPDConfig(
-            **{**common_arguments(str(options.output_dir), options.steps, seed), **fields},
+            **{**common_arguments(embedded, str(options.output_dir), options.steps, seed), **fields},
             model_init_kwargs={"dtype": "float32"},
             teacher_model_init_kwargs={"dtype": "float32"},  # the embedded models are stored in bfloat16
             shuffle_dataset=False,  # all arms of a seed see the same prompts in the same order
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which ways to train")
     options = parser.parse_args(argv)
 
-    folder, tokenizer = options.output_dir, load_embedded("student")[1]
+    folder, tokenizer = options.output_dir, embedded.load("student")[1]
     print(f"making {' and '.join(FINE_TUNED)}, unless they lie in {folder / 'models'}")
     student = fine_tuned("student", folder)
     teachers = {"carry": model_path("teacher"), "digits": fine_tuned("digits_teacher", folder)}

@@ -64,7 +64,8 @@ evaluation/inspect/token_types evaluation/inspect/run evaluation/inspect/curves 
 evaluation/inspect/figures evaluation/inspect/page evaluation/inspect/report evaluation/inspect/text
 evaluation/inspect/command
 demo/__init__ demo/task demo/make_models demo/curves demo/run
-evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/baselines
+evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/sums
+evaluation/compare/smollm2 evaluation/compare/embedded evaluation/compare/real evaluation/compare/baselines
 evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
 evaluation/compare/command
 cli

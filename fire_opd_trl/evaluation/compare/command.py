@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--preset", type=preset_name, metavar="NAME", help="which arms: one of the presets below")
+    add("--task", choices=("embedded", "real"), help="what is learned (default: embedded, or the preset's)")
     add("--methods", metavar="ARMS", help="arms by name, separated by commas, in place of those of a preset")
     add("--seeds", type=int, metavar="INT", help="seeds of each arm (default: the preset's, mostly 8)")
     add("--reward_seeds", type=int, metavar="INT", help="seeds of arms with several completions a prompt (at most 5)")
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.preset not in (None, *PRESETS):
         hint = did_you_mean(options.preset, [*PRESETS, *(name.removeprefix("paper-") for name in PRESETS)])
         parser.error(f"--preset: there is no preset {options.preset!r}.{hint} Presets: {', '.join(PRESETS)}.")
-    preset = PRESETS[options.preset or "all"]
+    preset = PRESETS[options.preset or ("real" if options.task == "real" else "all")]
+    task = options.task or preset.task
     names = arm_names(options.methods) if options.methods else None
     for name in names or []:
         if name not in ARMS:
@@ -116,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     arms = selected(preset, names)
     title = "selection" if names else options.preset
     wanted = plan(arms, options.seeds or preset.seeds, options.reward_seeds)
-    settings = asked_settings(options, preset)
+    settings = asked_settings(
+        options, preset if task == preset.task else PRESETS["real" if task == "real" else "all"], task
+    )
     failed: list[str] = []
     try:
         if not options.only_report:
@@ -124,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.overwrite:
                 for arm, seed in wanted:
                     run_path(options.output_dir, arm, seed).unlink(missing_ok=True)
+            prepare(options.output_dir, task)
             failed = run_missing(options.output_dir, wanted, settings, options.workers)
         found = [finished_run(options.output_dir, arm, seed) for arm, seed in wanted]
         runs = [run for run in found if run is not None]
@@ -147,13 +152,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if runs and not failed else 1
 
 
-def asked_settings(options: argparse.Namespace, preset) -> dict[str, Any]:
+def asked_settings(options: argparse.Namespace, preset, task: str) -> dict[str, Any]:
     """The settings that all runs share, from the command line and the preset."""
     from .runs import shared_settings
 
     problems = options.problems or preset.problems
     steps = options.steps or preset.steps
-    return shared_settings(steps, problems, min(problems, preset.curve_problems), preset.curve_every)
+    return shared_settings(steps, problems, min(problems, preset.curve_problems), preset.curve_every, task)
+
+
+def prepare(folder: Path, task: str) -> None:
+    """Make what all runs of a task need, once, before workers start."""
+    from .runs import TASKS
+
+    TASKS[task].prepare(folder / "models")
 
 
 def plan(arms: list[Arm], seeds: int, reward_seeds: int | None = None) -> list[tuple[Arm, int]]:

@@ -63,6 +63,7 @@ class Preset:
         arms (`tuple[str]`): Names in `ARMS`, in the order of the table.
         seeds, steps, problems (`int`): Defaults of the command line; the last counts held-out problems.
         curve_problems, curve_every (`int`): Held-out problems in a point of the learning curve, and steps between two.
+        task (`str`): What is learned: `"embedded"` additions, or `"real"` sums in words by a real language model.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Preset:
     problems: int = 2000
     curve_problems: int = 500
     curve_every: int = 10
+    task: str = "embedded"
 
 
 GROUP: dict[str, Any] = {"generations": 4, "against": "opd-n4"}
@@ -181,6 +183,16 @@ PRESETS = {
     "paper-table8": Preset(
         "How many trajectories should be dropped?",
         with_controls("opd", "fire", *[f"fire: drop={value:g}" for value in FRACTIONS]),
+    ),
+    "real": Preset(
+        "On a real language model (SmolLM2-135M): is fire above opd, and above its control?",
+        ("opd", "fire", "random", "opd_full", "fire_full", "tip"),
+        seeds=4,
+        steps=12,
+        problems=48,
+        curve_problems=48,
+        curve_every=6,
+        task="real",
     ),
     "all": Preset(
         "Every method, random controls of those that select, and TRL's own SFT and GRPO",

@@ -9,10 +9,12 @@ import time
 import traceback
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_json, write_whole
-from .baselines import TRAINING, add_completions, common_arguments, grpo_config, prompts, sft_config
+from . import embedded, real
+from .baselines import common_arguments, grpo_config, prompts, sft_config
 from .presets import BASELINES, Arm
 from .records import Run, error_path, run_path
 
@@ -31,67 +33,60 @@ LOGGED = {
     "entropy": "entropy",
     "loss": "loss",
 }
+TASKS: dict[str, ModuleType] = {"embedded": embedded, "real": real}
 WARM_UP = 2  # steps whose time does not count
 ENDS = 5  # steps that make "first" and "last"
 
 
-def shared_settings(steps: int, problems: int, curve_problems: int, curve_every: int) -> dict[str, Any]:
+def shared_settings(
+    steps: int, problems: int, curve_problems: int, curve_every: int, task: str = "embedded"
+) -> dict[str, Any]:
     """The settings that all arms of a comparison share, as they are written in every run."""
+    named = {"task": task} if task != "embedded" else {}  # runs are older than the second task
     return {
+        **named,
         "steps": steps,
         "problems": problems,
         "curve_problems": curve_problems,
         "curve_every": curve_every,
-        "training": TRAINING,
+        "training": TASKS[task].TRAINING,
     }
 
 
-def load_embedded(name: str):
-    """Return the embedded `"teacher"` or `"student"` and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ...demo.run import model_path
-
-    model = AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(model_path(name))
+def setting_of(settings: dict[str, Any]) -> ModuleType:
+    """What is learned in runs of these settings."""
+    return TASKS[settings.get("task", "embedded")]
 
 
-def held_out_problems(settings: dict[str, Any], seed: int) -> list[tuple[int, int]]:
-    """The test problems of a seed. A point of the learning curve takes the first few of them."""
-    from ...demo import task
-
-    return task.problems("test", settings["problems"], seed=seed)
-
-
-def measure_start(folder: Path, settings: dict[str, Any], seed: int) -> dict[str, float]:
+def measure_start(folder: Path, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """
-    Return the held-out accuracy of the untrained student and of the teacher. It is measured once for each seed and
-    read from its file after that.
+    Return the held-out accuracy of the untrained student and of the teacher. It is measured once for each set of
+    problems and read from its file after that.
     """
-    from ...demo import task
-
+    setting = setting_of(settings)
+    problems = setting.held_out_problems(settings["problems"], seed)
     counts = f"{settings['problems']}-{settings['curve_problems']}"
+    seed = seed if problems != setting.held_out_problems(settings["problems"], seed + 1) else 0
     path = folder / "runs" / "before" / f"seed{seed}-{counts}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    problems, measured = held_out_problems(settings, seed), {}
+    found: dict[str, Any] = {}
     for name in ("student", "teacher"):
-        model, tokenizer = load_embedded(name)
-        measured[name] = task.accuracy(model, tokenizer, problems, seed=seed)
-        measured[f"{name}_greedy"] = task.accuracy(model, tokenizer, problems, temperature=0, seed=seed)
+        model, tokenizer = setting.load(name, folder / "models")
+        found[name], found[f"{name}_measured"] = setting.measured(model, tokenizer, problems, seed)
+        found[f"{name}_greedy"] = setting.accuracy(model, tokenizer, problems, temperature=0, seed=seed)
         few = problems[: settings["curve_problems"]]
-        measured[f"{name}_curve"] = task.accuracy(model, tokenizer, few, seed=seed)
-    write_json(path, measured)
-    return measured
+        found[f"{name}_curve"] = setting.accuracy(model, tokenizer, few, seed=seed)
+    write_json(path, found)
+    return found
 
 
-def make_observer(tokenizer, problems: list[tuple[int, int]], every: int, seed: int):
+def make_observer(setting: ModuleType, tokenizer, problems: list, every: int, seed: int):
     """Make the callback of a run: it keeps the logs, times the steps, and measures the student every `every` steps."""
     import torch
     from transformers import TrainerCallback
 
-    from ...demo import task
+    logged = LOGGED | setting.LOGGED
 
     class Observer(TrainerCallback):
         def __init__(self):
@@ -109,45 +104,60 @@ def make_observer(tokenizer, problems: list[tuple[int, int]], every: int, seed: 
             self.wall.append(time.perf_counter() - self.began[1])
             if state.global_step % every == 0 or state.global_step == args.max_steps:
                 with torch.no_grad():
-                    share = task.accuracy(model, tokenizer, problems, seed=seed)
+                    share = setting.accuracy(model, tokenizer, problems, seed=seed)
                 self.curve.append([state.global_step, share])
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:  # the last log, of the whole training, has none
-                values = {name: logs.get(key) for name, key in LOGGED.items()}
+                values = {name: logs.get(key) for name, key in logged.items()}
                 self.history.append({"step": state.global_step, **values, "seconds": self.wall[-1]})
 
     return Observer()
 
 
-def build_trainer(arm: Arm, seed: int, steps: int, student, teacher, tokenizer, folder: str, observer):
-    """Build the trainer of an arm: TRL's own for the baselines, this library's for everything else."""
+def build_trainer(arm: Arm, seed: int, settings: dict[str, Any], models: tuple, folder: str, observer):
+    """
+    Build the trainer of an arm: TRL's own for the baselines, this library's for everything else.
+
+    Args:
+        arm ([`Arm`]): The arm.
+        seed (`int`): Seed of its prompts and its training.
+        settings (`dict`): From [`shared_settings`].
+        models (`tuple`): Student, teacher and their tokenizer.
+        folder (`str`): Where the trainer may write.
+        observer (`TrainerCallback`): From [`make_observer`].
+    """
     from trl import GRPOTrainer, SFTTrainer
 
     from ... import FiReOPDTrainer
-    from ...demo import task
 
+    (student, teacher, tokenizer), setting, steps = models, setting_of(settings), settings["steps"]
     given = {"model": student, "processing_class": tokenizer, "callbacks": [observer]}
-    rows = prompts(steps, seed, arm.generations)
+    rows = prompts(setting, steps, seed, arm.generations)
     if arm.method in BASELINES and arm.method_kwargs:
         raise ValueError(f"{arm.name}: {arm.method} is a trainer of TRL and takes no method_kwargs. Use config.")
     if arm.method == "sft":
         began = time.process_time()
-        texts = add_completions(teacher, tokenizer, rows, seed)
+        texts = setting.completed(teacher, tokenizer, rows, seed)
         observer.writing = time.process_time() - began
-        return SFTTrainer(args=sft_config(folder, steps, seed, **arm.config), train_dataset=texts, **given)
-    given |= {"train_dataset": rows, "reward_funcs": [task.exact_match]}
+        return SFTTrainer(args=sft_config(setting, folder, steps, seed, **arm.config), train_dataset=texts, **given)
+    given |= {"train_dataset": rows, "reward_funcs": [setting.exact_match]}
+    given["rollout_func"] = setting.rollouts(student, tokenizer, seed)
     if arm.method == "grpo":
-        config = grpo_config(folder, steps, seed, num_generations=arm.generations, **arm.config)
+        config = grpo_config(setting, folder, steps, seed, num_generations=arm.generations, **arm.config)
         return GRPOTrainer(args=config, **given)
-    return FiReOPDTrainer(teacher_model=teacher, args=fire_config(arm, folder, steps, seed), **given)
+    return FiReOPDTrainer(teacher_model=teacher, args=fire_config(setting, arm, folder, steps, seed), **given)
 
 
-def fire_config(arm: Arm, folder: str, steps: int, seed: int):
+def fire_config(setting: ModuleType, arm: Arm, folder: str, steps: int, seed: int):
     """The configuration of an arm that `FiReOPDTrainer` trains."""
     from ... import FiReOPDConfig
 
-    fields = {**common_arguments(folder, steps, seed), "shuffle_dataset": False, "num_generations": arm.generations}
+    fields = {
+        **common_arguments(setting, folder, steps, seed),
+        "shuffle_dataset": False,
+        "num_generations": arm.generations,
+    }
     return FiReOPDConfig(method=arm.method, method_kwargs=arm.method_kwargs or None, **{**fields, **arm.config})
 
 
@@ -166,19 +176,19 @@ def run_one(folder: Path, arm: Arm, seed: int, settings: dict[str, Any]) -> Run:
     """
     from transformers.trainer_callback import PrinterCallback
 
-    from ...demo import task
-
-    started = time.perf_counter()
-    before, problems = measure_start(folder, settings, seed), held_out_problems(settings, seed)
-    student, tokenizer = load_embedded("student")
-    teacher, _ = load_embedded("teacher")
-    observer = make_observer(tokenizer, problems[: settings["curve_problems"]], settings["curve_every"], seed)
+    started, setting = time.perf_counter(), setting_of(settings)
+    before, problems = measure_start(folder, settings, seed), setting.held_out_problems(settings["problems"], seed)
+    student, tokenizer = setting.load("student", folder / "models")
+    teacher, _ = setting.load("teacher", folder / "models")
+    few = problems[: settings["curve_problems"]]
+    observer = make_observer(setting, tokenizer, few, settings["curve_every"], seed)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = build_trainer(arm, seed, settings["steps"], student, teacher, tokenizer, scratch, observer)
+        trainer = build_trainer(arm, seed, settings, (student, teacher, tokenizer), scratch, observer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     cpu = observer.cpu[WARM_UP:] or observer.cpu
     lengths = [entry["response_length"] for entry in observer.history]
+    after, details = setting.measured(student, tokenizer, problems, seed)
     run = {
         "arm": {"name": arm.name, **arm.trained_with},
         "seed": seed,
@@ -188,8 +198,8 @@ def run_one(folder: Path, arm: Arm, seed: int, settings: dict[str, Any]) -> Run:
         "before_greedy": before["student_greedy"],
         "teacher": before["teacher"],
         "teacher_greedy": before["teacher_greedy"],
-        "after": task.accuracy(student, tokenizer, problems, seed=seed),
-        "after_greedy": task.accuracy(student, tokenizer, problems, temperature=0, seed=seed),
+        "after": after,
+        "after_greedy": setting.accuracy(student, tokenizer, problems, temperature=0, seed=seed),
         "curve": [[0, before["student_curve"]], *observer.curve],
         # CPU time of one thread, which does not depend on what else the machine does; what the teacher writes for SFT
         # is shared out over the steps.
@@ -198,6 +208,7 @@ def run_one(folder: Path, arm: Arm, seed: int, settings: dict[str, Any]) -> Run:
         "advantage_abs": mean_of(observer.history, "advantage_abs"),
         "response_length": None if None in lengths else [fmean(lengths[:ENDS]), fmean(lengths[-ENDS:])],
         "history": observer.history,
+        **({"measured": details} if details else {}),
     }
     run["seconds"] = round(time.perf_counter() - started, 1)
     write_json(run_path(folder, arm, seed), run)

