@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 END_OF_THINKING = "</think>"
 # A run of backslashes is one piece, so that a megabyte of them is read once. `{` behind an odd run is a printed brace.
 PIECES = re.compile(r"(?P<slashes>\\+)(?P<box>(?:boxed|fbox)(?![a-zA-Z]))?|[{}]")
-BARE = re.compile(r"\s*([^\s${}][^\s$]{0,299})")
+BARE = re.compile(r"\s*(?!\\+(?:boxed|fbox))([^\s${}][^\s$]{0,299})")
 FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
 
 

@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,8 @@ def own_files(name: str, folder: Path | None) -> list[Path]:
         raise ValueError(f"There is no file {' and none '.join(map(str, places))}.")
     names = [*TASKS, EMBEDDED]
     raise ValueError(
-        f"There is no task {name!r}.{did_you_mean(name, names)} Tasks: {', '.join(names)}, {GYM}NAME, {HUB}OWNER/NAME, "
-        f"or a file that ends in {', '.join(ENDINGS)}."
+        f"There is no task {name!r}.{did_you_mean(name, names)} Tasks: {', '.join(names)}, {GYM}NAME, "
+        f"{HUB}OWNER/NAME, or a file that ends in {', '.join(ENDINGS)}."
     )
 
 
@@ -273,7 +274,7 @@ def own_name(path: Path) -> str:
 
 
 def files_inside(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Returns the files of a task in its folder: those of the first pattern that finds any. Shards are read in order."""
+    """Returns the files of a task in its folder: those of the first pattern that finds any, shards in order."""
     for pattern in (*patterns, *USUAL_FILES):
         found = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name.endswith(ENDINGS))
         shards = [path for path in found if re.search(r"-\d+-of-\d+", path.name)]
@@ -397,12 +398,17 @@ def benchmark_task(name: str, folder: Path | None, limit: int | None) -> Task:
     """Returns the task of a benchmark, from a file or from the Hub."""
     benchmark = TASKS[name]
     paths = benchmark_files(name, folder or DEFAULT_FOLDER)
-    if not paths and folder is not None:
-        spellings = " or ".join(f"{spelling}.jsonl" for spelling in (name, *benchmark.names) if spelling)
+    if not paths and (folder is not None or benchmark.kind == "code"):
+        spellings = " or ".join(dict.fromkeys(f"{spelling}.jsonl" for spelling in (name, *benchmark.names)))
+        get = (
+            "People get it from the releases of its own project."
+            if benchmark.kind == "code"
+            else f"People get it from the data set {benchmark.hub} of the Hub; without --data_dir it is read from there."
+        )
         raise ValueError(
-            f"{name}: nothing below {folder} is it. Looked for {spellings} (also .json, .parquet, .csv) and for folders "
-            f"of these names with test.jsonl, train.jsonl or data/test-*.parquet in them. People get it from the data "
-            f"set {benchmark.hub} of the Hub; without --data_dir it is read from there. See docs/benchmarks.md."
+            f"{name}: nothing below {folder or DEFAULT_FOLDER} is it. Looked for {spellings} (also .json, .parquet, "
+            f".csv) and for folders of these names with test.jsonl, train.jsonl or data/test-*.parquet in them. {get} "
+            "See docs/benchmarks.md."
         )
     source = str(paths[0]) if paths else f"{HUB}{benchmark.hub}"
     rows = file_rows(paths) if paths else hub_rows(benchmark.hub, benchmark.config, benchmark.split)
@@ -650,5 +656,5 @@ def from_gym(name: str, limit: int | None) -> Task:
             seen.add(text)
             found.append(Problem(text_id(text), text, (str(answer).strip(),)))
     numbers = all(NUMBER.fullmatch(problem.gold[0]) for problem in found)
-    source = f"reasoning-gym {reasoning_gym.__version__}, seed {GENERATOR_SEED}"
+    source = f"reasoning-gym {version('reasoning-gym')}, seed {GENERATOR_SEED}"
     return task_of(name, "math" if numbers else "exact", "boxed", source, found, "boxed", limit)
