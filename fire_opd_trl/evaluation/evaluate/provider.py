@@ -261,4 +261,4 @@ def as_inspect_model(sampler: Sampler, name: str) -> Any:
 
     # inspect-ai names a provider in its logs by how it is registered.
     provider = modelapi(name="fire_opd")(lambda: InProcess)
-    return Model(provider()(name), GenerateConfig())
+    return Model(provider(name), GenerateConfig())

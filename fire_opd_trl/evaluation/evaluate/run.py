@@ -7,7 +7,6 @@ All that can be refused is refused before a model is loaded. What is there alrea
 
 import importlib
 import importlib.util
-import shutil
 import signal
 import sys
 import threading
@@ -25,7 +24,7 @@ from .answers import found_answer
 from .model_facts import model_facts, model_folder, versions
 from .problems import Problem, Task
 from .prompts import STYLES, prompt_text
-from .samples import to_row
+from .samples import Sample, to_row
 from .tasks import load_task
 
 
@@ -51,7 +50,7 @@ class Interrupted(KeyboardInterrupt):
         self.results = results
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A model as the user named it, the folder it lies in, its name in tables, and its hashes."""
 
@@ -196,6 +195,7 @@ class Run:
     ):
         self.jobs, self.limit, self.folder, self.earlier, self.command = jobs, limit, folder, earlier, command
         self.entries: dict[tuple[str, str], tuple[int, dict[str, Any], dict[str, Any]]] = {}
+        self.samples: dict[tuple[str, str], list[Sample]] = {}  # of which the page shows some
 
     def done(self, job: "Job") -> int:
         """Returns how many samples of a job are whole."""
@@ -215,7 +215,7 @@ class Run:
 
     def write(self) -> dict[str, Any]:
         """Returns the results of all logs there are, and writes them, the samples and the page."""
-        from .page import write_page
+        from .page import write_report
 
         entries, times, whole = [], {}, True
         for model, of_model in self.jobs.items():
@@ -232,8 +232,7 @@ class Run:
         built = results.build(entries, earlier=self.earlier, command=self.command, times=times)
         if not whole:
             built["status"] = "partial"
-        results.write(built, self.folder / "results.json")
-        write_page(built, self.folder / "results.html")
+        write_report(built, self.folder, self.samples, [one.task for one in next(iter(self.jobs.values()))])
         return built
 
     def entry(self, model: Model, job: "Job", found: engine.Found) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,6 +245,7 @@ class Run:
         path = self.folder / "samples" / f"{model.label}.{file_name(job.task.name)}.jsonl"
         lines = (json.dumps(to_row(one), ensure_ascii=True) for one in samples)
         write_whole(path, "".join(line + "\n" for line in lines))
+        self.samples[model.label, job.task.name] = samples
         known = found.header.eval.metadata
         made = results.entry(
             model=known["model"],
