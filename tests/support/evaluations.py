@@ -47,7 +47,7 @@ def samples(task: Task, model: str, skill: float, n: int = 8, missing: int = 0, 
 
 
 def entry(task: Task, model: str, samples: list[Sample], n: int = 8, limit: int | None = None, **changes) -> dict:
-    """What results.json says of a model on a task. `changes` are of the settings: `temperature=0.6`, `backend="vllm"`."""
+    """What results.json says of a model on a task. `changes` are settings: `temperature=0.6`, `backend="vllm"`."""
     sampling = {"n": n, "temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 1024, "seed": 42}
     prompt = {"style": "boxed", "thinking": False, "example": f"<|user|>{task.problems[0].text}<|assistant|>"}
     return results.entry(

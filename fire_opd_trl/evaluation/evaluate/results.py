@@ -184,9 +184,11 @@ def entry(
     for sample in samples:
         if sample.stop != "error":
             by_problem[sample.problem].append(sample)
+    rows = [row(problem.id, problem.gold, by_problem[problem.id], majority_answer) for problem in task.problems]
+    missing = sampling["n"] * len(rows) - sum(one["n"] for one in rows)  # also of problems without any sample
     return {
         "table": 0,  # `build` numbers the tables
-        "status": "partial" if summary.missing else "complete",
+        "status": "partial" if missing else "complete",
         "model": {"label": model["label"], "path": str(model["path"]), "hashes": dict(model["hashes"])},
         "task": {
             "name": task.name,
@@ -202,8 +204,8 @@ def entry(
         "sampling": dict(sampling),
         "grader": dict(grader),
         "versions": dict(sorted(versions.items())),
-        "summary": {name: plain(getattr(summary, name)) for name in SUMMARY},
-        "rows": [row(problem.id, problem.gold, by_problem[problem.id], majority_answer) for problem in task.problems],
+        "summary": {**{name: plain(getattr(summary, name)) for name in SUMMARY}, "missing": missing},
+        "rows": rows,
     }
 
 
@@ -252,7 +254,7 @@ def build(
     for one in [*(earlier["entries"] if earlier else []), *entries]:
         same_label = (other for other in merged.values() if other["model"]["label"] == one["model"]["label"])
         known = next(same_label, one)
-        if known["model"] != one["model"]:
+        if known["model"]["hashes"] != one["model"]["hashes"]:
             raise ValueError(
                 f"The model {one['model']['label']!r} of results.json is not the one that was measured now: "
                 f"{changed(known['model'], one['model'])}. Take another --output_dir for it."
@@ -276,9 +278,9 @@ def build(
 
 def changed(old: dict, new: dict) -> str:
     """Returns what differs between two records of a model, in words."""
-    old, new = ({**one["hashes"], "path": one["path"]} for one in (old, new))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return "; ".join(f"{name} was {old.get(name)}, and is {new.get(name)}" for name in names)
+    was, now = old["hashes"], new["hashes"]
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {was.get(name)}, and is {now.get(name)}" for name in names)
 
 
 # Tables

@@ -134,11 +134,11 @@ def what_cannot_be_said(table: Table) -> list[str]:
         widest = max(unclear, key=half_width)
         sentences.append(
             "“Not distinguishable” does not mean equal: a difference of less than about "
-            f"{100 * half_width(widest):.1f} points on {widest['task']} cannot be seen with so many problems and samples."
+            f"{100 * half_width(widest):.1f} points on {widest['task']} cannot be seen with these problems and samples."
         )
     sentences.append(
-        "The intervals say how far the numbers would move with other problems of the same kind and other samples. They "
-        "say nothing about another seed of the training, which may give a better or a worse model."
+        "The intervals say how far the numbers would move with other problems of the same kind and other samples. "
+        "They say nothing about another seed of the training, which may give a better or a worse model."
     )
     small = [task for task in table.tasks if table.of_task(task)[0]["task"]["problems"] < FEW_PROBLEMS]
     if small:
@@ -170,11 +170,11 @@ def warnings(table: Table) -> list[str]:
     sentences = []
     for entry in table.entries:
         summary, name = entry["summary"], name_of(entry)
-        asked = summary["problems"] * summary["n"]
+        asked = entry["task"]["problems"] * entry["sampling"]["n"]
         if entry["status"] == "partial":
             sentences.append(
-                f"{name} is partial: {summary['missing']} of {asked} samples are missing, and all its numbers are over "
-                "the others. The same command goes on where it was."
+                f"{name} is partial: {summary['missing']} of {asked} samples are missing, and all its numbers are "
+                "over the others. The same command goes on where it was."
             )
         for count, what in (
             (summary["timeouts"], "took the grader longer than its limit"),
