@@ -2,8 +2,8 @@
 Sampling with vLLM, in a server of its own on the loopback interface.
 
 Prompts travel as token ids, and so do completions: the same code renders and decodes them as for transformers, and
-what the server would add of its own (its chat template, a second beginning token, the model's generation config) has no
-way in. Every request names all settings of sampling and the seed of its one sample.
+nothing that the server would add of its own gets in: its chat template, a second beginning token, the model's
+generation config. Every request names all settings of sampling and the seed of its one sample.
 
 The server is the child of a small process that reads a pipe from this one. However this process ends, by an exception,
 Ctrl-C or `kill -9`, the pipe ends with it, and the small process ends the server with all its workers.
@@ -34,7 +34,7 @@ from .provider import context_length, end_tokens, render
 CONNECTIONS = 256  # requests in flight: vLLM queues what does not fit
 CLIENT_TIMEOUT = 7200.0  # seconds: a long completion may wait in the server's queue, and 600 s is what clients allow
 START_WITHIN = 1800.0  # seconds: weights of hundreds of gigabytes, from a slow disk
-ATTEMPTS, PAUSE = 3, 2.0  # seconds before the second attempt, and twice as many before the third
+ATTEMPTS, PAUSE = 3, 2.0  # seconds after the first attempt, and twice as many after the second
 OURS = {
     "host": "the server listens on 127.0.0.1 alone",
     "port": "a free port is taken",
@@ -67,7 +67,7 @@ HINTS = {
     r"out of memory|OutOfMemory|less than desired GPU memory|KV cache is needed|No available memory|exit code 137|"
     r"SIGKILL": (
         "There is not enough memory: give it more GPUs (--vllm_args '--tensor-parallel-size 2'), another share of the "
-        "memory (--vllm_args '--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else runs there."
+        "memory (--vllm_args '--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
     ),
     r"[Aa]ddress already in use": "Another program took the port meanwhile: call the command again.",
     r"unrecognized arguments|invalid choice|invalid \w+ value": (
@@ -168,8 +168,8 @@ def executable() -> str:
     found = str(beside) if beside.exists() else shutil.which("vllm")
     if found is None:
         raise Refusal(
-            "--backend vllm: vLLM is not installed. Install it with `pip install fire-opd-trl[vllm]`, give the address "
-            "of a server that runs elsewhere (--vllm_url), or use --backend transformers."
+            "--backend vllm: vLLM is not installed. Install it with `pip install fire-opd-trl[vllm]`, give the "
+            "address of a server that runs elsewhere (--vllm_url), or use --backend transformers."
         )
     return found
 
@@ -185,7 +185,9 @@ def checked_arguments(arguments: str | Sequence[str]) -> list[str]:
         if one.startswith("--") and name.removeprefix("no-") in OURS:
             raise Refusal(f"--vllm_args: {one.partition('=')[0]} cannot be given: {OURS[name.removeprefix('no-')]}.")
     if given and not given[0].startswith("-"):
-        raise Refusal(f"--vllm_args {given[0]!r}: these are arguments of `vllm serve`, such as --tensor-parallel-size.")
+        raise Refusal(
+            f"--vllm_args {given[0]!r}: these are arguments of `vllm serve`, such as --tensor-parallel-size."
+        )
     return given
 
 
@@ -200,16 +202,26 @@ def command_line(
     """
     Returns the command that starts the server. The user's arguments come last: the last one counts.
 
-    Without the prefix cache, a prompt is computed in the same way for the first sample of a problem and for the others.
+    Without the prefix cache, a prompt is computed in the same way for the first sample of a problem and for the rest.
     """
-    command = [executable(), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"]
+    command = [
+        executable(),
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--served-model-name",
+        "model",
+    ]
     command += ["--generation-config", "vllm", "--max-model-len", str(max_model_len), "--dtype", dtype]
     command += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
     return command + ["--trust-remote-code"] * trust_remote_code + list(arguments)
 
 
 def environment(key: str, local: bool) -> dict[str, str]:
-    """Returns the variables of the server's process. The key is one of them: a command line can be read by all users."""
+    """Returns the variables of the server's process. The key is among them: all users can read a command line."""
     ours = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     unless_set = {"VLLM_HOST_IP": "127.0.0.1", **({"HF_HUB_OFFLINE": "1"} if local else {})}
     rest = {name: value for name, value in os.environ.items() if name != "VLLM_SERVER_DEV_MODE"}
@@ -244,7 +256,7 @@ def wait_until_ready(server: Server, within: float, say: Callable[[str], None], 
             said = now
             line = (end_of(server.log, 1) or ["nothing yet"])[0]
             say(f"vLLM starts, {now - began:.0f} s: {line[:160]}")
-        time.sleep(0.25)
+        time.sleep(0.1)
 
 
 def end(process: subprocess.Popen) -> None:
@@ -331,7 +343,9 @@ class Sampler:
 
         loop = asyncio.get_running_loop()
         if loop is not self.loop:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS)  # inspect-ai limits them
+            limits = httpx.Limits(
+                max_connections=None, max_keepalive_connections=CONNECTIONS
+            )  # inspect-ai limits them
             self.client = httpx.AsyncClient(timeout=self.timeout, limits=limits, trust_env=self.server.far)
             self.loop = loop
         return self.client
@@ -340,7 +354,9 @@ class Sampler:
         """Returns what is asked for one sample. All that a generation config could set is named."""
         room = (self.server.max_model_len or sys.maxsize) - len(prompt)
         if not prompt or room < 1:
-            what = f"{len(prompt)} tokens, and the server's limit is {self.server.max_model_len}" if prompt else "empty"
+            what = (
+                f"{len(prompt)} tokens, and the server's limit is {self.server.max_model_len}" if prompt else "empty"
+            )
             raise ValueError(f"the prompt is {what}: nothing can be sampled.")
         return {
             "model": self.server.model,
@@ -359,8 +375,8 @@ class Sampler:
         }
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the choice that the server has made. It is asked again after an error of the transport: with the same
-        seed, it says the same."""
+        """Returns the choice that the server has made. It is asked again after an error on the way: the same seed
+        gives the same sample."""
         import httpx
 
         for attempt in range(1, ATTEMPTS + 1):
@@ -374,11 +390,11 @@ class Sampler:
                 error = f"no answer within {self.timeout:.0f} s"
             except httpx.TransportError as problem:
                 error = f"{type(problem).__name__}: {problem}"
+            await asyncio.sleep(PAUSE * attempt)
             if self.server.dead:
                 raise RuntimeError(why_it_died(self.server))
-            if attempt == ATTEMPTS:
-                raise RuntimeError(f"vLLM's server at {self.server.url} did not answer, {attempt} times: {error}")
-            await asyncio.sleep(PAUSE * attempt)
+        else:
+            raise RuntimeError(f"vLLM's server at {self.server.url} did not answer, {ATTEMPTS} times: {error}")
         if answer.status_code != 200:
             raise RuntimeError(f"vLLM's server refuses a request, {answer.status_code}: {answer.text[:500]}")
         choice = answer.json()["choices"][0]
@@ -388,7 +404,7 @@ class Sampler:
 
 
 def as_inspect_model(sampler: Sampler, name: str) -> Any:
-    """Returns the sampler as a model of inspect-ai, as `provider.as_inspect_model` does. `run` hands it to the engine."""
+    """Returns the sampler as a model of inspect-ai, as `provider.as_inspect_model` does. The engine takes it."""
     from inspect_ai.model import (
         ChatCompletionChoice,
         ChatMessageAssistant,
