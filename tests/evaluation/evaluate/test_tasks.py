@@ -60,8 +60,8 @@ ARENA = {"problem_idx": 1, "problem": "How many?", "answer": "12", "problem_type
 SHARD = "train-00000-of-00001.parquet"
 LAYOUTS = [  # task, file below the folder of data, row, the problem's text, golds, id or nothing
     # copies on the Hub, cloned
-    ("aime24", "aime24/data/test-00000-of-00001.parquet", {"id": 60, "problem": "How many?", "solution": r"\boxed{204}",
-     "url": "x"}, "How many?", ("204",), "60"),
+    ("aime24", "aime24/data/test-00000-of-00001.parquet",
+     {"id": 60, "problem": "How many?", "solution": r"\boxed{204}", "url": "x"}, "How many?", ("204",), "60"),
     ("aime24", "aime_2024/data/" + SHARD, {"id": 60, "problem": "How many?", "solution": r"It is $\boxed{33}$.",
      "answer": "033", "url": "x", "year": "2024"}, "How many?", ("033",), "60"),
     ("aime24", "AIME_2024/aime_2024_problems.parquet", {"ID": "2024-I-4", "Problem": "How many?", "Solution": "So.",
@@ -72,7 +72,8 @@ LAYOUTS = [  # task, file below the folder of data, row, the problem's text, gol
      "test/algebra/1.json"),
     ("amc23", "amc23/data/test-00000-of-00001.parquet", {"id": 0, "question": "How far?", "answer": 27.0, "url": "x"},
      "How far?", ("27",), "0"),
-    ("olympiadbench", "OlympiadBench/OE_TO_maths_en_COMP/train/0000.parquet", OLYMPIAD, "Find all.", ("$3$,$4$",), "1"),
+    ("olympiadbench", "OlympiadBench/OE_TO_maths_en_COMP/train/0000.parquet", OLYMPIAD, "Find all.", ("$3$,$4$",),
+     "1"),
     ("olympiadbench", "olympiadbench.json", {**OLYMPIAD, "context": "Let $n$ be odd."}, "Let $n$ be odd.\nFind all.",
      ("$3$,$4$",), "1"),
     ("minerva", "minervamath/data/test-00000-of-00001.parquet", {"question": "What?", "answer": "4.5e33"}, "What?",
@@ -91,7 +92,8 @@ LAYOUTS = [  # task, file below the folder of data, row, the problem's text, gol
     ("hmmt_nov_2025", "hmmt25_nov/test.jsonl", {"problem": ASKED, "answer": r"\frac{sqrt{7}}{2}"}, "How many?",
      (r"\frac{sqrt{7}}{2}", r"\frac{\sqrt{7}}{2}"), None),
     # the folder of the evaluation of Qwen2.5-Math and those that came from it
-    ("math500", "math_500/test.jsonl", {"problem": "Where?", "answer": "p - q", "level": 5}, "Where?", ("p - q",), None),
+    ("math500", "math_500/test.jsonl", {"problem": "Where?", "answer": "p - q", "level": 5}, "Where?", ("p - q",),
+     None),
     ("minerva", "minerva_math/test.jsonl", {"problem": "What?", "solution": r"So $x=\boxed{1.6} \mathrm{~cm}$",
      "type": "Astronomy", "idx": 0}, "What?", ("1.6",), "0"),
     ("minerva", "minerva_math/test.jsonl", {"idx": 0, "question": "What?", "gt_cot": "So.", "gt": "1.6"}, "What?",
@@ -207,7 +209,7 @@ BAD = {
     b"[1]": "line 2 is list and not an object",
     b'"text"': "line 2 is str and not an object",
     b"{}": "It is empty",
-    b'{"prompt": "1?", "gold": "2"}': "line 2: no column 'problem' or 'question' with anything in it. It has: prompt, gold.",
+    b'{"prompt": "1?", "gold": "2"}': "no column 'problem' or 'question' with anything in it. It has: prompt, gold.",
     b'{"problem": "", "answer": "2"}': "no column 'problem'",
     b'{"problem": "  ", "answer": "2"}': "`problem` is '  ' and not a text",
     b'{"problem": ["1?"], "answer": "2"}': "`problem` is ['1?'] and not a text",
