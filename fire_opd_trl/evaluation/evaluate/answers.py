@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 END_OF_THINKING = "</think>"
 # A run of backslashes is one piece, so that a megabyte of them is read once. `{` behind an odd run is a printed brace.
 PIECES = re.compile(r"(?P<slashes>\\+)(?P<box>(?:boxed|fbox)(?![a-zA-Z]))?|[{}]")
-BARE = re.compile(r"\s*(?!\\+(?:boxed|fbox))([^\s${}][^\s$]{0,299})")
+# Behind a box without braces: a number, a command, or one letter; a word would be one of the sentence.
+BARE = re.compile(r"\s*(?!\\+(?:boxed|fbox))((?:[-+\d.\\(]|[A-Za-z](?![A-Za-z]))[^\s$]{0,299})")
 FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
 
 

@@ -243,8 +243,8 @@ def benchmark_named(name: str) -> str | None:
 
 def own_files(name: str, folder: Path | None) -> list[Path]:
     """Returns the files that a path of the user means, as it stands or below the folder of data."""
-    places = [Path(name).expanduser()]
-    if folder is not None and not places[0].is_absolute():
+    places = [Path(name).expanduser()] if name.strip() else []
+    if folder is not None and places and not places[0].is_absolute():
         places.append(folder / name)
     for place in places:
         if place.is_file():
@@ -403,7 +403,7 @@ def benchmark_task(name: str, folder: Path | None, limit: int | None) -> Task:
         get = (
             "People get it from the releases of its own project."
             if benchmark.kind == "code"
-            else f"People get it from the data set {benchmark.hub} of the Hub; without --data_dir it is read from there."
+            else f"People get it from the data set {benchmark.hub} of the Hub: without --data_dir it is read there."
         )
         raise ValueError(
             f"{name}: nothing below {folder or DEFAULT_FOLDER} is it. Looked for {spellings} (also .json, .parquet, "
