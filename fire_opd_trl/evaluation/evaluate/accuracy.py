@@ -254,9 +254,10 @@ class AccuracyCallback(SamplingCallback):
     def line(self, state: Any, summary: Summary, best: bool) -> str:
         """Returns what a person reads of a measurement."""
         ungraded = summary.timeouts + summary.deaths
+        error = "" if summary.stderr is None or math.isnan(summary.stderr) else f" +- {summary.stderr:.3f}"
         return (
             f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  {self.task.name}: "
-            f"avg@{self.n} {summary.avg:.3f} +- {summary.stderr or math.nan:.3f}  length {summary.mean_tokens:.0f}"
+            f"avg@{self.n} {summary.avg:.3f}{error}  length {summary.mean_tokens:.0f}"
             f"  cut {summary.truncated:.0%}  no answer {summary.no_answer:.0%}"
             + (f"  {ungraded} not graded in time" if ungraded else "")
             + ("  best so far" if best else "")
