@@ -1,1 +1,1 @@
-"""`fire-opd evaluate`: how many problems a model answers rightly, with an interval, on benchmarks and files of one's own."""
+"""`fire-opd evaluate`: how many problems a model answers rightly, with an interval, on benchmarks and on own files."""
