@@ -186,6 +186,7 @@ class Sandbox:
         limits: Limits | None = None,
         see: Sequence[Path] = (),
         environment: dict[str, str] | None = None,
+        hide: Sequence[Path] = (),
     ) -> Running:
         """
         Start a command in a sandbox of its own.
@@ -195,12 +196,13 @@ class Sandbox:
             limits ([`Limits`], *optional*): What it may use.
             see (`Sequence[Path]`): Files and folders that it may read, at the same path.
             environment (`dict`, *optional*): Variables. There are no others beside `PATH`, `HOME` and `LANG`.
+            hide (`Sequence[Path]`): Files and folders that are empty inside, where they are part of what is seen.
         """
         limits = limits or Limits()
         variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **(environment or {})}
-        return self.starter.submit(self._start, command, limits, see, variables).result()
+        return self.starter.submit(self._start, command, limits, see, variables, hide).result()
 
-    def _start(self, command, limits, see, variables) -> Running:
+    def _start(self, command, limits, see, variables, hide) -> Running:
         raise NotImplementedError
 
     def advice(self, complaint: str) -> str:
@@ -317,15 +319,11 @@ class Bubblewrap(Sandbox):
 
     A user other than root gets a user namespace. Root does without one, because no limit of processes holds for root,
     whatever its name in a namespace: the command runs under the number of a user that nobody else has.
-
-    Args:
-        hide (`tuple[Path, ...]`): Files and folders that are empty inside, where they are below one that is seen.
     """
 
-    hide: tuple[Path, ...] = ()
     name = "bubblewrap"
 
-    def _start(self, command, limits, see, variables) -> Running:
+    def _start(self, command, limits, see, variables, hide) -> Running:
         program = shutil.which("bwrap")
         if program is None:
             raise Refusal(f"bubblewrap is not installed: there is no `bwrap` in PATH. {INSTALL}")
@@ -337,7 +335,7 @@ class Bubblewrap(Sandbox):
             os.close(write)
         try:
             process = subprocess.Popen(
-                self.arguments(program, command, limits, see, variables, descriptor, root=os.geteuid() == 0),
+                self.arguments(program, command, limits, see, variables, hide, descriptor, root=os.geteuid() == 0),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -351,7 +349,7 @@ class Bubblewrap(Sandbox):
                 os.close(descriptor)
         return Running(process, limits)
 
-    def arguments(self, program, command, limits, see, variables, descriptor, root: bool) -> list[str]:
+    def arguments(self, program, command, limits, see, variables, hide, descriptor, root: bool) -> list[str]:
         """Returns the whole command line."""
         line = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         line += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
@@ -374,10 +372,15 @@ class Bubblewrap(Sandbox):
         line += ["--proc", "/proc", "--dev", "/dev"]
         line += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/dev/shm"]
         line += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/tmp"]
+        made = {Path("/"), Path("/tmp")}
         for path in see:
+            for parent in reversed(path.parents):  # bubblewrap would make those of a closed home closed
+                if parent not in made and not any(parent.is_relative_to(other) for other in see):
+                    line += ["--perms", "0755", "--dir", str(parent)]
+                    made.add(parent)
             line += ["--ro-bind", str(path), str(path)]
         seen = [Path("/usr"), *see]
-        for path in self.hide:
+        for path in hide:
             if path.exists() and any(path.is_relative_to(other) for other in seen):
                 line += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
         line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
@@ -424,16 +427,15 @@ class Docker(Sandbox):
     """
 
     image: str = "fire-opd-evalplus"
-    hide: tuple[Path, ...] = ()
     name = "docker"
 
-    def _start(self, command, limits, see, variables) -> Running:
+    def _start(self, command, limits, see, variables, hide) -> Running:
         program = shutil.which("docker")
         if program is None:
             raise Refusal("docker is not installed: there is no `docker` in PATH. Or use --sandbox bubblewrap.")
         container = f"fire-opd-{secrets.token_hex(8)}"
         process = subprocess.Popen(
-            self.arguments(program, container, command, limits, see, variables),
+            self.arguments(program, container, command, limits, see, variables, hide),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -441,7 +443,7 @@ class Docker(Sandbox):
         )
         return Running(process, limits, [program, "rm", "--force", container])
 
-    def arguments(self, program, container, command, limits, see, variables) -> list[str]:
+    def arguments(self, program, container, command, limits, see, variables, hide) -> list[str]:
         """Returns the whole command line."""
         line = [program, "run", "--rm", "--interactive", "--init", "--pull", "never", "--name", container]
         line += ["--network", "none", "--ipc", "private", "--read-only", "--cap-drop", "ALL"]
