@@ -35,6 +35,9 @@ HELP = {
     "device": "for example cuda:1 (default: the GPU, if there is one)",
     "graders": "processes that grade",
     "sandbox": "bubblewrap or docker: where code that the model wrote runs; without it code tasks are refused",
+    "evalplus_python": "the Python of an environment with evalplus, for tasks of code",
+    "vllm_args": "further arguments of `vllm serve`, for example '--tensor-parallel-size 2'",
+    "vllm_url": "the address of a vLLM server that runs already, in place of one of its own",
     "trust_remote_code": "on or off: whether Python files in the model's folder may run",
     "overwrite": "throw away what is there of these models and tasks, and run it again",
 }
@@ -54,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", metavar="TASKS", help="names, or .jsonl files with problem and answer, separated by commas")
     add("--config", type=Path, metavar="YAML", help="a file with any of these options; the command line wins")
     for name, default in defaults().items():
-        shown = HELP[name] if default is None or isinstance(default, bool) else f"{HELP[name]} (default: {default})"
+        shown = (
+            HELP[name] if default in (None, "") or isinstance(default, bool) else f"{HELP[name]} (default: {default})"
+        )
         if name == "overwrite":
             add("--overwrite", action="store_true", help=shown)
         else:

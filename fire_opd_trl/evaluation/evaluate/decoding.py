@@ -6,7 +6,7 @@ Here each row draws from a generator of its own, so that a sample depends on not
 settings and its seed; a row that has ended leaves the batch, and one that waits takes its place.
 
 What other rows still change is rounding: kernels add in another order for another shape of a batch, and a token whose
-random number falls within that of the border between two tokens becomes the other one (docs/evaluate.md says how often).
+random number falls that close to the border between two tokens becomes the other one (docs/evaluate.md: how often).
 """
 
 import inspect

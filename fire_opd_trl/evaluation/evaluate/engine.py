@@ -1,5 +1,5 @@
 """
-One task on one model, through inspect-ai: it schedules, writes the log as it goes, and takes up a log that is not whole.
+One task on one model, through inspect-ai: it schedules, writes the log, and takes up a log that is not whole.
 
 A log belongs to the facts that it was begun with: they are its metadata, and are compared before anything is added.
 """
@@ -9,14 +9,21 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .problems import Problem, Task
 from .samples import Sample, in_order, seed_of
 
 
-# Returns the answer found in a completion, and the verdict on it.
-Grade = Callable[[Problem, str], Awaitable[tuple[str | None, str]]]
+class Graded(NamedTuple):
+    """The answer found in a completion, the verdict on it, and what whoever looks at the sample should know."""
+
+    answer: str | None
+    verdict: str
+    note: str = ""
+
+
+Grade = Callable[[Problem, str], Awaitable[Graded]]
 STOPS = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 
@@ -52,11 +59,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Found:
-    """A log that was found: its header, where it is, and how many of its samples are whole."""
+    """A log that was found: its header, where it is, and which of its samples, (problem, number), are whole."""
 
     header: Any
     info: Any
-    done: int
+    whole: frozenset[tuple[str, int]]
+
+    @property
+    def done(self) -> int:
+        return len(self.whole)
 
 
 def find(job: Job) -> Found | None:
@@ -70,9 +81,9 @@ def find(job: Job) -> Found | None:
         header = _header(info)
         if header is None or header.eval.task != job.task.name:
             continue
-        done = _done(info)
-        if best is None or done >= best.done:
-            best = Found(header, info, done)
+        found = Found(header, info, _whole(info))
+        if best is None or found.done >= best.done:
+            best = found
     return best
 
 
@@ -92,13 +103,24 @@ def _header(info: Any) -> Any:
         return None
 
 
-def _done(info: Any) -> int:
+def _whole(info: Any) -> frozenset[tuple[str, int]]:
     from inspect_ai.log import read_eval_log_sample_summaries
 
     try:
-        return sum(one.error is None for one in read_eval_log_sample_summaries(info))
+        return frozenset((one.id, one.epoch) for one in read_eval_log_sample_summaries(info) if one.error is None)
     except Exception:
-        return 0
+        return frozenset()
+
+
+def missing(job: Job, found: Found | None) -> list[tuple[str, int]]:
+    """Returns prompt and seed of the samples that are not there yet, in the order in which inspect-ai runs them."""
+    there = found.whole if found is not None else frozenset()
+    return [
+        (prompt, seed_of(job.seed, problem.id, number))
+        for number in range(1, job.n + 1)
+        for problem, prompt in zip(job.task.problems, job.prompts, strict=True)
+        if (problem.id, number) not in there
+    ]
 
 
 def differing(asked: dict[str, Any], there: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -257,10 +279,11 @@ def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
             stop = STOPS.get(state.output.stop_reason)
             if stop is None:
                 raise RuntimeError(f"the engine stopped for the reason {state.output.stop_reason!r}.")
-            answer, verdict = await grade(problems[state.sample_id], state.output.completion)
+            found = await grade(problems[state.sample_id], state.output.completion)
             on_sample()
-            known = {"verdict": verdict, "stop": stop, "tokens": state.output.usage.output_tokens}
-            return Score(value=float(verdict == "right"), answer=answer, metadata=known)
+            known = {"verdict": found.verdict, "stop": stop, "tokens": state.output.usage.output_tokens}
+            right = float(found.verdict == "right")
+            return Score(value=right, answer=found.answer, explanation=found.note or None, metadata=known)
 
         return score
 

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 
 WEIGHTS = ("*.safetensors", "*.bin")

@@ -35,6 +35,7 @@ BACKENDS = {"transformers": ".provider", "vllm": ".vllm"}
 SANDBOXES = ("bubblewrap", "docker")
 GRADER_SECONDS = 5.0
 PROGRESS_SECONDS = 5.0
+Graded = dict[str, tuple[engine.Grade, dict[str, Any]]]  # of each task: its grader, and what results.json says of it
 
 
 class Interrupted(KeyboardInterrupt):
@@ -80,6 +81,9 @@ def evaluate(
     device: str | None = None,
     graders: int = 2,
     sandbox: str | None = None,
+    evalplus_python: str | None = None,
+    vllm_args: str = "",
+    vllm_url: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str | None = None,
@@ -109,6 +113,9 @@ def evaluate(
         device (`str`, *optional*): By default the GPU, if there is one.
         graders (`int`): Processes that grade.
         sandbox (`str`, *optional*): `"bubblewrap"` or `"docker"`: where code that the model wrote runs.
+        evalplus_python (`str`, *optional*): The Python of an environment with evalplus, for tasks of code.
+        vllm_args (`str`): Further arguments of `vllm serve`.
+        vllm_url (`str`, *optional*): The address of a server that runs already, in place of one of its own.
         trust_remote_code (`bool`): Whether Python files in the model's folder may run.
         overwrite (`bool`): Throw away what is there of these models and tasks, and run it again.
         command (`str`, *optional*): What the page names as the command that makes it.
@@ -124,32 +131,34 @@ def evaluate(
     loaded = [load_task(name, Path(data_dir) if data_dir is not None else None, limit) for name in wanted]
     check_tasks(loaded, sandbox)
     serving = importlib.import_module(BACKENDS[backend], __package__)
-    serving.check()
+    vllm = {"arguments": vllm_args, "url": vllm_url} if backend == "vllm" else {}
+    serving.check(**vllm, **({"device": device} if vllm else {}))
     found = [Model(*one) for one in named_models(names, folder)]
-    jobs = {
-        model: [
-            job(
-                model, task, serving, folder,
-                n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
-                style=prompt_style or task.prompt_style, thinking=thinking, backend=backend, limit=limit,
-                batch_size=batch_size, dtype=dtype, device=device, sandbox=sandbox,
-                trust_remote_code=trust_remote_code,
-            )
-            for task in loaded
-        ]
-        for model in found
-    }  # fmt: skip
-    earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
-    if overwrite:
-        for one in [one for of_model in jobs.values() for one in of_model]:
-            engine.discard(one)
-        earlier = without(earlier, jobs)
-    for model, of_model in jobs.items():
-        for one in of_model:
-            check_log(model, one)
-    remember(found, folder)
-    run = Run(jobs, limit, folder, earlier, command)
-    with terminations_interrupt():
+    with graders_of(loaded, graders, sandbox, evalplus_python) as graded, terminations_interrupt():
+        jobs = {
+            model: [
+                job(
+                    model, task, serving, folder,
+                    n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
+                    style=prompt_style or task.prompt_style, thinking=thinking, backend=backend, limit=limit,
+                    batch_size=batch_size, dtype=dtype, device=device, grader=graded[task.name][1],
+                    trust_remote_code=trust_remote_code, vllm_url=vllm_url,
+                )
+                for task in loaded
+            ]
+            for model in found
+        }  # fmt: skip
+        earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
+        if overwrite:
+            for of_model in jobs.values():
+                for one in of_model:
+                    engine.discard(one)
+            earlier = without(earlier, jobs)
+        for model, of_model in jobs.items():
+            for one in of_model:
+                check_log(model, one)
+        remember(found, folder)
+        run = Run(jobs, limit, folder, earlier, command)
         try:
             for model, of_model in jobs.items():
                 missing = [one for one in of_model if run.done(one) < one.total]
@@ -165,9 +174,13 @@ def evaluate(
                     max_new_tokens=max_new_tokens,
                     trust_remote_code=trust_remote_code,
                     device=device,
+                    prompts=[prompt for one in missing for prompt in one.prompts],
+                    log=folder / "logs" / model.label / f"{backend}.log",
+                    **vllm,
                 ) as inspect_model:
                     for one in missing:
-                        run.task(model, one, inspect_model, graders, sandbox)
+                        serving.expect(inspect_model, engine.missing(one, engine.find(one)), one.sampling)
+                        run.task(model, one, inspect_model, graded[one.task.name][0])
         except KeyboardInterrupt:
             raise Interrupted(run.write()) from None
         return run.write()
@@ -202,13 +215,11 @@ class Run:
         found = engine.find(job)
         return found.done if found else 0
 
-    def task(self, model: Model, job: "Job", inspect_model: Any, graders: int, sandbox: str | None) -> None:
-        """Runs what is missing of one task, with its graders, and writes the results so far."""
+    def task(self, model: Model, job: "Job", inspect_model: Any, grade: engine.Grade) -> None:
+        """Runs what is missing of one task, and writes the results so far."""
         there = engine.find(job)
         progress = Progress(f"{model.label} {job.task.name}", job.total, there.done if there else 0)
-        with ExitStack() as stack:
-            grade = grader(job.task, graders, sandbox, stack)
-            engine.run(job, inspect_model, grade, progress.one, there)
+        engine.run(job, inspect_model, grade, progress.one, there)
         progress.end()
         engine.tidy(job)
         self.write()
@@ -257,7 +268,7 @@ class Run:
             grader=known["grader"],
             versions=known["versions"],
             samples=samples,
-            summary=summarize(samples, job.n),
+            summary=summarize(samples, job.n, len(job.task.problems)),
         )
         stats = found.header.stats
         times = {"started": stats.started_at or None, "completed": stats.completed_at or None}
@@ -287,6 +298,8 @@ class Progress:
     def one(self) -> None:
         """Called for each sample that is graded."""
         with self.lock:
+            if not self.now:
+                self.began = self.said = time.monotonic()  # what was before is no part of the rate
             self.now += 1
             if time.monotonic() - self.said >= PROGRESS_SECONDS:
                 self.say()
@@ -318,53 +331,75 @@ def file_name(task: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in task)
 
 
-def grader(task: Task, workers: int, sandbox: str | None, stack: ExitStack) -> engine.Grade:
-    """Returns what grades the completions of a task; its processes end with the stack."""
+@contextmanager
+def graders_of(tasks: list[Task], workers: int, sandbox: str | None, evalplus_python: str | None) -> Iterator[Graded]:
+    """
+    Yields what grades the completions of each task, by its name; its processes end with the context.
+
+    `evaluate` enters this before it loads a model: whoever lacks a sandbox, or a package, learns it now.
+    """
+    found: Graded = {}
+    with ExitStack() as stack:
+        mathematics = None
+        for task in tasks:
+            if task.kind == "exact":
+                found[task.name] = by_text(task), {"name": "exact", "version": None, "limit": None}
+            elif task.kind == "code":
+                found[task.name] = by_tests(task, workers, sandbox, evalplus_python, stack)
+            else:
+                from .grading import Graders, describe
+
+                mathematics = mathematics or stack.enter_context(Graders(workers, GRADER_SECONDS))
+                found[task.name] = by_mathematics(task, mathematics), describe(GRADER_SECONDS)
+        yield found
+
+
+def by_text(task: Task) -> engine.Grade:
+    """Returns the grader of a task whose answers must be equal as text."""
+    from .grading import exact
+
+    async def grade(problem: Problem, text: str) -> engine.Graded:
+        answer = found_answer(text, task)
+        return engine.Graded(answer, exact(problem.gold, answer) if answer is not None else "no answer")
+
+    return grade
+
+
+def by_mathematics(task: Task, processes: Any) -> engine.Grade:
+    """Returns the grader of a task whose answers must be equal to math-verify."""
     import anyio
 
-    if task.kind == "code":
-        from .code import CodeGraders
-
-        tests = stack.enter_context(CodeGraders(task, sandbox, workers=workers))
-
-        async def by_tests(problem: Problem, text: str) -> tuple[str | None, str]:
-            return await anyio.to_thread.run_sync(tests.grade, problem, text, abandon_on_cancel=True)
-
-        return by_tests
-
-    from .grading import Graders, exact
-
-    if task.kind == "exact":
-
-        async def by_text(problem: Problem, text: str) -> tuple[str | None, str]:
-            answer = found_answer(text, task)
-            return answer, exact(problem.gold, answer) if answer is not None else "no answer"
-
-        return by_text
-
-    processes = stack.enter_context(Graders(workers, GRADER_SECONDS))
-
-    async def by_mathematics(problem: Problem, text: str) -> tuple[str | None, str]:
+    async def grade(problem: Problem, text: str) -> engine.Graded:
         answer = found_answer(text, task)
         if answer is None:
-            return None, "no answer"
+            return engine.Graded(None, "no answer")
         verdict = await anyio.to_thread.run_sync(processes.grade, problem.gold, answer, abandon_on_cancel=True)
-        return answer, verdict
+        return engine.Graded(answer, verdict)
 
-    return by_mathematics
+    return grade
 
 
-def grader_facts(task: Task, sandbox: str | None) -> dict[str, Any]:
-    """Returns what results.json says of the grader of a task."""
-    if task.kind == "exact":
-        return {"name": "exact", "version": None, "limit": None}
-    if task.kind == "code":
-        from .code import describe as describe_tests
+def by_tests(
+    task: Task, workers: int, sandbox: str | None, evalplus_python: str | None, stack: ExitStack
+) -> tuple[engine.Grade, dict[str, Any]]:
+    """Returns the grader of a task of code, which runs tests in a sandbox, and its facts."""
+    import anyio
 
-        return describe_tests(sandbox)
-    from .grading import describe
+    from .code import CodeGraders, find_interpreter
+    from .sandbox import make_sandbox
 
-    return describe(GRADER_SECONDS)
+    where = make_sandbox(sandbox)
+    tests = stack.enter_context(CodeGraders(Path(task.source), where, find_interpreter(evalplus_python), workers))
+
+    async def grade(problem: Problem, text: str) -> engine.Graded:
+        program = found_answer(text, task)
+        if program is None:
+            return engine.Graded(None, "no answer")
+        found = await anyio.to_thread.run_sync(tests.grade, problem.id, program, abandon_on_cancel=True)
+        return engine.Graded(program, found.verdict, f"base: {found.base}. {found.note}".strip())
+
+    facts = tests.facts()
+    return grade, {**facts, "limit": facts["seconds"]}
 
 
 def job(
@@ -385,11 +420,12 @@ def job(
     batch_size: int,
     dtype: str,
     device: str | None,
-    sandbox: str | None,
+    grader: dict[str, Any],
     trust_remote_code: bool,
+    vllm_url: str | None,
 ) -> "Job":
     """Returns what is asked of one model on one task, with all that makes its numbers."""
-    from .provider import device_kind, dtype_of, rendered_example
+    from .provider import device_kind, rendered_example
 
     prompts = tuple(prompt_text(problem, task, style) for problem in task.problems)
     kind = device_kind(device)
@@ -403,8 +439,8 @@ def job(
         },
         "backend": {
             "name": backend,
-            "versions": serving.versions(),
-            "dtype": dtype_of(model.folder, dtype, trust_remote_code),
+            "versions": serving.versions(**({"url": vllm_url} if vllm_url else {})),
+            "dtype": serving.dtype_used(model.folder, dtype, device, trust_remote_code),
             "device": kind,
         },
         "sampling": {
@@ -415,12 +451,12 @@ def job(
             "max_new_tokens": max_new_tokens,
             "seed": seed,
         },
-        "grader": grader_facts(task, sandbox),
+        "grader": grader,
         "versions": versions(),
     }
     sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, **serving.extra(thinking)}
     where = folder / "logs" / model.label
-    return engine.Job(task, where, facts, prompts, n, seed, sampling, connections=2 * batch_size)
+    return engine.Job(task, where, facts, prompts, n, seed, sampling, connections=serving.connections(batch_size))
 
 
 # Checks
@@ -486,7 +522,7 @@ def check_settings(
 
 
 def check_tasks(tasks: list[Task], sandbox: str | None) -> None:
-    """Refuses two tasks of one name, and code without a sandbox."""
+    """Refuses two tasks of one name, and a sandbox that there is not."""
     names = [task.name for task in tasks]
     twice = [name for index, name in enumerate(names) if name in names[:index]]
     if twice:
@@ -495,10 +531,6 @@ def check_tasks(tasks: list[Task], sandbox: str | None) -> None:
         )
     if sandbox is not None and sandbox not in SANDBOXES:
         raise ValueError(f"--sandbox {sandbox}: there are {', '.join(SANDBOXES)}.{did_you_mean(sandbox, SANDBOXES)}")
-    if any(task.kind == "code" for task in tasks):
-        from .code import check
-
-        check(sandbox)
 
 
 def check_log(model: Model, job: "Job") -> None:
