@@ -213,6 +213,14 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
         sys.path.append(os.getcwd())
         reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
 
+    callbacks = []
+    with found.check("accuracy"):
+        if training_args.accuracy_task is not None:
+            from fire_opd_trl.evaluation.evaluate.accuracy import AccuracyCallback
+
+            callbacks = [AccuracyCallback.of(training_args)]
+            found.record("accuracy", callbacks[0].described())
+
     quantization_config = peft_config = None
     with found.check("packages"):
         needs = {"use_peft": "peft", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
@@ -243,6 +251,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
         "reward_funcs": reward_funcs,
+        "callbacks": callbacks,
         "quantization_config": quantization_config,
         "peft_config": peft_config,
     }

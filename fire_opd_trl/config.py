@@ -365,6 +365,72 @@ class FiReOPDConfig(GRPOConfig):
         "Give a whole number of megabytes of at least 1, for example 200.",
     )
 
+    # How good the student is by now
+    accuracy_task: str | None = described(
+        None,
+        "Problems on which the student is measured while it trains, by the engine that samples for training: a task "
+        "of `fire-opd evaluate` (math500, aime24, ...), or a jsonl file whose rows have `problem` and `answer`. "
+        "metrics.jsonl and trackers get Avg@n with its standard error. Needs fire-opd-trl[eval].",
+        unset_or(is_text),
+        "Give the name of a task or a jsonl file, or leave it unset.",
+    )
+    accuracy_steps: int = described(
+        50,
+        "With accuracy_task: measure after every so many optimizer steps; also before the first step and after the "
+        "last one.",
+        whole_number(1),
+        "Give a whole number of at least 1, for example 50.",
+    )
+    accuracy_n: int = described(
+        4,
+        "With accuracy_task: answers that are sampled to each problem.",
+        whole_number(1),
+        "Give a whole number of at least 1, for example 4.",
+    )
+    accuracy_limit: int | None = described(
+        None,
+        "With accuracy_task: only the first so many problems. By default all of them.",
+        unset_or(whole_number(1)),
+        "Give a whole number of at least 1, or leave it unset.",
+    )
+    accuracy_data_dir: str | None = described(
+        None,
+        "With accuracy_task: folder with the files of the tasks, as `fire-opd evaluate --data_dir` takes it.",
+        unset_or(is_text),
+        "Give a folder, or leave it unset.",
+    )
+    accuracy_temperature: float = described(
+        1.0,
+        "With accuracy_task: temperature of its answers, whatever that of training is. 0 takes the likeliest token.",
+        number(0),
+        "Give a number of at least 0, for example 1.0.",
+    )
+    accuracy_top_p: float = described(
+        1.0,
+        "With accuracy_task: share of the distribution that its answers are sampled from.",
+        number(1e-6, 1),
+        "Give a share in (0, 1]; 1.0 samples the whole distribution.",
+    )
+    accuracy_max_new_tokens: int | None = described(
+        None,
+        "With accuracy_task: longest of its answers, in tokens. By default max_completion_length.",
+        unset_or(whole_number(1)),
+        "Give a whole number of at least 1, or leave it unset.",
+    )
+    accuracy_prompt_style: str | None = described(
+        None,
+        "With accuracy_task: what is added to a problem, as `fire-opd evaluate --prompt_style` takes it. By default "
+        "that of the task.",
+        unset_or(is_text),
+        "Give a style of `fire-opd evaluate`, or leave it unset.",
+    )
+    keep_best: bool = described(
+        True,
+        "With accuracy_task: keep the model of the best measurement in the folder best of output_dir. The best of "
+        "several noisy numbers looks better than the model is: measure it again, with `fire-opd evaluate`.",
+        *YES_OR_NO,
+    )
+
     # What fails in silence
     allow_guessing_teacher: bool = described(
         False,

@@ -198,6 +198,15 @@ READ_WITH = {
     "ref_model_mixup_alpha": "sync_ref_model",
     "ref_model_sync_steps": "sync_ref_model",
     "log_rollouts_megabytes": "log_rollouts",
+    "accuracy_steps": "accuracy_task",
+    "accuracy_n": "accuracy_task",
+    "accuracy_limit": "accuracy_task",
+    "accuracy_data_dir": "accuracy_task",
+    "accuracy_temperature": "accuracy_task",
+    "accuracy_top_p": "accuracy_task",
+    "accuracy_max_new_tokens": "accuracy_task",
+    "accuracy_prompt_style": "accuracy_task",
+    "keep_best": "accuracy_task",
 }
 READ_BY_THE_POLICY_GRADIENT = {
     "epsilon", "epsilon_high", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",

@@ -1,4 +1,7 @@
-"""FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. The only file that knows GRPOTrainer's insides."""
+"""
+FiReOPDTrainer: GRPO's rollouts, this library's signal and loss. Only this file and sampling.py know GRPOTrainer's
+insides.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,6 +54,7 @@ from .logs import (
 from .progress import leave_out_noise, show_progress
 from .record import RunRecord, facts_of
 from .recorder import RolloutRecorder
+from .sampling import hand_out_samplers
 from .watchdogs import WatchdogCallback
 
 
@@ -85,7 +89,8 @@ class FiReOPDTrainer(GRPOTrainer):
 
     - `__init__`: checks everything before a model is loaded; then loads the teachers beside the student.
     - `create_accelerator_and_postprocess`: under FSDP 2 no model rounds its outputs.
-    - `train`: starts without anything that an earlier run has left over, and records how it ended.
+    - `train`: starts without anything that an earlier run has left over, gives callbacks that sample what they sample
+      with, and records how it ended.
     - `create_model_card`: says what was distilled into what, from which data, how, and with which result.
     - `_send_telemetry`: sends nothing.
     - `_get_dataloader`: lets every rank read the whole of a stream.
@@ -218,6 +223,7 @@ class FiReOPDTrainer(GRPOTrainer):
     def train(self, *args, **kwargs):
         self._buffered_inputs, self._step_sums = None, StepSums(self.world)  # nothing is left over from before
         self._last_loaded_step = -1  # nor in vLLM: a second run's steps are counted from 0 again, its weights are not
+        hand_out_samplers(self)
         with self._record.of_failure(self.args):
             output = super().train(*args, **kwargs)
             if isinstance(self.train_dataset, IterableDataset) and self.state.global_step == 0:

@@ -184,6 +184,10 @@ def built(case: dict, output_dir: str, **kwargs):
             # many rows are multiplied together: losses of two layouts then differ by 1e-5 for no fault of theirs.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+    if case.get("accuracy"):
+        from fire_opd_trl.evaluation.evaluate.accuracy import AccuracyCallback
+
+        trainer.add_callback(AccuracyCallback(**case["accuracy"]))
     if case.get("watch_experts"):
         trainer.experts = watched_experts(trainer)
     if case.get("watch_outputs"):
@@ -314,6 +318,7 @@ def result(trainer) -> dict:
         "loss": [log["loss"] for log in logs],
         "grad_norm": [float(log["grad_norm"]) for log in logs],
         "metrics": logs,
+        "accuracy": [log for log in trainer.state.log_history if any(key.startswith("accuracy/") for key in log)],
         "survivors_of_ranks": survivors,
         "records": recorded(trainer.args.output_dir),
         "trained": trained_rows(trainer),

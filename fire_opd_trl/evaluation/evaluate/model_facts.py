@@ -1,0 +1,121 @@
+"""What a model is, as hashes of its files: two numbers are of one model if these are equal."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+PACKAGES = (
+    "fire-opd-trl",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "inspect-ai",
+    "math-verify",
+    "latex2sympy2_extended",
+)
+
+
+def model_folder(name: str) -> Path:
+    """
+    Returns the folder of a model. `run` calls this before it loads anything.
+
+    Args:
+        name (`str`): A folder, or the name of a model on the Hub, which is then fetched whole.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ValueError(f"--model {name}: the folder has no config.json, so that it is no model. {_inside(path)}")
+        if not _files(path, WEIGHTS):
+            raise ValueError(f"--model {name}: the folder has no weights (*.safetensors or *.bin). {_inside(path)}")
+        return path
+    if path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
+        raise ValueError(f"--model {name}: there is no such folder.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--model {name}: there is no such folder, and the Hub does not give it: {why}") from error
+
+
+def _inside(path: Path) -> str:
+    """Returns a hint: training folders hold their models one level below."""
+    inner = sorted(one.parent.name for one in path.glob("*/config.json"))
+    return f"Below it are {', '.join(inner[:5])}." if inner else "Give the folder that save_pretrained wrote."
+
+
+def model_facts(path: Path) -> dict[str, str | None]:
+    """Returns the hashes of a model's files; `None` for what it does not have."""
+    facts = {
+        "weights_sha256": _hash(_files(path, WEIGHTS)),
+        "config_sha256": _hash(_files(path, ("config.json", "adapter_config.json"))),
+        "generation_config_sha256": _hash(_files(path, ("generation_config.json",))),
+        "tokenizer_sha256": _hash(_files(path, TOKENIZER)),
+        "chat_template_sha256": _chat_template(path),
+    }
+    adapter = path / "adapter_config.json"
+    if adapter.is_file() and not (path / "config.json").is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        facts["base"] = base
+        if Path(base).is_dir():
+            facts["base_weights_sha256"] = _hash(_files(Path(base), WEIGHTS))
+    return facts
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Returns the versions of Python and of the packages that are installed among those named."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _files(path: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+
+
+def _hash(files: list[Path]) -> str | None:
+    """Returns the sha256 over names and contents, in the order of the names."""
+    if not files:
+        return None
+    whole = hashlib.sha256()
+    for file in files:
+        content = hashlib.sha256()
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                content.update(block)
+        whole.update(f"{file.name}\0{content.hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _chat_template(path: Path) -> str | None:
+    """Returns the hash of the chat template, which is a file of its own or stands in the tokenizer's config."""
+    own = path / "chat_template.jinja"
+    if own.is_file():
+        return hashlib.sha256(own.read_bytes()).hexdigest()
+    config = path / "tokenizer_config.json"
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    if template is None:
+        return None
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,213 @@
+"""What the numbers of an evaluation say, and what they do not say, in sentences: for the terminal and for the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..templates import number
+from .results import Table
+
+
+FEW_PROBLEMS = 50  # below, the intervals are wide and rest on an approximation
+OFTEN_CUT = 0.05  # of the samples: more may hide an ability that longer answers would show
+MOST_SENTENCES = 6  # about single differences; beyond, they are gathered
+MOST_NAMES = 3  # in one sentence
+KINDS = {"higher": "above", "lower": "below"}
+
+
+def percent(share: float | None) -> str:
+    """Returns a share as a number of percent, or a dash."""
+    return number(share if share is None else 100 * share, "{:.1f}")
+
+
+def points(share: float | None) -> str:
+    """Returns a difference of shares as points with their sign, or a dash."""
+    text = number(share if share is None else 100 * share, "{:+.1f}")
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def interval(ends: list[float | None], form=percent) -> str:
+    """Returns the two ends of an interval, or nothing where there is none."""
+    return "" if len(ends) != 2 or None in ends else f"[{form(ends[0])}, {form(ends[1])}]"
+
+
+def settings_in_words(settings: dict[str, Any]) -> str:
+    """Returns the heading of a table: what all its numbers share."""
+    n, top_k = settings["n"], settings["top_k"]
+    return (
+        f"{settings['backend']}, prompt style {settings['prompt_style']}, "
+        f"thinking {'on' if settings['thinking'] else 'off'}; {n} {'sample' if n == 1 else 'samples'} a problem at "
+        f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, "
+        f"top-k {'off' if top_k in (None, -1, 0) else top_k}, at most {settings['max_new_tokens']:,} new tokens"
+    )
+
+
+def differing(tables: list[Table]) -> str:
+    """Returns why there are several tables, or nothing where there is one."""
+    names = [name for name in tables[0].settings if len({str(table.settings[name]) for table in tables}) > 1]
+    words = {"max_new_tokens": "limit of new tokens", "prompt_style": "prompt style", "n": "number of samples"}
+    what = [words.get(name, name.replace("_", "-")) for name in names] or ["data or grader"]
+    return (
+        ""
+        if len(tables) == 1
+        else f"There are {len(tables)} tables, since numbers with another {listed(what, 'or')} may not be compared."
+    )
+
+
+def listed(words: list[str], last: str = "and") -> str:
+    """Returns words with commas, and with `and` or another word before the last."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def size(entry: dict) -> str:
+    """Returns how much was asked."""
+    count, n = entry["task"]["problems"], entry["sampling"]["n"]
+    return f"{count} {'problem' if count == 1 else 'problems'} × {n} {'sample' if n == 1 else 'samples'}"
+
+
+def name_of(entry: dict) -> str:
+    """Returns which model and which task a number is of."""
+    return f"{entry['model']['label']} on {entry['task']['name']}"
+
+
+def what_can_be_said(table: Table) -> list[str]:
+    """Returns the sentences that the numbers of a table allow, the clearest first."""
+    if len(table.models) == 1:
+        return [of_one_model(entry) for entry in table.entries]
+    clear = [one for one in table.differences if one["verdict"] in KINDS]
+    rest = [one for one in table.differences if one["verdict"] not in KINDS]
+    if len(table.differences) <= MOST_SENTENCES:
+        return [of_difference(table, one) for one in [*clear, *rest]]
+    return [gathered(table, second) for second in table.models[1:]]
+
+
+def of_one_model(entry: dict) -> str:
+    """Returns the sentence about a model that nothing is compared with."""
+    summary, ends = entry["summary"], interval(entry["summary"]["interval"])
+    return (
+        f"{entry['model']['label']} answers {percent(summary['avg'])} % of {entry['task']['name']} rightly "
+        f"(Avg@{summary['n']}), {f'95 % interval {ends}' if ends else 'without an interval'}, {size(entry)}."
+    )
+
+
+def of_difference(table: Table, one: dict) -> str:
+    """Returns the sentence about one difference."""
+    first, second, task = one["first"], one["second"], one["task"]
+    asked = size(table.of_task(task)[0])
+    if one["difference"] is None:
+        return f"{first} and {second} have no problem of {task} in common: nothing can be said."
+    far = f"{abs(100 * one['difference']):.1f} points"
+    side = "above" if one["difference"] >= 0 else "below"
+    ends = interval(one["interval"], points)
+    if one["verdict"] in KINDS:
+        return f"{second} is {far} {side} {first} on {task}, 95 % interval {ends}, {asked}."
+    if one["verdict"] == "none":
+        return f"{second} is {far} {side} {first} on {task}, without an interval: {asked} are too few."
+    return (
+        f"{second} and {first} are not distinguishable on {task}: {second} is {far} {side}, 95 % interval {ends}, "
+        f"{asked}."
+    )
+
+
+def gathered(table: Table, second: str) -> str:
+    """Returns one sentence about all differences of one model to the first."""
+    ours = [one for one in table.differences if one["second"] == second]
+    parts = []
+    for verdict, words in (
+        *((kind, f"distinguishably {word}") for kind, word in KINDS.items()),
+        ("unclear", "not distinguishable"),
+        ("none", "no interval"),
+    ):
+        tasks = [f"{one['task']} ({points(one['difference'])})" for one in ours if one["verdict"] == verdict]
+        if tasks:
+            parts.append(f"{words} on {listed(tasks)}")
+    return f"{second} against {table.models[0]}: {'; '.join(parts)}."
+
+
+def what_cannot_be_said(table: Table) -> list[str]:
+    """Returns what a reader might conclude from a table, and should not."""
+    sentences = []
+    if len(table.models) == 1:
+        sentences.append("One model alone says nothing about progress: evaluate the model that it came from, too.")
+    unclear = [one for one in table.differences if one["verdict"] == "unclear"]
+    if unclear:
+        widest = max(unclear, key=half_width)
+        sentences.append(
+            "“Not distinguishable” does not mean equal: a difference of less than about "
+            f"{100 * half_width(widest):.1f} points on {widest['task']} cannot be seen with these problems and samples."
+        )
+    sentences.append(
+        "The intervals say how far the numbers would move with other problems of the same kind and other samples. "
+        "They say nothing about another seed of the training, which may give a better or a worse model."
+    )
+    small = [task for task in table.tasks if table.of_task(task)[0]["task"]["problems"] < FEW_PROBLEMS]
+    if small:
+        names = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
+        sentences.append(
+            f"{names} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
+            "few is wide, and only roughly one of 95 %."
+        )
+    cut = [entry for entry in table.entries if (entry["summary"]["truncated"] or 0) > OFTEN_CUT]
+    if cut:
+        most = sorted(cut, key=lambda one: -one["summary"]["truncated"])[:MOST_NAMES]
+        names = [f"{name_of(one)} {100 * one['summary']['truncated']:.0f} %" for one in most]
+        sentences.append(
+            f"Many samples were cut off at {table.settings['max_new_tokens']:,} tokens; without an answer before that "
+            f"they count as wrong. {'Cut off' if len(most) == len(cut) else 'Most often cut off'}: {listed(names)}. A "
+            "higher limit may change the numbers and their order."
+        )
+    return sentences
+
+
+def half_width(difference: dict) -> float:
+    """Returns half of the width of an interval."""
+    low, high = difference["interval"]
+    return (high - low) / 2
+
+
+def warnings(table: Table) -> list[str]:
+    """Returns what is wrong with the numbers of a table: samples that are missing, and answers that nobody graded."""
+    sentences = []
+    for entry in table.entries:
+        summary, name = entry["summary"], name_of(entry)
+        asked = entry["task"]["problems"] * entry["sampling"]["n"]
+        if entry["status"] == "partial":
+            sentences.append(
+                f"{name} is partial: {summary['missing']} of {asked} samples are missing, and all its numbers are "
+                "over the others. The same command goes on where it was."
+            )
+        for count, what in (
+            (summary["timeouts"], "took the grader longer than its limit"),
+            (summary["deaths"], "killed the grader"),
+        ):
+            if count:
+                answers, counted = ("answer", "counts") if count == 1 else ("answers", "count")
+                sentences.append(f"{name}: {count} {answers} of {asked} {what}, and {counted} as wrong.")
+    return sentences
+
+
+def notes(table: Table) -> list[str]:
+    """Returns what differs inside a table, although its numbers may be compared."""
+    sentences = []
+    for name, of in (
+        ("seed", lambda one: one["sampling"]["seed"]),
+        ("dtype", lambda one: one["backend"]["dtype"]),
+        ("device", lambda one: one["backend"]["device"]),
+        ("versions of the backend", lambda one: one["backend"]["versions"]),
+        ("versions of the packages", lambda one: one["versions"]),
+        ("version of the grader", lambda one: [one["grader"][key] for key in ("name", "version", "limit")]),
+    ):
+        if name == "version of the grader":
+            groups = [table.of_task(task) for task in table.tasks]
+        else:
+            groups = [table.entries]
+        if any(len({str(of(one)) for one in group}) > 1 for group in groups):
+            sentences.append(f"The {name} {'differ' if name.startswith('versions') else 'differs'} within this table.")
+    return sentences
+
+
+def verdict_in_words(difference: dict) -> str:
+    """Returns the verdict of a difference for a cell of a table."""
+    p = difference["p_holm"] if difference["p_holm"] is not None else difference["p"]
+    word = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}[difference["verdict"]]
+    return word if p is None else f"{word}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"

@@ -1,0 +1,297 @@
+"""
+The backend `vllm` without vLLM: the command line, the end of the server in all circumstances, what requests say, and
+what a user reads when it fails. A script stands for the server; the real one is tested in `engine/test_evaluate.py`.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import textwrap
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from tokenizers import processors
+
+from fire_opd_trl.demo import task
+from fire_opd_trl.evaluation.evaluate import vllm
+from fire_opd_trl.trainer.ending import Refusal
+
+
+SERVER = """
+    import json, os, sys, time
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    if os.environ.get("FAKE") == "dies":
+        print("INFO 11-28 01:04:07 [core.py:10] loading")
+        print("(EngineCore pid=7) ERROR 11-28 01:04:08 [core.py:99] torch.OutOfMemoryError: CUDA out of memory.")
+        print("(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.")
+        sys.exit(1)
+    if os.environ.get("FAKE") == "hangs":
+        print("INFO loading weights", flush=True)
+        time.sleep(60)
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, code, body):
+            data = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self):
+            if self.path == "/v1/models":
+                if self.headers["Authorization"] != "Bearer " + os.environ["VLLM_API_KEY"]:
+                    return self.answer(401, {})
+                return self.answer(200, {"data": [{"id": "model", "max_model_len": 40}]})
+            self.answer(200, {"version": "0.0", "environment": dict(os.environ), "arguments": sys.argv[1:]})
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if asked["seed"] == 1:
+                os._exit(137)
+            if asked["seed"] == 2:
+                time.sleep(3)
+            if asked["seed"] == 3:
+                return self.answer(400, {"error": "no"})
+            choice = {"token_ids": [7, 8, 1], "finish_reason": "stop", "asked": asked}
+            self.answer(200, {"choices": [choice]})
+
+        def log_message(self, *args):
+            pass
+
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    host = sys.argv[sys.argv.index("--host") + 1]
+    ThreadingHTTPServer((host, port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fake") / "vllm"
+    path.write_text(f"#!{sys.executable} -S\n{textwrap.dedent(SERVER)}")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def fake(script, monkeypatch):
+    """Lets the script stand for `vllm`; the environment's variable FAKE says how it behaves."""
+    monkeypatch.setattr(vllm, "executable", lambda: script)
+    return lambda how: monkeypatch.setenv("FAKE", how)
+
+
+def alive(pids) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def with_children(process) -> list[int]:
+    return [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+
+
+def wait_until(condition, seconds=10.0) -> bool:
+    began = time.monotonic()
+    while not condition() and time.monotonic() - began < seconds:
+        time.sleep(0.05)
+    return condition()
+
+
+# The command
+
+
+def test_the_server_listens_on_the_loopback_interface_and_takes_nothing_of_the_generation_config(fake):
+    command = vllm.command_line("models/one", 4711, 20480, "bfloat16", arguments=["--tensor-parallel-size", "2"])
+    asked = dict(zip(command[3::2], command[4::2], strict=False))
+    assert command[1:3] == ["serve", "models/one"] and asked["--host"] == "127.0.0.1" and asked["--port"] == "4711"
+    assert (asked["--generation-config"], asked["--max-model-len"], asked["--dtype"]) == ("vllm", "20480", "bfloat16")
+    assert command[-2:] == ["--tensor-parallel-size", "2"] and "--trust-remote-code" not in command
+    assert "--trust-remote-code" in vllm.command_line("one", 1, 2, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("--host 0.0.0.0", r"--host cannot be given: the server listens on 127\.0\.0\.1 alone"),
+        (["--api_key=x"], "--api_key cannot be given: a random key is made"),
+        ("--generation-config auto", "nothing of the model's generation config"),
+        ("--no-trust-remote-code", "--trust_remote_code says it"),
+        ("tensor-parallel-size 2", "'tensor-parallel-size': these are arguments of `vllm serve`"),
+        ("--quantization 'fp8", "No closing quotation"),
+    ],
+)
+def test_arguments_that_are_not_the_users_to_give(given, why):
+    with pytest.raises(Refusal, match=why):
+        vllm.checked_arguments(given)
+
+
+def test_other_arguments_pass_through():
+    text = "--tensor-parallel-size 2 -dp=4 --max-model-len 4096 --hf-overrides '{\"a\": 1}'"
+    assert vllm.checked_arguments(text)[:3] == ["--tensor-parallel-size", "2", "-dp=4"]
+    assert vllm.checked_arguments(text)[-1] == '{"a": 1}'
+    assert vllm.checked_arguments("") == []
+
+
+def test_without_vllm_the_refusal_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refusal, match=r"pip install fire-opd-trl\[vllm\].*--vllm_url"):
+        vllm.executable()
+    (tmp_path / "vllm").touch(0o755)
+    assert vllm.executable() == str(tmp_path / "vllm")
+
+
+# Start and end
+
+
+def test_a_server_is_ready_is_asked_with_its_key_and_ends_with_the_block(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # no proxy stands before the own server
+    log, said = tmp_path / "new" / "vllm.log", []
+    with vllm.serving(str(tmp_path), 40, log, say=said.append) as server:
+        assert (server.model, server.max_model_len, server.version) == ("model", 40, "0.0")
+        started = with_children(server.process)
+        listening = [one.laddr for pid in started for one in psutil.Process(pid).net_connections("tcp")]
+        assert [address.ip for address in listening if f":{address.port}" in server.url] == ["127.0.0.1"]
+        seen = server.get("/seen").json()
+        assert not any(server.key in argument for argument in seen["arguments"]) and len(server.key) > 40
+        expected = {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+        assert expected.items() <= seen["environment"].items() and "VLLM_SERVER_DEV_MODE" not in seen["environment"]
+        assert os.getpgid(server.process.pid) == server.process.pid != os.getpgid(0)
+    assert len(started) == 2 and not alive(started)
+    assert str(log) in said[0] and "serve" in log.read_text() and server.key not in log.read_text()
+
+
+def test_a_server_ends_when_the_block_raises(fake, tmp_path):
+    with pytest.raises(KeyboardInterrupt), vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+        started = with_children(server.process)
+        raise KeyboardInterrupt
+    assert len(started) == 2 and not alive(started)
+
+
+def test_a_server_ends_when_its_owner_is_killed(fake, tmp_path):
+    reader, writer = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        with vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+            os.write(writer, json.dumps(with_children(server.process)).encode())
+            time.sleep(60)
+        os._exit(0)
+    try:
+        started = json.loads(os.read(reader, 1000))
+        assert len(alive(started)) == 2
+    finally:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        os.close(reader), os.close(writer)
+    assert wait_until(lambda: not alive(started))
+
+
+def test_a_server_that_dies_says_the_first_cause_what_helps_and_its_last_lines(fake, tmp_path):
+    fake("dies")
+    with pytest.raises(RuntimeError) as error, vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str):
+        pass
+    sentence, *last = str(error.value).splitlines()
+    assert sentence.startswith("vLLM's server has ended with exit code 1. torch.OutOfMemoryError: CUDA out of memory.")
+    assert "--gpu-memory-utilization" in sentence and str(tmp_path / "log") in last[0]
+    assert last[-1].endswith("See root cause above.") and len(last) <= 16
+
+
+def test_a_server_that_is_not_ready_in_time_is_ended_and_says_meanwhile_what_it_does(fake, tmp_path, monkeypatch):
+    fake("hangs")
+    pids, said, end = [], [], vllm.end
+    monkeypatch.setattr(vllm, "end", lambda process: (pids.extend(with_children(process)), end(process)))
+    wait = vllm.wait_until_ready
+    monkeypatch.setattr(vllm, "wait_until_ready", lambda *args: wait(*args, every=0.1))
+    with (
+        pytest.raises(RuntimeError, match=r"not become ready within 1 s(.|\n)*INFO loading weights"),
+        vllm.serving(str(tmp_path), 40, tmp_path / "log", start_within=0.8, say=said.append),
+    ):
+        pass
+    assert len(pids) == 2 and not alive(pids)
+    assert any(line.endswith("INFO loading weights") for line in said)
+
+
+# Requests
+
+
+PROMPT = [5, 6, 7]
+
+
+def asking(server, seed, **settings):
+    sampler = vllm.Sampler(server, task.build_tokenizer(), {1, 9}, **settings)
+    config = SimpleNamespace(seed=seed, max_tokens=100, temperature=0.7, top_p=None)
+    return lambda: asyncio.run(sampler.answer(sampler.request(PROMPT, config)))
+
+
+@pytest.fixture
+def server(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "PAUSE", 0.1)
+    with vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+        yield server
+
+
+def test_a_request_names_every_setting_and_another_loop_may_ask(server):
+    ask = asking(server, seed=12)
+    asked = ask()["asked"]
+    assert ask()["asked"] == asked  # a second event loop
+    assert (asked["seed"], asked["temperature"], asked["top_p"]) == (12, 0.7, 1.0)
+    assert (asked["top_k"], asked["min_p"], asked["repetition_penalty"]) == (-1, 0.0, 1.0)
+    assert asked["max_tokens"] == 37, "as many as there is room for"
+    assert asked["prompt"] == PROMPT and asked["stop_token_ids"] == [1, 9]
+
+
+def test_a_slow_answer_has_two_hours_or_what_is_said(server):
+    async def timeouts():
+        return vllm.Sampler(server, None, {1}).connected().timeout
+
+    assert set(asyncio.run(timeouts()).as_dict().values()) == {7200.0}
+    with pytest.raises(RuntimeError, match="did not answer, 3 times: no answer within 0 s"):
+        asking(server, seed=2, timeout=0.1)()
+
+
+def test_a_refused_request_is_not_repeated_and_a_dead_server_is_named(server):
+    with pytest.raises(RuntimeError, match="refuses a request, 400: .*no"):
+        asking(server, seed=3)()
+    with pytest.raises(RuntimeError, match="ended with exit code 137. There is not enough memory"):
+        asking(server, seed=1)()
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    sampler = vllm.Sampler(vllm.Server("http://127.0.0.1:1", max_model_len=4), None, {1})
+    config = SimpleNamespace(seed=0, max_tokens=8, temperature=1.0, top_p=1.0)
+    assert sampler.request([1, 2, 3], config)["max_tokens"] == 1
+    with pytest.raises(ValueError, match="4 tokens, and the server's limit is 4"):
+        sampler.request([1, 2, 3, 4], config)
+    with pytest.raises(ValueError, match="empty"):
+        sampler.request([], config)
+
+
+def test_prompts_have_one_beginning_token_and_know_whether_to_think():
+    tokenizer = task.build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    messages = [{"role": "user", "content": "1+2="}]
+    ids = lambda thinking: tokenizer.decode(vllm.prompt_ids(tokenizer, messages, thinking))  # noqa: E731
+    assert ids(False) == "<eos>1+2="
+    tokenizer.chat_template = "<eos>{{ messages[0].content }}{% if not enable_thinking %};;{% endif %}"
+    assert (ids(False), ids(True)) == ("<eos>1+2=;;", "<eos>1+2=")
+
+
+# A server that runs elsewhere
+
+
+def test_the_address_of_another_server(server, monkeypatch):
+    other = vllm.Server(server.url, "wrong")
+    with pytest.raises(Refusal, match="wants a key: set VLLM_API_KEY"):
+        vllm.check_reachable(other)
+    other = vllm.Server(server.url, server.key)
+    vllm.check_reachable(other)
+    assert (other.model, other.max_model_len, other.dead) == ("model", 40, False)
+    with pytest.raises(Refusal, match="serves 1 models, and it must be one: 'model'"):
+        vllm.check_reachable(vllm.Server(server.url, server.key, model="another"))
+    with pytest.raises(Refusal, match="--vllm_url http://127.0.0.1:9: no vLLM server answers there"):
+        vllm.check_reachable(vllm.Server("http://127.0.0.1:9"))
