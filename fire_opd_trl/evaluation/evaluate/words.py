@@ -133,8 +133,9 @@ def what_cannot_be_said(table: Table) -> list[str]:
     if unclear:
         widest = max(unclear, key=half_width)
         sentences.append(
-            "“Not distinguishable” does not mean equal: a difference of less than about "
-            f"{100 * half_width(widest):.1f} points on {widest['task']} cannot be seen with these problems and samples."
+            "“Not distinguishable” does not mean equal: on "
+            f"{widest['task']}, a difference of less than about {100 * half_width(widest):.1f} points cannot be seen "
+            "with these problems and samples."
         )
     sentences.append(
         "The intervals say how far the numbers would move with other problems of the same kind and other samples. "
@@ -145,7 +146,7 @@ def what_cannot_be_said(table: Table) -> list[str]:
         names = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
         sentences.append(
             f"{names} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
-            "few is wide, and only roughly one of 95 %."
+            "few is wide, and more samples of each problem hardly help; more problems do."
         )
     cut = [entry for entry in table.entries if (entry["summary"]["truncated"] or 0) > OFTEN_CUT]
     if cut:
@@ -195,13 +196,8 @@ def notes(table: Table) -> list[str]:
         ("device", lambda one: one["backend"]["device"]),
         ("versions of the backend", lambda one: one["backend"]["versions"]),
         ("versions of the packages", lambda one: one["versions"]),
-        ("version of the grader", lambda one: [one["grader"][key] for key in ("name", "version", "limit")]),
     ):
-        if name == "version of the grader":
-            groups = [table.of_task(task) for task in table.tasks]
-        else:
-            groups = [table.entries]
-        if any(len({str(of(one)) for one in group}) > 1 for group in groups):
+        if len({str(of(one)) for one in table.entries}) > 1:
             sentences.append(f"The {name} {'differ' if name.startswith('versions') else 'differs'} within this table.")
     return sentences
 
