@@ -103,10 +103,8 @@ def of_difference(table: Table, one: dict) -> str:
         return f"{second} is {far} {side} {first} on {task}, 95 % interval {ends}, {asked}."
     if one["verdict"] == "none":
         return f"{second} is {far} {side} {first} on {task}, without an interval: {asked} are too few."
-    return (
-        f"{second} and {first} are not distinguishable on {task}: {second} is {far} {side}, 95 % interval {ends}, "
-        f"{asked}."
-    )
+    apart = f"{second} is {far} {side}" if far != "0.0 points" else "they are 0.0 points apart"
+    return f"{second} and {first} are not distinguishable on {task}: {apart}, 95 % interval {ends}, {asked}."
 
 
 def gathered(table: Table, second: str) -> str:
@@ -143,9 +141,9 @@ def what_cannot_be_said(table: Table) -> list[str]:
     )
     small = [task for task in table.tasks if table.of_task(task)[0]["task"]["problems"] < FEW_PROBLEMS]
     if small:
-        names = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
+        which = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
         sentences.append(
-            f"{names} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
+            f"{which} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
             "few is wide, and more samples of each problem hardly help; more problems do."
         )
     cut = [entry for entry in table.entries if (entry["summary"]["truncated"] or 0) > OFTEN_CUT]
