@@ -119,7 +119,9 @@ class Sampler:
                 rows = [min(row, len(prompts) - 1) for row in dealt[start : start + at_once]]
                 torch.manual_seed(seed_of_call(seed, world.rank, start))
                 with failing_alike(world, trainer.accelerator.device):
-                    prompt_ids, images, fields = trainer._tokenize_prompts(self._as_read([prompts[row] for row in rows]))
+                    prompt_ids, images, fields = trainer._tokenize_prompts(
+                        self._as_read([prompts[row] for row in rows])
+                    )
                     completion_ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
                     completions = [self._completion(ids) for ids in completion_ids]
                 mine += zip(dealt[start : start + at_once], completions, strict=True)
