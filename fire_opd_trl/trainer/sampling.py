@@ -158,7 +158,7 @@ class Sampler:
             "min_p": None,
             "repetition_penalty": 1.0,
         }
-        bare = {"tools": [], "environment_factories": None}
+        bare: dict[str, Any] = {"tools": [], "environment_factories": None}
         if trainer.use_vllm:
             kept = {name: value for name, value in (args.generation_kwargs or {}).items() if name in KEPT_SETTINGS}
             ours |= {"max_completion_length": longest, "structured_outputs_regex": None, "generation_kwargs": kept}

@@ -184,12 +184,14 @@ class AccuracyCallback(SamplingCallback):
         samples: list[Sample] = []
         fault: Exception | None = None
         with ExitStack() as opened:
-            judge = None
+            judge: Callable[[int, Completion], Sample] | None = None
+            threads = opened.enter_context(ThreadPoolExecutor(self.graders))
             for start in range(0, len(completions), CHUNK):
                 try:
                     if sampler.main and fault is None:
                         judge = judge or opened.enter_context(self.judge(seed))
-                        samples += judge(list(enumerate(completions[start : start + CHUNK], start)))
+                        part = completions[start : start + CHUNK]
+                        samples += threads.map(judge, range(start, start + len(part)), part)
                 except Exception as error:
                     fault = error
                 sampler.any_failed(fault is not None)
@@ -208,10 +210,10 @@ class AccuracyCallback(SamplingCallback):
             return None
 
     @contextmanager
-    def judge(self, seed: int) -> Iterator[Callable[[list[tuple[int, Completion]]], list[Sample]]]:
-        """Gives a function that makes samples of numbered completions; its workers end with it."""
+    def judge(self, seed: int) -> Iterator[Callable[[int, Completion], Sample]]:
+        """Gives a function that makes a sample of a numbered completion, in any thread; its workers end with it."""
 
-        def sample(row: int, completion: Completion, grade: Callable[[tuple[str, ...], str], str]) -> Sample:
+        def judged(row: int, completion: Completion) -> Sample:
             problem = self.task.problems[row // self.n]
             answer = found_answer(completion.text, self.task)
             return Sample(
@@ -227,11 +229,12 @@ class AccuracyCallback(SamplingCallback):
                 seconds=None,
             )
 
-        if self.task.kind == "exact":
-            yield lambda rows: [sample(*row, exact) for row in rows]
-            return
-        with Graders(self.graders) as graders, ThreadPoolExecutor(self.graders) as threads:
-            yield lambda rows: list(threads.map(lambda row: sample(*row, graders.grade), rows))
+        with ExitStack() as opened:
+            if self.task.kind == "exact":
+                grade: Callable[[tuple[str, ...], str], str] = exact
+            else:
+                grade = opened.enter_context(Graders(self.graders)).grade
+            yield judged
 
     # What is said of it
 
