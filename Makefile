@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo picture test test-fast test-launch test-vllm check notebook bench clean
+.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,10 +31,13 @@ test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)
 
 # 5 is pytest's exit code when PYTEST_ARGS leaves nothing to do.
 test-fast: $(VENV)/.with-test ## tests of one process, two at a time
-	$(BIN)/python -m pytest -q -n 2 -m "not launch" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
+	$(BIN)/python -m pytest -q -n 2 -m "not launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
 test-launch: $(VENV)/.with-test ## tests of several processes, one at a time
-	$(BIN)/python -m pytest -q -m launch $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
+	$(BIN)/python -m pytest -q -m "launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
+
+test-nightly: $(VENV)/.with-test ## slow tests of one real language model and of real benchmarks; hours
+	$(BIN)/python -m pytest -q -m nightly $(PYTEST_ARGS)
 
 # vLLM is told not to report its use, and finds the plugin that its CPU backend needs for training. An engine in the
 # trainer's process leaves its ranks in the environment, hence a process for each file.

@@ -18,6 +18,7 @@ COMMANDS = {
     "preflight": ("preflight.arguments", "Find what is wrong with a training before the GPUs start."),
     "train": ("trainer.command", "Train a student, on one GPU or many."),
     "inspect": ("evaluation.inspect.command", "See what a run did to every token, in one page or here."),
+    "evaluate": ("evaluation.evaluate.command", "Measure models on benchmarks or your own problems, with intervals."),
     "compare": ("evaluation.compare.command", "Compare methods on the demo's task, with intervals."),
     "methods": ("cli", "List the methods, or explain one: its equation and arguments."),
 }

