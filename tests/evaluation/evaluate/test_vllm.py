@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from tokenizers import processors
 
 from fire_opd_trl.demo import task
+from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import vllm
 from fire_opd_trl.trainer.ending import Refusal
 
@@ -295,3 +297,58 @@ def test_the_address_of_another_server(server, monkeypatch):
         vllm.check_reachable(vllm.Server(server.url, server.key, model="another"))
     with pytest.raises(Refusal, match="--vllm_url http://127.0.0.1:9: no vLLM server answers there"):
         vllm.check_reachable(vllm.Server("http://127.0.0.1:9"))
+
+
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(server, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    vllm.check()
+    vllm.check(url=server.url + "/v1/")
+    assert vllm.versions(url=server.url) == {"vllm": "0.0"}
+    with pytest.raises(Refusal, match="--vllm_args are for a server that the command starts"):
+        vllm.check("--enforce-eager", url=server.url)
+    with pytest.raises(Refusal, match="--host cannot be given"):
+        vllm.check("--host 0.0.0.0")
+    with pytest.raises(Refusal, match="--device cuda:1: .*CUDA_VISIBLE_DEVICES"):
+        vllm.check(device="cuda:1")
+    assert vllm.connections(32) == 256 and vllm.connections(1000) == 1000
+
+
+# The whole backend
+
+
+def sampled(model, prompt="1+2=", **settings):
+    from inspect_ai.model import GenerateConfig
+
+    config = GenerateConfig(**{"seed": 5, "temperature": 1.0, "top_p": 0.9, "max_tokens": 32, **settings})
+    return asyncio.run(model.generate(prompt, config=config))
+
+
+def test_a_model_is_served_with_as_much_context_as_its_prompts_need(fake, tmp_path):
+    settings = {"thinking": False, "max_new_tokens": 32, "log": tmp_path / "log", "say": str}
+    folder = Path(model_path("student"))
+    with vllm.served(folder, "small", dtype="auto", prompts=["1+2=", "123+45="], **settings) as model:
+        output = sampled(model)
+    assert output.completion == "56" and output.stop_reason == "stop"  # tokens 7 and 8, and the end token
+    assert (output.usage.input_tokens, output.usage.output_tokens) == (4, 3)
+    command = (tmp_path / "log").read_text().splitlines()[0]
+    assert "--max-model-len 39 " in command and "--dtype bfloat16" in command
+    with vllm.served(folder, "small", dtype="float32", **settings):
+        pass
+    command = (tmp_path / "log").read_text().splitlines()[0]
+    assert "--max-model-len 128 " in command and "--dtype float32" in command, "no more than the model has"
+
+
+def test_an_adapter_alone_is_refused(fake, tmp_path):
+    with (
+        pytest.raises(Refusal, match="is an adapter. Merge it"),
+        vllm.served(tmp_path, "one", dtype="auto", thinking=False, max_new_tokens=1),
+    ):
+        pass
+
+
+def test_a_server_elsewhere_serves_a_model(server, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    settings = {"dtype": "auto", "thinking": False, "max_new_tokens": 32}
+    with vllm.served(Path(model_path("student")), "small", url=server.url, **settings) as model:
+        assert sampled(model).completion == "56"
+    assert not server.dead
