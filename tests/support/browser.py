@@ -18,6 +18,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = f"no Chromium: none of {', '.join(NAMES)} is on the path (Debian, Ubuntu: apt-get install chromium)"
 # CI sets it, so that a browser that is not there fails a test instead of skipping it.
 REQUIRED = "FIRE_OPD_TEST_BROWSER"
+# The lowest contrast of the texts that a selector finds, as WCAG 2 defines it: 4.5 is legible.
+CONTRAST = """selector => {
+    const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92
+        : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+        if (!/, 0\\)$/.test(c)) return c; } return "rgb(255, 255, 255)"; };
+    return Math.min(...[...document.querySelectorAll(selector)].map(e => {
+        const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); })); }"""
 
 
 def chromium() -> str | None:

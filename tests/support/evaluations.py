@@ -14,7 +14,8 @@ def task(name: str = "sums", problems: int = 20, text: str = "What is {a} + {b}?
     found = []
     for number in range(problems):
         a, b = rng.randrange(100, 999), rng.randrange(100, 999)
-        found.append(Problem(f"{name}-{number}", text.format(a=a, b=b), (str(a + b),), {}))
+        asked = text.replace("{a}", str(a)).replace("{b}", str(b))
+        found.append(Problem(f"{name}-{number}", asked, (str(a + b),), {}))
     return Task(name, "math", "boxed", f"data/{name}.jsonl", digest(found), tuple(found), "boxed")
 
 

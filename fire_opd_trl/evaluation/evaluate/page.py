@@ -69,7 +69,7 @@ def page(results: dict, samples: Samples, tasks: Sequence[Task] = ()) -> str:
         verdict=words.verdict_in_words,
         shown=shown,
         text=text,
-        short=lambda hash: hash[:12] if hash else "–",
+        short=short,
     )
     found = tables(results)
     problems = {task.name: {problem.id: problem for problem in task.problems} for task in tasks}
@@ -214,6 +214,12 @@ def belong(entry: dict, samples: Sequence[Sample]) -> bool:
 def shown(name: str) -> str:
     """Returns a name of a user or of a model with its signs made visible, for one line."""
     return visible(str(name))
+
+
+def short(hash: str | None) -> str:
+    """Returns the beginning of a sha256, which tells it from others; what is none stays as it is."""
+    is_hash = hash is not None and len(hash) == 64 and not set(hash) - set("0123456789abcdef")
+    return "none" if hash is None else hash[:12] if is_hash else visible(hash)
 
 
 def text(written: str) -> str:

@@ -62,7 +62,9 @@ def svg(table: Table, panel: str) -> str:
 def draw(table: Table, panels: tuple[str, ...]) -> Figure:
     """Returns a figure with a row for each model of each task, under the name of the task."""
     plt = pyplot()
-    places, labels, headings = [], [], []
+    places: list[tuple[int, dict]] = []
+    labels: list[str] = []
+    headings: list[int] = []
     for task in table.tasks:
         headings.append(len(labels))
         labels.append(shortened(visible(task), LONGEST))
@@ -118,9 +120,9 @@ def draw_difference(axes: Axes, place: int, entry: dict, table: Table) -> None:
 
 def mark(axes: Axes, place: int, share: float, ends: list[float | None], color: str, hollow: bool) -> None:
     """Draws a number and its interval, which need not lie evenly around it."""
-    if len(ends) == 2 and None not in ends:
-        low, high = ends
-        axes.plot([100 * low, 100 * high], [place, place], color=color, lw=1.8, solid_capstyle="butt")
+    found = [100 * end for end in ends if end is not None]
+    if len(found) == 2:
+        axes.plot(found, [place, place], color=color, lw=1.8, solid_capstyle="butt")
     axes.plot([100 * share], [place], "o", color=color, ms=5.2, markerfacecolor="white" if hollow else color)
 
 

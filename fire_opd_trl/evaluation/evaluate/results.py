@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "fire-opd-evaluation/1"
 STATES = ("complete", "partial")
-# What results.json holds; docs/results_schema.md says what each key means. A type, or several; `[x]` is a list of any
-# length, `{str: x}` has keys of the user's; what a set names may be left out.
+# What results.json holds; docs/results_schema.md says what each key means. A leaf is a type, or several; `[x]` is a
+# list of any length, and `{str: x}` has any keys. There may be more keys than these.
 NUMBER, TEXT = (int, float), (str, type(None))
 MAYBE = (int, float, type(None))
 INTERVAL = [MAYBE]
@@ -173,7 +173,7 @@ def entry(
         prompt (`dict`): `style`, `thinking`, and one rendered `example`.
         backend (`dict`): `name`, `versions`, `dtype`, `device` (its kind, not its number).
         sampling (`dict`): `n`, `temperature`, `top_p`, `top_k` (`None` is off), `max_new_tokens`, `seed`.
-        grader (`dict`): `name`, `version`, and `limit` in seconds.
+        grader (`dict`): `name`, `version`, `limit` in seconds, and what else decides what is right.
         versions (`dict`): Versions of the packages that take part.
         samples (`list[Sample]`): All samples of this model on this task that there are.
         summary ([`Summary`]): Their summary.
@@ -298,12 +298,13 @@ def settings_of(entry: dict) -> dict[str, Any]:
 
 def data_of(entry: dict) -> tuple:
     """Returns what two numbers of a task must share beside the settings: its data, and who grades the answers."""
-    return entry["task"]["sha256"], entry["task"]["problems"], entry["task"]["answer"], entry["grader"]["name"]
+    task = entry["task"]
+    return task["sha256"], task["problems"], task["kind"], task["answer"], frozen(entry["grader"])
 
 
 def frozen(settings: dict[str, Any]) -> tuple:
     """Returns settings as a key."""
-    return tuple(settings.items())
+    return tuple(sorted(settings.items()))
 
 
 def number_tables(entries: list[dict]) -> list[dict]:
@@ -401,6 +402,9 @@ def counted(entry: dict) -> list[Sample]:
 
 def write(results: dict, path: Path) -> None:
     """Writes results.json, whole or not at all; `run` calls it after every task."""
+    wrong = next(faults(results, RESULTS), None)
+    if wrong:  # of whoever made an entry; nobody could read it again
+        raise TypeError(f"These results are not of {SCHEMA}: {wrong}.")
     write_json(path, results)
 
 

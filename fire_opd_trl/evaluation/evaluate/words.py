@@ -103,10 +103,8 @@ def of_difference(table: Table, one: dict) -> str:
         return f"{second} is {far} {side} {first} on {task}, 95 % interval {ends}, {asked}."
     if one["verdict"] == "none":
         return f"{second} is {far} {side} {first} on {task}, without an interval: {asked} are too few."
-    return (
-        f"{second} and {first} are not distinguishable on {task}: {second} is {far} {side}, 95 % interval {ends}, "
-        f"{asked}."
-    )
+    apart = f"{second} is {far} {side}" if far != "0.0 points" else "they are 0.0 points apart"
+    return f"{second} and {first} are not distinguishable on {task}: {apart}, 95 % interval {ends}, {asked}."
 
 
 def gathered(table: Table, second: str) -> str:
@@ -133,8 +131,9 @@ def what_cannot_be_said(table: Table) -> list[str]:
     if unclear:
         widest = max(unclear, key=half_width)
         sentences.append(
-            "“Not distinguishable” does not mean equal: a difference of less than about "
-            f"{100 * half_width(widest):.1f} points on {widest['task']} cannot be seen with these problems and samples."
+            "“Not distinguishable” does not mean equal: on "
+            f"{widest['task']}, a difference of less than about {100 * half_width(widest):.1f} points cannot be seen "
+            "with these problems and samples."
         )
     sentences.append(
         "The intervals say how far the numbers would move with other problems of the same kind and other samples. "
@@ -142,10 +141,10 @@ def what_cannot_be_said(table: Table) -> list[str]:
     )
     small = [task for task in table.tasks if table.of_task(task)[0]["task"]["problems"] < FEW_PROBLEMS]
     if small:
-        names = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
+        which = listed(small) if len(small) <= MOST_NAMES else f"{len(small)} of {len(table.tasks)} tasks"
         sentences.append(
-            f"{names} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
-            "few is wide, and only roughly one of 95 %."
+            f"{which} {'has' if len(small) == 1 else 'have'} fewer than {FEW_PROBLEMS} problems: an interval from so "
+            "few is wide, and more samples of each problem hardly help; more problems do."
         )
     cut = [entry for entry in table.entries if (entry["summary"]["truncated"] or 0) > OFTEN_CUT]
     if cut:
@@ -195,13 +194,8 @@ def notes(table: Table) -> list[str]:
         ("device", lambda one: one["backend"]["device"]),
         ("versions of the backend", lambda one: one["backend"]["versions"]),
         ("versions of the packages", lambda one: one["versions"]),
-        ("version of the grader", lambda one: [one["grader"][key] for key in ("name", "version", "limit")]),
     ):
-        if name == "version of the grader":
-            groups = [table.of_task(task) for task in table.tasks]
-        else:
-            groups = [table.entries]
-        if any(len({str(of(one)) for one in group}) > 1 for group in groups):
+        if len({str(of(one)) for one in table.entries}) > 1:
             sentences.append(f"The {name} {'differ' if name.startswith('versions') else 'differs'} within this table.")
     return sentences
 

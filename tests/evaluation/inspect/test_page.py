@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.browser import CONTRAST
 from support.reports import report, run
 
 from fire_opd_trl.evaluation.inspect import page as module
@@ -519,20 +520,12 @@ def test_a_very_long_trajectory_is_drawn_piece_by_piece(visit, tmp_path, first):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_legible_on_every_shade(visit, one, scheme):
     """WCAG 2: a contrast of 4.5 or more, from the lightest to the darkest shade, and for grey text."""
-    contrast = """selector => {
-        const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92
-            : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-        const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-            if (!/, 0\\)$/.test(c)) return c; } return "rgb(255, 255, 255)"; };
-        return Math.min(...[...document.querySelectorAll(selector)].map(e => {
-            const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
-            return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); })); }"""
     seen = visit(one, scheme=scheme).page
     for shade in SHADES:
         seen.locator(f"#shades [data-key={shade}]").click()
         ends = seen.evaluate("new Set([...document.querySelectorAll('.t')].map(e => e.style.backgroundColor)).size")
-        assert seen.evaluate(contrast, ".t") >= 4.5 and (ends > 20 or shade == "none")
-    assert seen.evaluate(contrast, "p, h1, h2, h3, dt, dd, .badge, .small, button:not(:disabled), summary") >= 4.5
+        assert seen.evaluate(CONTRAST, ".t") >= 4.5 and (ends > 20 or shade == "none")
+    assert seen.evaluate(CONTRAST, "p, h1, h2, h3, dt, dd, .badge, .small, button:not(:disabled), summary") >= 4.5
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(visit, two):
