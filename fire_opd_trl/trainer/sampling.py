@@ -119,7 +119,9 @@ class Sampler:
                 rows = [min(row, len(prompts) - 1) for row in dealt[start : start + at_once]]
                 torch.manual_seed(seed_of_call(seed, world.rank, start))
                 with failing_alike(world, trainer.accelerator.device):
-                    prompt_ids, images, fields = trainer._tokenize_prompts(self._as_read([prompts[row] for row in rows]))
+                    prompt_ids, images, fields = trainer._tokenize_prompts(
+                        self._as_read([prompts[row] for row in rows])
+                    )
                     completion_ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
                     completions = [self._completion(ids) for ids in completion_ids]
                 mine += zip(dealt[start : start + at_once], completions, strict=True)
@@ -156,7 +158,7 @@ class Sampler:
             "min_p": None,
             "repetition_penalty": 1.0,
         }
-        bare = {"tools": [], "environment_factories": None}
+        bare: dict[str, Any] = {"tools": [], "environment_factories": None}
         if trainer.use_vllm:
             kept = {name: value for name, value in (args.generation_kwargs or {}).items() if name in KEPT_SETTINGS}
             ours |= {"max_completion_length": longest, "structured_outputs_regex": None, "generation_kwargs": kept}

@@ -14,6 +14,10 @@ from fire_opd_trl.demo import task
 ROOT = Path(__file__).parents[2]
 # Rows of keys that no run here logs: the test file that shows them, or the reason.
 ELSEWHERE = {
+    **{
+        f"accuracy/{{task}}/{name}": "tests/evaluation/evaluate/test_accuracy.py"
+        for name in ("avg@{n}", "stderr", "truncated", "no_answer", "ungraded", "tokens", "seconds")
+    },
     "aux_loss": "tests/trainer/test_mixtures.py",
     "fire/empty_steps": "tests/trainer/test_callbacks.py",
     "fire/keep_ratio_looped": "no answer to the embedded task loops; tests/stages/test_metrics.py has some that do",

@@ -1,10 +1,9 @@
-"""How good the student is while it trains: [`AccuracyCallback`] measures it every so many steps, and keeps the best."""
+"""How good the student is while it trains: [`AccuracyCallback`] measures it every so often, and keeps the best."""
 
 import hashlib
 import importlib.util
 import json
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,9 +80,8 @@ class AccuracyCallback(SamplingCallback):
             if value < 1:
                 raise ValueError(f"{name}={value!r} is refused. Give a whole number of at least 1.")
         if not temperature >= 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"temperature={temperature!r}, top_p={top_p!r}: give a temperature of at least 0, and a share in (0, 1]."
-            )
+            wrong = f"temperature={temperature!r}, top_p={top_p!r}"
+            raise ValueError(f"{wrong}: give a temperature of at least 0, and a share in (0, 1].")
         if prompt_style is not None and prompt_style not in STYLES:
             raise ValueError(f"prompt_style={prompt_style!r} is none of: {', '.join(STYLES)}.")
         if isinstance(task, str):
@@ -105,7 +103,7 @@ class AccuracyCallback(SamplingCallback):
 
     @classmethod
     def of(cls, args: FiReOPDConfig) -> "AccuracyCallback":
-        """Returns the callback that a config asks for (`accuracy_task`). `fire-opd train` and its preflight call it."""
+        """Returns the callback that a config asks for. `fire-opd train` and its preflight call it."""
         assert args.accuracy_task is not None
         return cls(
             args.accuracy_task,
@@ -132,7 +130,7 @@ class AccuracyCallback(SamplingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.sampler is None:
-            raise ValueError("AccuracyCallback samples through FiReOPDTrainer. Other trainers do not give it a sampler.")
+            raise ValueError("AccuracyCallback samples through FiReOPDTrainer; other trainers give it no sampler.")
         if self.keeps_best and self.sampler.main:
             self.bar = self.bar_of(best_folder(args), resumed=state.global_step > 0)
         if self.at_start and state.global_step == 0:
@@ -186,12 +184,14 @@ class AccuracyCallback(SamplingCallback):
         samples: list[Sample] = []
         fault: Exception | None = None
         with ExitStack() as opened:
-            judge = None
+            judge: Callable[[int, Completion], Sample] | None = None
+            threads = opened.enter_context(ThreadPoolExecutor(self.graders))
             for start in range(0, len(completions), CHUNK):
                 try:
                     if sampler.main and fault is None:
                         judge = judge or opened.enter_context(self.judge(seed))
-                        samples += judge(list(enumerate(completions[start : start + CHUNK], start)))
+                        part = completions[start : start + CHUNK]
+                        samples += threads.map(judge, range(start, start + len(part)), part)
                 except Exception as error:
                     fault = error
                 sampler.any_failed(fault is not None)
@@ -210,10 +210,10 @@ class AccuracyCallback(SamplingCallback):
             return None
 
     @contextmanager
-    def judge(self, seed: int) -> Iterator[Callable[[list[tuple[int, Completion]]], list[Sample]]]:
-        """Gives a function that makes samples of numbered completions; its workers end with it."""
+    def judge(self, seed: int) -> Iterator[Callable[[int, Completion], Sample]]:
+        """Gives a function that makes a sample of a numbered completion, in any thread; its workers end with it."""
 
-        def sample(row: int, completion: Completion, grade: Callable[[tuple[str, ...], str], str]) -> Sample:
+        def judged(row: int, completion: Completion) -> Sample:
             problem = self.task.problems[row // self.n]
             answer = found_answer(completion.text, self.task)
             return Sample(
@@ -229,11 +229,12 @@ class AccuracyCallback(SamplingCallback):
                 seconds=None,
             )
 
-        if self.task.kind == "exact":
-            yield lambda rows: [sample(*row, exact) for row in rows]
-            return
-        with Graders(self.graders) as graders, ThreadPoolExecutor(self.graders) as threads:
-            yield lambda rows: list(threads.map(lambda row: sample(*row, graders.grade), rows))
+        with ExitStack() as opened:
+            if self.task.kind == "exact":
+                grade: Callable[[tuple[str, ...], str], str] = exact
+            else:
+                grade = opened.enter_context(Graders(self.graders)).grade
+            yield judged
 
     # What is said of it
 

@@ -223,7 +223,7 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("launcher", ["ddp", "zero3"])
+@pytest.mark.parametrize("launcher", ["ddp", "zero3", "fsdp2"])
 def test_two_ranks_measure_together_and_train_as_one_process(launcher, on_two_ranks, tmp_path):
     measure = {"task": "embedded", "every": 2, "n": 1, "limit": 7, "temperature": 0.0}  # 4 rows and 3, and no dice
     case = {"method": "fire", "accumulation": 1, "max_steps": 2, "accuracy": measure}
