@@ -59,9 +59,8 @@ def next_tokens(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int | None
     row's random number falls; `None` where the distribution is not finite.
     """
     logits_BV = logits_BV.float()
-    fine = torch.isfinite(
-        logits_BV.amax(-1)
-    ).tolist()  # -inf forbids one token; NaN or inf anywhere shows in the maximum
+    # -inf forbids one token; NaN or inf anywhere shows in the maximum
+    fine = torch.isfinite(logits_BV.amax(-1)).tolist()
     greedy = logits_BV.argmax(-1).tolist()
     tokens: list[int | None] = [token if ok else None for token, ok in zip(greedy, fine, strict=True)]
     drawn = [index for index, row in enumerate(rows) if row.temperature > 0 and fine[index]]
@@ -73,7 +72,7 @@ def next_tokens(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int | None
     probs_BV = torch.softmax((logits_BV if whole else logits_BV[drawn]) / temperature_B1, -1)
     if any(rows[index].top_p < 1 for index in drawn):
         top_p_B1 = torch.tensor([[rows[index].top_p] for index in drawn], device=device)
-        sorted_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+        sorted_BV, order_BV = torch.sort(probs_BV, dim=-1, descending=True, stable=True)
         before_BV = sorted_BV.cumsum(-1) - sorted_BV  # the fewest tokens that hold at least top_p
         sorted_BV = sorted_BV.masked_fill((before_BV >= top_p_B1) & (top_p_B1 < 1), 0.0)
         probs_BV = torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV)

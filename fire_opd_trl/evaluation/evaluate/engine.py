@@ -138,7 +138,7 @@ def differing(asked: dict[str, Any], there: dict[str, Any], above: str = "") -> 
 
 def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found: Found | None) -> None:
     """
-    Runs what is missing of a job. Its log says what came of it; Ctrl-C raises `KeyboardInterrupt` when that is written.
+    Runs what is missing of a job. Its log says what came of it; `KeyboardInterrupt` comes when that is written.
 
     Args:
         job (`Job`): What is asked.
@@ -184,7 +184,7 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             max_tasks=1,
             score_display=False,
         )
-    if any(log.status == "cancelled" for log in logs):
+    if not logs or any(log.status in ("cancelled", "started") for log in logs):  # Ctrl-C: it returns as if all were well
         raise KeyboardInterrupt
     for log in logs:
         if log.status == "error":

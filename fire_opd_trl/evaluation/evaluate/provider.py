@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,35 +76,40 @@ class Sampler:
         """
         Begins with rows (prompt and seed) before they are asked for, in this order.
 
-        inspect-ai asks as it finds the time. If that decided which rows share a batch, two equal evaluations would have
-        batches of other shapes, and with them other rounding. So the order of the rows alone decides.
+        inspect-ai asks as it finds the time. If that decided which rows share a batch, two equal evaluations would
+        have batches of other shapes, and with them other rounding. So the order of the rows alone decides.
         """
+        begun = []
         for prompt, seed in rows:
-            key = (prompt, seed, *sorted(settings.items()))
-            try:
-                self.expected[key] = self.ask(prompt, seed, **settings)
-            except ValueError:  # a prompt that cannot be sampled says so when it is asked for
-                continue
+            with suppress(ValueError):  # a prompt that cannot be sampled says so when it is asked for
+                begun.append(self._row(prompt, seed, **settings))
+                self.expected[(prompt, seed, *sorted(settings.items()))] = begun[-1].key
+        self._add(begun)  # all at once, or the first batch would be of those that came in time
 
-    def ask(self, prompt: str, seed: int, max_new_tokens: int, temperature: float, top_p: float) -> "Future[Row]":
+    def ask(self, prompt: str, seed: int, **settings: Any) -> "Future[Row]":
         """Returns the future row of a prompt. A prompt that leaves no room in the context is refused at once."""
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         known = self.expected.pop((prompt, seed, *sorted(settings.items())), None)
         if known is not None:
             return known
+        row = self._row(prompt, seed, **settings)
+        self._add([row])
+        return row.key
+
+    def _row(self, prompt: str, seed: int, max_new_tokens: int, temperature: float, top_p: float) -> Row:
         templated = self.tokenizer.chat_template is not None  # and then has its beginning token already
         ids = self.tokenizer(prompt, add_special_tokens=not templated)["input_ids"]
         room = self.context - len(ids) if self.context else max_new_tokens
         if not ids or room < 1:
             what = f"{len(ids)} tokens, and the model's context has {self.context}" if ids else "empty"
             raise ValueError(f"the prompt is {what}: nothing can be sampled.")
-        row = Row(ids, seed, min(max_new_tokens, room), temperature, top_p, key=Future())
+        return Row(ids, seed, min(max_new_tokens, room), temperature, top_p, key=Future())
+
+    def _add(self, rows: list[Row]) -> None:
         with self.wake:
             if not self.thread.is_alive():
                 raise RuntimeError("the sampling thread has ended.")
-            self.arrived.append(row)
+            self.arrived += rows
             self.wake.notify()
-        return row.key
 
     def close(self) -> None:
         """The owner of the model calls this when nothing more will be asked."""
@@ -114,10 +119,8 @@ class Sampler:
         self.thread.join()
 
     def _ended(self, row: Row, error: Exception | None) -> None:
-        try:
+        with suppress(InvalidStateError):  # cancelled meanwhile: nobody waits for it
             row.key.set_exception(error) if error is not None else row.key.set_result(row)
-        except InvalidStateError:  # cancelled meanwhile: nobody waits for it
-            pass
 
     def _work(self) -> None:
         while True:
