@@ -14,7 +14,7 @@ build on each other, which is also the order of the data:
     preflight            what can be wrong without weights, found before the GPUs start, in one table
     trainer              FiReOPDTrainer(GRPOTrainer): samples, scores, distils, steps, logs
     evaluation           what a look at runs needs: statistics over seeds, files, templates, processes of their own
-    evaluation/inspect   a run, or a pair of models before any, on one page: curves, figures, and answers token by token
+    evaluation/inspect   a run, or a pair of models before any, on one page: curves, figures, and answers by token
     demo                 the embedded default: a tiny task with a teacher and a student, and a run of it
     real_pair            a real language model that learns sums in words: the task, and how its two models are made
     evaluation/evaluate  is the model better: benchmarks and files of problems, graded, with intervals, on one page

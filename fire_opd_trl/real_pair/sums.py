@@ -1,5 +1,5 @@
 """
-Sums in words for a real language model: `What is 47 + 38 - 12?`, answered with working and a boxed number.
+Sums in words for a real language model: `What is 47 + 8 - 5?`, answered with working and a boxed number.
 
 The model is asked as mathematics benchmarks ask. It may write what it likes; the number in the last box counts.
 """
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LARGEST = 99  # of each number; the smallest is 10
-TERMS = 3
+FIRST, OTHERS, TERMS = (10, 99), (1, 9), 3  # ranges of the first number and of the others, and how many numbers
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-MAX_COMPLETION_TOKENS = 96
+MAX_COMPLETION_TOKENS = 64
 SHRINK = 0.75  # the batch is made smaller when no more than this share of its rows is still being written
 BOXED = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
 
@@ -31,13 +30,13 @@ class Answer(NamedTuple):
 
 
 def problem(numbers: tuple[int, ...]) -> str:
-    """Returns the question of a sum, such as `What is 47 + 38 - 12?` for `(47, 38, -12)`."""
+    """Returns the question of a sum, such as `What is 47 + 8 - 5?` for `(47, 8, -5)`."""
     first, *rest = numbers
     return f"What is {first} " + " ".join(f"{'+' if n > 0 else '-'} {abs(n)}" for n in rest) + "?"
 
 
 def worked(numbers: tuple[int, ...]) -> str:
-    """Returns the solution that the teacher learns: `47 + 38 = 85`, `85 - 12 = 73`, and the number in a box."""
+    """Returns the solution that the teacher learns: `47 + 8 = 55`, `55 - 5 = 50`, and the number in a box."""
     total, lines = numbers[0], []
     for number in numbers[1:]:
         sign = "+" if number > 0 else "-"
@@ -59,8 +58,8 @@ def problems(split: Literal["sft", "train", "test"], count: int, seed: int = 0) 
     generator = random.Random(f"{split}-{seed}")
     drawn: dict[tuple[int, ...], None] = {}
     while len(drawn) < count:
-        first, *rest = (generator.randint(10, LARGEST) for _ in range(TERMS))
-        numbers = (first, *(n * generator.choice((1, -1)) for n in rest))
+        others = [generator.randint(*OTHERS) * generator.choice((1, -1)) for _ in range(TERMS - 1)]
+        numbers = (generator.randint(*FIRST), *others)
         if is_held_out(numbers) == (split == "test"):
             drawn[numbers] = None
     return list(drawn)
@@ -125,8 +124,11 @@ def sample(
                 logits_to_keep=1,
             ).logits[:, -1]
             if temperature:
-                chances = torch.softmax(logits.float() / temperature, -1)
-                drawn = torch.multinomial(chances, 1, generator=generator)
+                # By the cumulative distribution, which needs one random number a row: twenty times faster here than
+                # torch.multinomial, which draws one for each token of the vocabulary.
+                below = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
+                chance = torch.rand(len(rows), 1, generator=generator) * below[:, -1:]
+                drawn = torch.searchsorted(below, chance, right=True).clamp_max(below.shape[1] - 1)
             else:
                 drawn = logits.argmax(-1, keepdim=True)
             for row, token in zip(rows, drawn[:, 0].tolist(), strict=True):
