@@ -88,7 +88,7 @@ def sample(
     prompts: list[list[int]],
     temperature: float = 1.0,
     generator: "torch.Generator | None" = None,
-    limit: int = MAX_COMPLETION_TOKENS,
+    limit: int | None = None,
 ) -> list[Answer]:
     """
     Returns one answer for each prompt, from the full distribution. Rows that have ended leave the batch: when a
@@ -100,7 +100,7 @@ def sample(
         prompts (`list[list[int]]`): The prompts' tokens.
         temperature (`float`): 0 takes the likeliest token.
         generator (`torch.Generator`, *optional*): Where chance comes from.
-        limit (`int`): The largest number of tokens of an answer.
+        limit (`int`, *optional*): The largest number of tokens of an answer, by default that of the training.
     """
     import torch
     from transformers import DynamicCache
@@ -114,7 +114,7 @@ def sample(
     rows = list(range(len(prompts)))  # the answers that the rows of the batch write
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
-        for _ in range(limit):
+        for _ in range(limit or MAX_COMPLETION_TOKENS):
             logits = model(
                 input_ids=tokens,
                 attention_mask=mask,

@@ -56,8 +56,8 @@ teachers/deepspeed teachers/offload teachers/placement teachers/health
 preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
-trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs trainer/card
-trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
+trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
+trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
 __init__
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
 evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair evaluation/inspect/visible

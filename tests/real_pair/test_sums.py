@@ -57,7 +57,9 @@ def test_greedy_answers_are_those_of_generate_however_many_leave_the_batch(embed
     assert len({len(answer.ids) for answer in answers}) > 1  # some end before others, and leave
     for question, answer in zip(questions, answers, strict=True):
         tokens = tokenizer(question, return_tensors="pt")
-        alone = model.generate(**tokens, do_sample=False, max_new_tokens=31)[0, tokens["input_ids"].shape[1] :].tolist()
+        alone = model.generate(**tokens, do_sample=False, max_new_tokens=31)[
+            0, tokens["input_ids"].shape[1] :
+        ].tolist()
         assert answer.ids == alone
         assert answer.finished == (alone[-1] == tokenizer.eos_token_id)
         assert answer.text == tokenizer.decode(alone, skip_special_tokens=True)

@@ -1,6 +1,7 @@
 """
-`fire-opd compare`: train the embedded student with many methods and seeds, and say which differ.
+`fire-opd compare`: train a student with many methods and seeds, and say which differ.
 
+The student is the embedded one, or with `--task real` a language model (SmolLM2-135M-Instruct) that learns sums.
 An arm is a method with its settings. All arms get the same student, teacher, prompts, seeds and number of updates,
 with as many completions in each. Every finished run has a file: an interrupted comparison goes on where it was, and
 presets share the runs of the arms they have in common.
@@ -23,15 +24,16 @@ from .presets import ARMS, PRESETS, Arm, selected
 from .records import OtherSettings, error_path, finished_run, one_settings, run_path
 
 
-# Of one worker, with its share of the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison).
-SECONDS_OF_AN_UPDATE = 0.67
+# Of one worker, with its share of the evaluations: 211 runs of 60 updates took 40 s each (docs/comparison); those of
+# the real pair are in docs/real_pair.
+SECONDS_OF_AN_UPDATE = {"embedded": 0.67, "real": 25.0}
 
 
 def build_parser() -> argparse.ArgumentParser:
     arms = textwrap.fill("; ".join(ARMS), 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     parser = argparse.ArgumentParser(
         "fire-opd compare",
-        usage="%(prog)s --preset NAME | --methods ARM,ARM,... [--OPTION VALUE ...]",
+        usage="%(prog)s --preset NAME | --methods ARM,ARM,... [--task real] [--OPTION VALUE ...]",
         description=textwrap.fill((__doc__ or "").split("\n\n", 1)[1].replace("\n", " "), 78),
         epilog=f"presets:\n{table_of_presets()}\n\narms, for --methods:\n{arms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,14 +60,14 @@ def table_of_presets(workers: int = 2) -> str:
     for name, preset in PRESETS.items():
         runs = len(plan([ARMS[arm] for arm in preset.arms], preset.seeds))
         title = textwrap.wrap(preset.title, 43)
-        lines.append(f"  {name:<14}{runs:>4}  {duration(runs, preset.steps, workers):<13}{title[0]}")
+        lines.append(f"  {name:<14}{runs:>4}  {duration(runs, preset.steps, workers, preset.task):<13}{title[0]}")
         lines += [" " * 35 + line for line in title[1:]]
     return "\n".join(lines)
 
 
-def duration(runs: int, steps: int, workers: int) -> str:
+def duration(runs: int, steps: int, workers: int, task: str = "embedded") -> str:
     """Returns about how long so many runs take, in words."""
-    minutes = math.ceil(runs / max(workers, 1)) * steps * SECONDS_OF_AN_UPDATE / 60
+    minutes = math.ceil(runs / max(workers, 1)) * steps * SECONDS_OF_AN_UPDATE[task] / 60
     return f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
 
 
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd compare`; the exit code is 1 if a run failed or there was nothing to report, and 2 for misuse."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.preset is None and options.methods is None:
+    if options.preset is None and options.methods is None and options.task != "real":
         print(
             "Nothing was started. Choose what to compare with --preset, or arms of your own\n"
             f"with --methods. Interrupted comparisons go on where they were.\n\n{table_of_presets()}\n\n"
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         parser.error(str(error))
     arms = selected(preset, names)
-    title = "selection" if names else options.preset
+    title = "selection" if names else options.preset or "real"
     wanted = plan(arms, options.seeds or preset.seeds, options.reward_seeds)
     settings = asked_settings(
         options, preset if task == preset.task else PRESETS["real" if task == "real" else "all"], task
@@ -193,7 +195,7 @@ def run_missing(folder: Path, wanted: list[tuple[Arm, int]], settings: dict[str,
     if done:
         print(f"{done} of {total} runs are there already")
     if missing:
-        about = duration(len(missing), settings["steps"], workers)
+        about = duration(len(missing), settings["steps"], workers, settings.get("task", "embedded"))
         print(f"{len(missing)} runs of {settings['steps']} updates, {max(workers, 1)} at a time: about {about}")
     jobs: list[Job] = [
         {"folder": str(folder), "arm": asdict(arm), "seed": seed, "settings": settings} for arm, seed in missing

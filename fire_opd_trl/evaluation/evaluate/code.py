@@ -109,7 +109,9 @@ def find_interpreter(path: str | Path | None) -> Interpreter:
         )
     python = Path(os.path.abspath(python))  # not resolved: the link of an environment says which one it is
     try:
-        told = subprocess.run([python, "-I", "-c", WHAT_IS_THERE], capture_output=True, text=True, timeout=START_SECONDS)
+        told = subprocess.run(
+            [python, "-I", "-c", WHAT_IS_THERE], capture_output=True, text=True, timeout=START_SECONDS
+        )
         there = json.loads(told.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise Refusal(f"--evalplus_python {str(python)!r} is no Python that runs ({error}). {HOW}") from error
@@ -172,7 +174,9 @@ def dataset_of(names: Iterable[str]) -> str:
     kinds = {name.split("/")[0] for name in names}
     if len(kinds) == 1 and (kind := kinds.pop()) in DATASETS:
         return DATASETS[kind]
-    raise ValueError(f"problems must be named HumanEval/NUMBER or Mbpp/NUMBER, not {', '.join(sorted(kinds))[:100]!r}.")
+    raise ValueError(
+        f"problems must be named HumanEval/NUMBER or Mbpp/NUMBER, not {', '.join(sorted(kinds))[:100]!r}."
+    )
 
 
 class CodeGraders:

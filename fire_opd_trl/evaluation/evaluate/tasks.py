@@ -36,7 +36,7 @@ USUAL_FILES = ("test.*", "train.*", "test-*", "train-*", "data/test-*", "data/tr
 DEFAULT_FOLDER = Path("data")
 GENERATED = 200  # problems of a generator where no limit is given
 GENERATOR_SEED = 0
-EMBEDDED, GYM, HUB = "embedded", "reasoning_gym:", "hub:"
+EMBEDDED, SUMS, GYM, HUB = "embedded", "sums", "reasoning_gym:", "hub:"
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # where a row stands, such as `line 3`, and the row
@@ -177,7 +177,7 @@ def load_task(
     Args:
         name (`str`):
             A name of [`TASKS`], a path of a `.jsonl`, `.json`, `.parquet` or `.csv` file with the columns `problem`
-            and `answer`, `hub:OWNER/NAME`, `reasoning_gym:NAME`, or `embedded`.
+            and `answer`, `hub:OWNER/NAME`, `reasoning_gym:NAME`, `embedded`, or `sums`.
         data_dir (`Path`, *optional*):
             Where the files of benchmarks are. With it, nothing is read from the network. Without it, `./data` is
             looked at first, and then the Hub, which `HF_HUB_OFFLINE=1` forbids.
@@ -197,6 +197,8 @@ def load_task(
     known = benchmark_named(name)
     if name == EMBEDDED:
         return embedded(limit)
+    if name == SUMS:
+        return sums_in_words(limit)
     if name.startswith(GYM):
         return from_gym(name, limit)
     if known is not None:
@@ -257,7 +259,7 @@ def own_files(name: str, folder: Path | None) -> list[Path]:
             raise ValueError(f"{place} is a folder in which no file ends in {', '.join(ENDINGS)}. Name a file.")
     if name.endswith(ENDINGS) or "/" in name:
         raise ValueError(f"There is no file {' and none '.join(map(str, places))}.")
-    names = [*TASKS, EMBEDDED]
+    names = [*TASKS, EMBEDDED, SUMS]
     raise ValueError(
         f"There is no task {name!r}.{did_you_mean(name, names)} Tasks: {', '.join(names)}, {GYM}NAME, "
         f"{HUB}OWNER/NAME, or a file that ends in {', '.join(ENDINGS)}."
@@ -625,6 +627,15 @@ def embedded(limit: int | None) -> Task:
     pairs = task.problems("test", limit or GENERATED, seed=GENERATOR_SEED)
     problems = [Problem(text_id(task.prompt(a, b)), task.prompt(a, b), (str(a + b),)) for a, b in pairs]
     return task_of(EMBEDDED, "exact", "semicolon", "fire_opd_trl.demo.task", problems, "none", limit)
+
+
+def sums_in_words(limit: int | None) -> Task:
+    """Returns the held-out sums of the real pair, which a small language model can learn."""
+    from ...real_pair import sums
+
+    drawn = sums.problems("test", limit or GENERATED)
+    problems = [Problem(text_id(text), text, (str(sum(n)),)) for n in drawn for text in (sums.problem(n),)]
+    return task_of(SUMS, "math", "boxed", "fire_opd_trl.real_pair.sums", problems, "boxed", limit)
 
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+|/[1-9]\d*)?")
