@@ -10,7 +10,7 @@ import fire_opd_trl
 
 ROOT = Path(fire_opd_trl.__file__).parent.parent
 METHODS_PAGE = ROOT / "docs" / "methods.md"
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 
 
 def named(path: Path) -> str:

@@ -74,9 +74,8 @@ evaluation/evaluate/model_facts evaluation/evaluate/decoding evaluation/evaluate
 evaluation/evaluate/engine evaluation/evaluate/accuracy evaluation/evaluate/run
 evaluation/evaluate/__init__ evaluation/evaluate/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/embedded
-evaluation/compare/real evaluation/compare/baselines
-evaluation/compare/runs evaluation/compare/summary evaluation/compare/pictures evaluation/compare/report
-evaluation/compare/command
+evaluation/compare/real evaluation/compare/baselines evaluation/compare/runs evaluation/compare/summary
+evaluation/compare/answers evaluation/compare/pictures evaluation/compare/report evaluation/compare/command
 cli
 """.split()
 # The standard library and torch are all that these rooms may import beside the package.
@@ -93,6 +92,7 @@ TESTED_ELSEWHERE = {
     "trainer/one_window": "evaluation/inspect/test_pair.py: a look at a pair from end to end",
     "evaluation/style": "data alone: colours",
     "evaluation/inspect/verdict": "evaluation/inspect/test_pair.py: what is said at its end",
+    "evaluation/compare/embedded": "evaluation/compare/test_baselines.py and test_command.py: runs of the embedded task",
     "evaluation/compare/pictures": "evaluation/compare/test_report.py: a report draws them",
     "evaluation/compare/runs": "evaluation/compare/test_command.py: a comparison from end to end",
     "evaluation/compare/summary": "evaluation/compare/test_report.py: the report's table",

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from ..files import write_json, write_whole
 from ..statistics import Estimate
 from ..templates import render
+from .answers import over_problems, what_filters_dropped
 from .presets import Arm
 from .records import Run, one_settings
 from .summary import Row, table
@@ -41,13 +42,14 @@ def write_report(runs: list[Run], arms: list[Arm], folder: Path, title: str, exp
             raise
         print("no pictures: pip install fire-opd-trl[report]")
     shown = [path for path in pictures if path.suffix == ".png"]
-    write_whole(folder / "report.md", markdown(runs, rows, title, expected, shown))
-    write_json(folder / "results.json", results(runs, rows, title, expected))
+    write_whole(folder / "report.md", markdown(runs, rows, arms, title, expected, shown))
+    write_json(folder / "results.json", results(runs, rows, arms, title, expected))
     return [folder / "report.md", folder / "results.json", *pictures]
 
 
-def results(runs: list[Run], rows: list[Row], title: str, expected: int) -> dict:
+def results(runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expected: int) -> dict:
     """The table as JSON; accuracies and differences are shares."""
+    words = {"dropped": what_filters_dropped(runs, arms), "over_problems": over_problems(runs, arms)}
     return {
         "title": title,
         "settings": one_settings(runs),
@@ -60,16 +62,20 @@ def results(runs: list[Run], rows: list[Row], title: str, expected: int) -> dict
             row.arm.name: {run["seed"]: run["after"] for run in runs if run["arm"]["name"] == row.arm.name}
             for row in rows
         },
+        **{name: [asdict(one) for one in found] for name, found in words.items() if found},
     }
 
 
-def markdown(runs: list[Run], rows: list[Row], title: str, expected: int, pictures: list[Path]) -> str:
+def markdown(
+    runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expected: int, pictures: list[Path]
+) -> str:
     """The text of the report, for [`write_report`]; the arguments are described there."""
     versions = [", ".join(f"{name} {v}" for name, v in found.items()) for found in distinct_versions(runs)]
     seeds = len({run["seed"] for run in runs})
     values = {
         "title": title,
         "settings": one_settings(runs),
+        "samples": runs[0].get("measured", {}).get("samples"),
         "runs": len(runs),
         "expected": expected,
         "versions": "; ".join(versions),
@@ -84,6 +90,9 @@ def markdown(runs: list[Run], rows: list[Row], title: str, expected: int, pictur
             for name, key in (("student, untrained", "before"), ("teacher", "teacher"))
         ],
         "rows": rows,
+        "dropped": what_filters_dropped(runs, arms),
+        "over_problems": over_problems(runs, arms),
+        "answers": [{"arm": row.arm.name, **mean_answers(runs, row.arm.name)} for row in rows],
         "pictures": pictures,
     }
     filters: dict[str, Callable[..., str]] = {"plus_minus": plus_minus, "bracketed": bracketed, "yes_or_no": yes_or_no}
@@ -154,6 +163,12 @@ def bracketed(value: Estimate | None) -> str:
 def yes_or_no(verdict: bool | None) -> str:
     """A verdict, in a cell of the table."""
     return "–" if verdict is None else "yes" if verdict else "no"
+
+
+def mean_answers(runs: list[Run], arm: str) -> dict[str, float]:
+    """How the answers of an arm's students ended, on held-out problems, mean over seeds; empty where nobody counts."""
+    found = [run["measured"] for run in runs if run["arm"]["name"] == arm and "measured" in run]
+    return {key: fmean(one[key] for one in found) for key in ("truncated", "no_answer", "tokens") if found}
 
 
 def mean_over_seeds(runs: list[Run], name: str) -> float:
