@@ -78,7 +78,7 @@ def taught(folder: Path, student: Path) -> Path:
         gradient_checkpointing=False,
     )
     rows = [
-        {"prompt": sums.chat(numbers), "completion": [{"role": "assistant", "content": sums.worked(numbers)}]}
+        {"prompt": sums.instructed(numbers), "completion": [{"role": "assistant", "content": sums.worked(numbers)}]}
         for numbers in sums.problems("sft", SFT_STEPS * SFT_ROWS, SFT_SEED)
     ]
     model = AutoModelForCausalLM.from_pretrained(student, dtype="float32")

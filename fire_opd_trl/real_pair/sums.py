@@ -1,7 +1,8 @@
 """
 Sums in words for a real language model: `What is 47 + 8 - 5?`, answered with working and a boxed number.
 
-The model is asked as mathematics benchmarks ask. It may write what it likes; the number in the last box counts.
+A small model that has never seen such an answer writes anything but one. So it is shown an example in a turn before
+the question. It may still write what it likes; the number in the last box counts.
 """
 
 import random
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FIRST, OTHERS, TERMS = (10, 99), (1, 9), 3  # ranges of the first number and of the others, and how many numbers
+EXAMPLE = (12, 9, -3)
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 MAX_COMPLETION_TOKENS = 64
 SHRINK = 0.75  # the batch is made smaller when no more than this share of its rows is still being written
@@ -65,9 +67,19 @@ def problems(split: Literal["sft", "train", "test"], count: int, seed: int = 0) 
     return list(drawn)
 
 
+def instructed(numbers: tuple[int, ...]) -> list[dict[str, str]]:
+    """Returns a sum as the teacher learns it: with an instruction, as mathematics benchmarks ask, and no example."""
+    return [{"role": "user", "content": problem(numbers) + INSTRUCTION}]
+
+
+def turns() -> list[dict[str, str]]:
+    """Returns what comes before each question: one question with its answer."""
+    return [{"role": "user", "content": problem(EXAMPLE)}, {"role": "assistant", "content": worked(EXAMPLE)}]
+
+
 def chat(numbers: tuple[int, ...]) -> list[dict[str, str]]:
     """Returns the prompt of a sum as a conversation."""
-    return [{"role": "user", "content": problem(numbers) + INSTRUCTION}]
+    return [*turns(), {"role": "user", "content": problem(numbers)}]
 
 
 def is_correct(answer: str, text: str) -> bool:
@@ -105,10 +117,12 @@ def sample(
     import torch
     from transformers import DynamicCache
 
-    longest, ends = max(map(len, prompts)), tokenizer.eos_token_id
-    padded = [[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
-    tokens = torch.tensor(padded)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+    # A prompt that is there several times is read once.
+    read = list(dict.fromkeys(map(tuple, prompts)))
+    copies = torch.tensor([read.index(tuple(ids)) for ids in prompts])
+    longest, ends = max(map(len, read)), tokenizer.eos_token_id
+    tokens = torch.tensor([[tokenizer.pad_token_id] * (longest - len(ids)) + list(ids) for ids in read])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in read])
     place = mask.cumsum(1).sub(1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the answers that the rows of the batch write
@@ -123,6 +137,9 @@ def sample(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+            if len(logits) < len(rows):
+                logits, place, mask = logits[copies], place[copies], mask[copies]
+                cache.batch_select_indices(copies)
             if temperature:
                 # By the cumulative distribution, which needs one random number a row: twenty times faster here than
                 # torch.multinomial, which draws one for each token of the vocabulary.

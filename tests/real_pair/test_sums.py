@@ -15,8 +15,13 @@ def test_a_sum_its_working_and_its_prompt():
     numbers = (47, 8, -5)
     assert sums.problem(numbers) == "What is 47 + 8 - 5?"
     assert sums.worked(numbers) == "47 + 8 = 55\n55 - 5 = 50\nThe answer is \\boxed{50}."
-    (message,) = sums.chat(numbers)
+    (message,) = sums.instructed(numbers)
     assert message == {"role": "user", "content": "What is 47 + 8 - 5?\n" + prompts.INSTRUCTION}
+    assert sums.chat(numbers) == [
+        {"role": "user", "content": "What is 12 + 9 - 3?"},
+        {"role": "assistant", "content": "12 + 9 = 21\n21 - 3 = 18\nThe answer is \\boxed{18}."},
+        {"role": "user", "content": "What is 47 + 8 - 5?"},
+    ]
 
 
 def test_splits_share_no_sum_and_are_drawn_anew_with_another_seed():
@@ -51,6 +56,7 @@ def embedded_student():
 def test_greedy_answers_are_those_of_generate_however_many_leave_the_batch(embedded_student):
     model, tokenizer = embedded_student
     questions = [f"{a}+{b}=" for a, b in [(7, 5), (12, 345), (999, 1), (10, 10), (640, 28), (55, 5), (3, 78), (81, 9)]]
+    questions += questions[:3]  # read once, answered twice
     ids = [tokenizer(question)["input_ids"] for question in questions]
     assert len(set(map(len, ids))) > 2
     answers = sums.sample(model, tokenizer, ids, temperature=0, limit=31)

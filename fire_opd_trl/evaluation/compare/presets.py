@@ -190,8 +190,8 @@ PRESETS = {
         seeds=4,
         steps=12,
         problems=48,
-        curve_problems=48,
-        curve_every=6,
+        curve_problems=24,
+        curve_every=4,
         task="real",
     ),
     "all": Preset(

@@ -22,7 +22,7 @@ ROWS = 16  # completions in an update, in every arm
 SAMPLES = 8  # for each held-out problem: Avg@8
 BATCH = 64  # answers that are written at once when a student is measured
 TRAINING: dict[str, Any] = {
-    "learning_rate": 1e-4,
+    "learning_rate": 5e-5,
     "warmup_steps": 2,
     "lr_scheduler_type": "constant_with_warmup",
     "per_device_train_batch_size": ROWS,
