@@ -184,7 +184,9 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             max_tasks=1,
             score_display=False,
         )
-    if not logs or any(log.status in ("cancelled", "started") for log in logs):  # Ctrl-C: it returns as if all were well
+    if not logs or any(
+        log.status in ("cancelled", "started") for log in logs
+    ):  # Ctrl-C: it returns as if all were well
         raise KeyboardInterrupt
     for log in logs:
         if log.status == "error":

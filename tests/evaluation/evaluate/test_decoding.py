@@ -31,7 +31,12 @@ def decoded(model, rows, batch_size, ends=frozenset({1}), **settings):
     """All rows, by their keys: their tokens, or the error."""
     found = {}
     decoder = Decoder(
-        model, set(ends), 0, batch_size, lambda row, error: found.update({row.key: error or list(row.tokens)}), **settings
+        model,
+        set(ends),
+        0,
+        batch_size,
+        lambda row, error: found.update({row.key: error or list(row.tokens)}),
+        **settings,
     )
     decoder.waiting.extend(rows)
     steps = 0
