@@ -136,7 +136,7 @@ class Link:
 
 def run_program():
     """
-    Runs the program under test, in a sandbox of its own. Answers are a line each: the number of the order, one word, and
+    Runs the program under test, in a sandbox of its own. An answer is a line: the number of the order, one word, and
     perhaps data. The program can write such lines itself: they say what it has returned, and nothing else.
     """
     link = Link()
@@ -170,6 +170,12 @@ class Judge:
     """Evalplus with its problems, in a sandbox of its own. No code of a model runs here."""
 
     def __init__(self, dataset, seconds, factor):
+        # evalplus.data imports it for a benchmark of speed, which is none of ours: 200 MB, and a second.
+        sys.modules["datasets"] = types.ModuleType("datasets")
+        sys.modules["datasets"].load_dataset = None
+        import evalplus.eval
+        import evalplus.gen.util
+        import evalplus.sanitize  # noqa: F401  here, and not in each process that is forked
         from evalplus.data import get_human_eval_plus, get_mbpp_plus
 
         self.dataset, self.seconds, self.factor = dataset, seconds, factor
@@ -223,8 +229,8 @@ class Judge:
 
     def sanitize(self, name, text):
         """
-        Returns the program in a text as evalplus finds it: the imports, and what the function needs. The text comes from
-        a model, and is parsed in a process of its own, for a limited time: where that fails, it stays as it is.
+        Returns the program in a text as evalplus finds it: the imports, and what the function needs. The text comes
+        from a model, and is parsed in a process of its own, for a limited time: where that fails, it stays as it is.
         """
         read, write = os.pipe()
         child = os.fork()
