@@ -49,7 +49,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads count a
 HIDDEN = re.compile(r"human_?eval|mbpp", re.IGNORECASE)
 DATA = (".jsonl", ".gz", ".json", ".parquet", ".pkl")
 ENVIRONMENT = Path(".venv-evalplus/bin/python")
-HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks.md has the commands."
+HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks_code.md has the commands."
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ print(json.dumps({
 """
 
 
-def find_interpreter(path: str | Path | None, sandbox: Sandbox) -> Interpreter:
+def find_interpreter(path: str | Path | None, sandbox: Sandbox | None = None) -> Interpreter:
     """
     Returns the interpreter of evalplus. The command calls this before it loads a model. Nothing is installed.
 
     Args:
         path (`str` or `Path`, *optional*):
             `--evalplus_python`. By default that of `.venv-evalplus` in this folder, and in a container `python3`.
-        sandbox ([`Sandbox`]): Docker has the interpreter in its image, bubblewrap uses one of this machine.
+        sandbox ([`Sandbox`], *optional*): Docker has the interpreter in its image; else it is one of this machine.
     """
-    if sandbox.name == "docker":
+    if sandbox is not None and sandbox.name == "docker":
         return interpreter_inside(str(path or "python3"), sandbox)
     python = Path(path or ENVIRONMENT).expanduser()
     option = f"--evalplus_python {str(python)!r}"
@@ -157,6 +157,8 @@ def data_files(folder: Path) -> Iterable[Path]:
 def read_problems(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file in evalplus' format: `HumanEvalPlus.jsonl` or `MbppPlus.jsonl`, perhaps packed."""
     rows = []
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{path}: evalplus reads .jsonl or .jsonl.gz, as it publishes them, and nothing else.")
     opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
     needed = "task_id prompt entry_point canonical_solution contract base_input plus_input atol".split()
     with opened as lines:
@@ -379,10 +381,25 @@ def ask(running: Running, order: str, seconds: float) -> tuple[str, str]:
     return word[:20].decode("ascii", "replace"), data.decode("ascii", "replace")
 
 
+def programs_of(samples: Path) -> dict[str, list[str | None]]:
+    """
+    Returns the programs in a file `OUT/samples/MODEL.livecodebench.jsonl`, for each `question_id` in the order of its
+    samples. `None` stands for a completion that holds no program.
+    """
+    found: dict[str, dict[int, str | None]] = {}
+    with open(samples, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            found.setdefault(str(row["problem"]), []).append((row["sample"], row["answer"]))
+    return {
+        question: [program for _, program in sorted(rows, key=lambda row: row[0])] for question, rows in found.items()
+    }
+
+
 def write_livecodebench(path: Path, programs: dict[str, list[str | None]]) -> Path:
     """
     Writes what LiveCodeBench's own `lcb_runner.runner.custom_evaluator` reads, and returns the path. Nothing here runs
-    its tests: docs/benchmarks.md says how to, in a sandbox.
+    its tests: docs/benchmarks_code.md says how to, in a sandbox.
 
     Its evaluator takes a list for each question, in the order of their `question_id` as text. It also names a form
     that holds the names of the questions, which ends in a TypeError in its own code.
@@ -395,10 +412,10 @@ def write_livecodebench(path: Path, programs: dict[str, list[str | None]]) -> Pa
     return path
 
 
-def read_livecodebench(path: Path) -> list[list[bool]]:
+def read_livecodebench(path: Path) -> dict[str, list[bool]]:
     """
-    Returns for each question, in the order of `question_id`, whether its programs are right: the `graded_list` of the
-    file `..._codegeneration_output_eval_all.json` that the evaluator writes.
+    Returns for each `question_id` whether its programs are right: the `graded_list` of the file
+    `..._codegeneration_output_eval_all.json` that the evaluator writes.
     """
     rows = json.loads(path.read_text(encoding="utf-8"))
-    return [[bool(right) for right in row["graded_list"]] for row in sorted(rows, key=lambda row: row["question_id"])]
+    return {row["question_id"]: [bool(right) for right in row["graded_list"]] for row in rows}

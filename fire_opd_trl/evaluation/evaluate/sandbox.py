@@ -465,7 +465,7 @@ class Docker(Sandbox):
         if "daemon" in complaint:
             return "Start the daemon, or use --sandbox bubblewrap."
         if "No such image" in complaint or "Unable to find image" in complaint:
-            return f"Build the image {self.image} as docs/benchmarks.md says, or use --sandbox bubblewrap."
+            return f"Build the image {self.image} as docs/benchmarks_code.md says, or use --sandbox bubblewrap."
         return "Or use --sandbox bubblewrap."
 
 

@@ -20,6 +20,8 @@ from fire_opd_trl.evaluation.evaluate.code import (
     data_files,
     dataset_of,
     find_interpreter,
+    programs_of,
+    read_livecodebench,
     read_problems,
     write_livecodebench,
 )
@@ -438,6 +440,8 @@ def test_the_file_of_problems_is_read_or_refused_with_its_line(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(ValueError, match="bad.jsonl, line 1: no JSON object"):
         read_problems(tmp_path / "bad.jsonl")
+    with pytest.raises(ValueError, match="problems.parquet: evalplus reads .jsonl"):
+        read_problems(tmp_path / "problems.parquet")
     assert dataset_of(["Mbpp/2", "Mbpp/3"]) == "mbpp"
     with pytest.raises(ValueError, match="HumanEval/NUMBER or Mbpp/NUMBER"):
         dataset_of(["Mbpp/2", "HumanEval/0"])
@@ -458,9 +462,18 @@ def test_data_of_a_benchmark_beside_the_interpreter_is_found(tmp_path):
     assert sorted(path.name for path in data_files(tmp_path)) == ["HumanEval.jsonl.gz", "MbppPlus-v0.2.0.jsonl"]
 
 
-def test_livecodebench_gets_one_list_of_programs_for_each_question_in_its_order(tmp_path):
-    path = write_livecodebench(tmp_path / "samples.json", {"b_1": ["two"], "abc301_a": ["one", None], "3": ["three"]})
-    assert json.loads(path.read_text()) == [["three"], ["one", ""], ["two"]]
+def test_livecodebench_gets_the_programs_of_each_question_in_its_order_and_its_verdicts_are_read(tmp_path):
+    samples = tmp_path / "student.livecodebench.jsonl"
+    rows = [("b_1", 1, "two"), ("abc301_a", 2, None), ("abc301_a", 1, "one"), ("3", 1, "three"), ("3", 2, "four")]
+    names = ("problem", "sample", "answer")
+    samples.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    path = write_livecodebench(tmp_path / "samples.json", programs_of(samples))
+    assert json.loads(path.read_text()) == [["three", "four"], ["one", ""], ["two"]]
+    graded = tmp_path / "samples_codegeneration_output_eval_all.json"
+    graded.write_text(
+        json.dumps([{"question_id": name, "graded_list": [right]} for name, right in (("b", 1), ("a", 0))])
+    )
+    assert read_livecodebench(graded) == {"a": [False], "b": [True]}
 
 
 def literal_inputs(test):
