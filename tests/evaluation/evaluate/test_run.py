@@ -1,5 +1,6 @@
 """`evaluate(...)`, from the checks to the page, on the embedded student and problems of our own."""
 
+import asyncio
 import json
 import shutil
 import sys
@@ -222,3 +223,73 @@ def test_an_old_python_and_a_missing_extra_are_one_sentence_each(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 14))
     with pytest.raises(ImportError, match=r"needs Python 3.11 or later, and this is Python 3.10"):
         evaluate("student", "embedded")
+
+
+def test_prompts_without_room_for_an_answer_are_refused(student, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(provider, "load", lambda *arguments: pytest.fail("a model was loaded"))
+    own = tmp_path / "own.jsonl"
+    for problem, said in (("1" * 200, "has 200 tokens of 128"), ("words", "has no token")):
+        own.write_text(json.dumps({"problem": problem, "answer": "1"}) + "\n")
+        with pytest.raises(ValueError, match=said):
+            evaluate(student, str(own), output_dir=tmp_path / "out", prompt_style="none", **SETTINGS)
+    example, context = provider.read_prompts(student, ["1+1="], 200, False, False)
+    assert (example, context) == ("1+1=", 128) and provider.read_prompts(student, ["1+1="], 20, False, False)[
+        1
+    ] is None
+
+
+def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
+    from fire_opd_trl.evaluation.evaluate import code, sandbox
+    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
+
+    class Tests:
+        def __init__(self, file, where, python, workers):
+            assert (str(file), where, python, workers) == ("Own.jsonl", "a sandbox", "a python", 3)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def facts(self):
+            return {"name": "evalplus", "version": "0", "seconds": 10.0}
+
+        def grade(self, name, program):
+            return code.CodeGrade("right", "wrong", f"{name}: {program.strip()}")
+
+    problem = Problem("HumanEval/0", "def one(): ...", (), {"entry_point": "one"})
+    own = Task("own", "code", "code", "Own.jsonl", "", (problem,), "boxed")
+    with pytest.raises(ValueError, match="needs a sandbox"), run.graders_of([own], 3, None, None):
+        pass
+    monkeypatch.setattr(code, "CodeGraders", Tests)
+    monkeypatch.setattr(code, "find_interpreter", lambda path: "a python")
+    monkeypatch.setattr(sandbox, "make_sandbox", lambda name: "a sandbox")
+    with run.graders_of([own], 3, "bubblewrap", None) as graded:
+        grade, facts = graded["own"]
+        found = asyncio.run(grade(problem, "Here:\n```python\ndef one(): return 1\n```"))
+        assert (found.verdict, found.note) == ("wrong", "base: right. HumanEval/0: def one(): return 1")
+        assert asyncio.run(grade(problem, "")).verdict == "no answer" and facts["limit"] == 10.0
+
+
+def test_mathematics_is_graded_by_processes(tmp_path):
+    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
+
+    problem = Problem("p", "1/2 as a decimal?", ("\\frac{1}{2}",), {})
+    own = Task("own", "math", "boxed", "own.jsonl", "", (problem,), "boxed")
+    with run.graders_of([own], 1, None, None) as graded:
+        grade, facts = graded["own"]
+        texts = ["\\boxed{1} or \\boxed{0.5}", "\\boxed{2}", "0.5"]
+        verdicts = [asyncio.run(grade(problem, text)).verdict for text in texts]
+    assert verdicts == ["right", "wrong", "no answer"] and facts["name"] == "math-verify"
+
+
+def test_livecodebench_is_sampled_and_gets_no_number(student, tmp_path, monkeypatch):
+    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
+
+    problem = Problem("q1", "1+1=", (), {})
+    own = Task("livecodebench", "code", "code", "lcb.jsonl", "0", (problem,), "none")
+    monkeypatch.setattr(run, "load_task", lambda *arguments: own)
+    results = evaluate(student, "livecodebench", output_dir=tmp_path, **SETTINGS)
+    assert results["status"] == "complete" and results["entries"] == []
+    assert len(samples_of(tmp_path, name="livecodebench")) == 2
