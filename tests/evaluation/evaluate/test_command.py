@@ -108,7 +108,7 @@ def start(folder):
 
 
 def wait_for(process, folder, samples):
-    until = time.monotonic() + 120
+    until = time.monotonic() + 500
     while logged(folder) < samples and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
 
@@ -127,7 +127,7 @@ def test_a_killed_and_an_interrupted_evaluation_go_on_with_what_is_missing(tmp_p
     stopped = start(folder)
     wait_for(stopped, folder, there + 10)
     stopped.send_signal(signal.SIGINT)
-    said, _ = stopped.communicate(timeout=120)
+    said, _ = stopped.communicate(timeout=500)
     assert stopped.returncode == 3, said
     assert f"{96 - there} of 96 samples to run, {there} are there" in said
     assert "partial: interrupted. The same command runs what is missing." in said
@@ -136,12 +136,12 @@ def test_a_killed_and_an_interrupted_evaluation_go_on_with_what_is_missing(tmp_p
     assert there < now < 96
 
     last = start(folder)
-    said, _ = last.communicate(timeout=240)
+    said, _ = last.communicate(timeout=500)
     assert last.returncode == 0, said
     assert f"{96 - now} of 96 samples to run, {now} are there" in said
 
     whole = start(tmp_path / "whole")
-    said, _ = whole.communicate(timeout=240)
+    said, _ = whole.communicate(timeout=500)
     assert whole.returncode == 0, said
     results = [json.loads((one / "results.json").read_text()) for one in (folder, tmp_path / "whole")]
     for one in results:
