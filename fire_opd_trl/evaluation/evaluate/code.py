@@ -390,10 +390,8 @@ def programs_of(samples: Path) -> dict[str, list[str | None]]:
     with open(samples, encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            found.setdefault(str(row["problem"]), []).append((row["sample"], row["answer"]))
-    return {
-        question: [program for _, program in sorted(rows, key=lambda row: row[0])] for question, rows in found.items()
-    }
+            found.setdefault(str(row["problem"]), {})[row["sample"]] = row["answer"]
+    return {question: [programs[number] for number in sorted(programs)] for question, programs in found.items()}
 
 
 def write_livecodebench(path: Path, programs: dict[str, list[str | None]]) -> Path:

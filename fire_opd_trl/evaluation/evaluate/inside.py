@@ -15,11 +15,14 @@ import os
 import signal
 import sys
 import types
+from typing import Any
 
 
 READY = b"ready"
 SANITIZE_SECONDS = 10
 PLAIN = (bool, str, float, type(None))
+SCALARS: Any = (int, float, str)
+BUILD: Any = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list, "iterator": iter}
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 
 
@@ -64,9 +67,9 @@ def encode(value):
     for plain in (tuple, set, frozenset, list):
         if issubclass(kind, plain):
             return {plain.__name__: [encode(item) for item in plain.__iter__(value)]}
-    for plain in (int, float, str):
-        if issubclass(kind, plain):
-            return encode(plain.__add__(value, plain()))
+    for scalar in SCALARS:
+        if issubclass(kind, scalar):
+            return encode(scalar.__add__(value, scalar()))
     if kind in (type({}.keys()), type({}.items())):
         return {"keys": [encode(item) for item in value]}
     if issubclass(kind, (collections.abc.Iterator, collections.abc.ValuesView, collections.deque)):
@@ -86,7 +89,7 @@ def decode(value):
     if kind == "complex":
         return complex(*content)
     if kind in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(content)
+        return (bytes if kind == "bytes" else bytearray).fromhex(content)
     if kind == "range":
         return range(*decode(content))
     if kind == "fraction":
@@ -95,9 +98,8 @@ def decode(value):
         return {decode(key): decode(item) for key, item in content}
     if kind == "keys":
         return dict.fromkeys(decode(content)).keys()
-    if kind in ("tuple", "set", "frozenset", "list", "iterator"):
-        build = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list, "iterator": iter}[kind]
-        return build(decode(content))
+    if kind in BUILD:
+        return BUILD[kind](decode(content))
     if kind in ("scalar", "array"):
         import numpy
 
@@ -143,7 +145,7 @@ def run_program():
     link.silence(2)
     link.send(READY)
     order = link.receive()
-    names = {}
+    names: dict[str, Any] = {}
     try:
         code = compile(order["code"], "<program>", "exec")
     except BaseException:
@@ -171,8 +173,9 @@ class Judge:
 
     def __init__(self, dataset, seconds, factor):
         # evalplus.data imports it for a benchmark of speed, which is none of ours: 200 MB, and a second.
-        sys.modules["datasets"] = types.ModuleType("datasets")
-        sys.modules["datasets"].load_dataset = None
+        datasets: Any = types.ModuleType("datasets")
+        datasets.load_dataset = None
+        sys.modules["datasets"] = datasets
         import evalplus.eval
         import evalplus.gen.util
         import evalplus.sanitize  # noqa: F401  here, and not in each process that is forked
@@ -210,7 +213,7 @@ class Judge:
 
         expected, seconds = self.reference(name, part)
         problem, rest = self.problems[name], iter(outputs)
-        replay = types.ModuleType("replay")
+        replay: Any = types.ModuleType("replay")
         replay.returned = lambda *inputs: decode(json.loads(next(rest)))
         sys.modules["replay"] = replay  # the process that evalplus forks imports it
         verdict, _ = untrusted_check(
@@ -281,4 +284,7 @@ def judge(dataset, seconds, factor):
 
 
 if __name__ == "__main__":
-    {"program": run_program, "judge": judge}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "program":
+        run_program()
+    else:
+        judge(*sys.argv[2:])
