@@ -147,7 +147,7 @@ def serve(link, limit: float, memory: int) -> None:
 
 
 def most_memory() -> int:
-    """Returns the most bytes that this process has held. `getrusage` would count what its parent held before `exec`."""
+    """Returns the most bytes that this process held. `getrusage` counts what its parent held before `exec`, too."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
