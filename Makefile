@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH_ARGS ?=
 VLLM_VENV := .venv-vllm
+EVALPLUS_VENV := .venv-evalplus
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook bench clean
+.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook bench evalplus clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,8 +60,10 @@ notebook: $(VENV)/.with-test ## execute the notebook of examples/ on the CPU, an
 bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
 	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)  # one process computes at a time
 
+evalplus: $(EVALPLUS_VENV)/.ready ## the environment of evalplus, which judges code for `fire-opd evaluate`
+
 clean: ## remove what make, the tools and the demo made
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info outputs/demo
+	rm -rf $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) build dist *.egg-info outputs/demo
 	rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -80,4 +83,9 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install -q $$(grep '^torch==' constraints-vllm.txt)
 	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -r constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -e .
+	@touch $@
+
+$(EVALPLUS_VENV)/.ready: constraints-evalplus.txt
+	$(PYTHON) -m venv --clear $(EVALPLUS_VENV)
+	$(EVALPLUS_VENV)/bin/python -m pip install -q --no-deps -r constraints-evalplus.txt
 	@touch $@

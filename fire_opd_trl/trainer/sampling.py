@@ -119,9 +119,7 @@ class Sampler:
                 rows = [min(row, len(prompts) - 1) for row in dealt[start : start + at_once]]
                 torch.manual_seed(seed_of_call(seed, world.rank, start))
                 with failing_alike(world, trainer.accelerator.device):
-                    prompt_ids, images, fields = trainer._tokenize_prompts(
-                        self._as_read([prompts[row] for row in rows])
-                    )
+                    prompt_ids, images, fields = self._tokens([prompts[row] for row in rows])
                     completion_ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
                     completions = [self._completion(ids) for ids in completion_ids]
                 mine += zip(dealt[start : start + at_once], completions, strict=True)
@@ -136,10 +134,27 @@ class Sampler:
         of_training = args.per_device_train_batch_size * args.steps_per_generation
         return max(1, of_training * trainer.max_completion_length // max(longest, trainer.max_completion_length))
 
-    def _as_read(self, prompts: list[str]) -> list[Any]:
-        if self._trainer.processing_class.chat_template is None and self._trainer.chat_template is None:
-            return prompts
-        return [[{"role": "user", "content": text}] for text in prompts]
+    def _tokens(self, prompts: Sequence[str]) -> tuple:
+        """What TRL makes of prompts: ids, images and other fields."""
+        trainer, asked = self._trainer, list[Any](prompts)
+        if trainer.processing_class.chat_template is not None or trainer.chat_template is not None:
+            asked = [[{"role": "user", "content": text}] for text in prompts]
+        with replaced(trainer, tools=[], environment_factories=None):
+            return trainer._tokenize_prompts(asked)
+
+    def refuse_overlong(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        """A callback calls this before training: each prompt must leave room for the longest answer."""
+        trainer, args = self._trainer, self._trainer.args
+        longest = sampling.max_new_tokens or trainer.max_completion_length
+        contexts = [getattr(trainer.accelerator.unwrap_model(trainer.model).config, "max_position_embeddings", None)]
+        contexts += [args.vllm_max_model_length] if trainer.use_vllm else []
+        context = min((known for known in contexts if known), default=None)
+        tokens = max(map(len, self._tokens(prompts)[0]))
+        if context is not None and tokens + longest > context:
+            raise ValueError(
+                f"A problem of {tokens} tokens and an answer of up to {longest} do not fit into a context of "
+                f"{context}. Lower max_new_tokens (accuracy_max_new_tokens)."
+            )
 
     def _completion(self, ids: list[int]) -> Completion:
         tokenizer, ends = self._trainer._tokenizer, self._trainer.eos_token_ids
@@ -149,7 +164,7 @@ class Sampler:
 
     @contextmanager
     def _settings(self, sampling: Sampling, longest: int) -> Iterator[None]:
-        """Inside this, TRL samples with these settings, and without tools."""
+        """Inside this, TRL samples with these settings."""
         trainer, args = self._trainer, self._trainer.args
         ours: dict[str, Any] = {
             "temperature": sampling.temperature,
@@ -158,11 +173,10 @@ class Sampler:
             "min_p": None,
             "repetition_penalty": 1.0,
         }
-        bare: dict[str, Any] = {"tools": [], "environment_factories": None}
         if trainer.use_vllm:
             kept = {name: value for name, value in (args.generation_kwargs or {}).items() if name in KEPT_SETTINGS}
             ours |= {"max_completion_length": longest, "structured_outputs_regex": None, "generation_kwargs": kept}
-            with replaced(trainer, **bare), replaced(trainer.vllm_generation, **ours):
+            with replaced(trainer.vllm_generation, **ours):
                 yield
             return
         kept = {name: value for name, value in trainer.generation_kwargs.items() if name in KEPT_SETTINGS}
@@ -170,7 +184,7 @@ class Sampler:
             ours = {"do_sample": False}
         kept |= {"do_sample": True, "max_new_tokens": longest, **ours}
         config = GenerationConfig(**kept, disable_compile=True)
-        with replaced(trainer, generation_kwargs=kept, generation_config=config, **bare):
+        with replaced(trainer, generation_kwargs=kept, generation_config=config):
             yield
 
     @contextmanager

@@ -1,8 +1,10 @@
 """Intervals, tests and corrections, by closed forms and by hand."""
 
+import itertools
 import math
 import sys
 
+import numpy as np
 import pytest
 
 from fire_opd_trl.evaluation import statistics
@@ -80,3 +82,82 @@ def test_the_interval_of_a_ratio_is_that_of_the_normal_for_many_clusters():
     low, high = statistics.ratio_interval([0.0, 1.0] * 50, [1.0] * 100, seed=1)
     assert (low, high) == pytest.approx((0.402, 0.598), abs=0.012)
     assert statistics.ratio_interval([0.0, 1.0] * 50, [1.0] * 100, seed=1) == (low, high)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_pass_at_k_is_the_share_of_all_sets_with_a_right_one(n):
+    for right, k in itertools.product(range(n + 1), range(1, n + 1)):
+        sets = list(itertools.combinations([True] * right + [False] * (n - right), k))
+        assert statistics.pass_at_k(n, right, k) == pytest.approx(sum(map(any, sets)) / len(sets), abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased_and_refuses_what_it_cannot_say():
+    # The mean over how many of 5 are right, each with probability 0.3, is the probability of a right one in 3.
+    chance = sum(math.comb(5, c) * 0.3**c * 0.7 ** (5 - c) * statistics.pass_at_k(5, c, 3) for c in range(6))
+    assert chance == pytest.approx(1 - 0.7**3, abs=1e-12)
+    assert statistics.pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)
+    for n, right, k in [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)]:
+        with pytest.raises(ValueError, match=rf"pass@{k} of {n} samples with {right} right"):
+            statistics.pass_at_k(n, right, k)
+
+
+def test_the_interval_of_shares_by_hand_and_at_its_ends():
+    # 0, 1 and 0.5 become 0, 1, 0.5, 0, 1: mean 1/2, deviation 1/2, t(4) = 2.7764, cut at 0 and 1.
+    assert statistics.share_interval([0.0, 1.0, 0.5]) == (0.0, 1.0)
+    low, high = statistics.share_interval([0.5] * 30)
+    assert (low, high) == pytest.approx((0.5 - 2.0395 * (0.5 / 31) ** 0.5 / 32**0.5, 1 - low), abs=1e-4)
+    assert all(math.isnan(end) for values in ([], [0.5]) for end in statistics.share_interval(values))
+    for size in (2, 10, 30, 500):  # all right: about what the rule of three says
+        low, high = statistics.share_interval([1.0] * size)
+        assert high == 1.0 and 1 - 7 / (size + 2) < low < 1 - 2.4 / (size + 2)
+        assert statistics.share_interval([0.0] * size) == pytest.approx((0.0, 1 - low))
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "hard", "ease"), [(30, 8, 0.0, 0.99), (30, 8, 0.1, 0.98), (60, 1, 0.0, 0.5), (30, 1, 0.05, 1.0)]
+)
+def test_the_interval_of_shares_holds_the_truth_where_that_of_t_does_not(size, n, hard, ease):
+    # A part of the problems is never solved, the others as often as `ease` says. 400 evaluations of such a model.
+    draw, truth, held = np.random.default_rng(0), (1 - hard) * ease, 0
+    for _ in range(400):
+        shares = draw.binomial(n, np.where(draw.random(size) < hard, 0.0, ease)) / n
+        low, high = statistics.share_interval(list(shares))
+        held += low <= truth <= high
+    assert held >= 0.92 * 400
+
+
+def test_a_paired_bootstrap_is_that_of_t_for_many_problems():
+    draw = np.random.default_rng(3)
+    differences = list(draw.integers(-4, 6, 400) / 8)
+    found, t = statistics.paired_bootstrap(differences, 8), statistics.estimate(differences)
+    assert found[:2] == pytest.approx((t.mean - t.half_width, t.mean + t.half_width), abs=0.003)
+    shifted = [value - t.mean + 2.2 * t.half_width / 1.966 for value in differences]  # 2.2 errors from 0
+    assert statistics.paired_bootstrap(shifted, 8)[2] == pytest.approx(statistics.t_two_sided(2.2, 399), abs=0.006)
+    assert found == statistics.paired_bootstrap(differences, 8) != statistics.paired_bootstrap(differences, 8, seed=1)
+
+
+def test_a_paired_bootstrap_of_all_draws_by_hand():
+    # One sample each, and both differences are 0: +-1 joins them. Of the 256 draws of 4 the means -1 and 1 have one
+    # each, less than 2.5 % less what few problems take away, so that nothing can be said.
+    low, high, p = statistics.paired_bootstrap([0.0, 0.0], 1)
+    assert (low, high, p) == (-1.0, 1.0, 1.0)
+    assert all(math.isnan(one) for one in statistics.paired_bootstrap([0.5], 1))
+
+
+def test_the_p_of_a_paired_bootstrap_agrees_with_its_interval():
+    draw = np.random.default_rng(1)
+    for _ in range(40):
+        differences = list(draw.integers(-3, 5, 25) / 8)
+        low, high, p = statistics.paired_bootstrap(differences, 8, resamples=2000)
+        assert low - 0.01 < sum(differences) / 25 < high + 0.01
+        assert abs(p - 0.05) < 0.01 or (p < 0.05) == (low > 0 or high < 0)
+
+
+def test_models_that_do_not_differ_are_called_different_in_one_of_twenty_tables():
+    # Problems of every ease, 4 samples, 30 problems: 400 pairs of the same model.
+    draw, wrong = np.random.default_rng(2), 0
+    for _ in range(400):
+        ease = draw.beta(0.5, 0.5, 30)
+        differences = list((draw.binomial(4, ease) - draw.binomial(4, ease)) / 4)
+        wrong += statistics.paired_bootstrap(differences, 4, resamples=1000)[2] < 0.05
+    assert 2 <= wrong <= 30  # 20 is 5 %

@@ -137,13 +137,11 @@ def test_an_engine_of_its_own_takes_all_rows_at_once_and_gets_its_settings_back(
 
 
 def test_a_chat_model_reads_a_message_of_a_user_and_no_tools(trainer, monkeypatch):
-    read = []
     monkeypatch.setattr(trainer.processing_class, "chat_template", "{{ messages[0]['content'] }}")
     monkeypatch.setattr(trainer, "tools", [print])
-    monkeypatch.setattr(trainer, "_tokenize_prompts", lambda prompts: (read.extend(prompts), trainer.tools))
-    with pytest.raises(ValueError, match="unpack"):
-        Sampler(trainer).sample(["1+2="], 0, Sampling())
-    assert read == [[{"role": "user", "content": "1+2="}]] and trainer.tools == [print]
+    monkeypatch.setattr(trainer, "_tokenize_prompts", lambda prompts: (prompts, trainer.tools))
+    read, tools = Sampler(trainer)._tokens(["1+2="])
+    assert read == [[{"role": "user", "content": "1+2="}]] and tools == [] and trainer.tools == [print]
 
 
 def test_an_empty_answer_has_no_token(trainer):

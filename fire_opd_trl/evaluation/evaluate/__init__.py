@@ -1,4 +1,4 @@
-"""`fire-opd evaluate`: how many problems a model answers rightly, with an interval, on benchmarks and files of one's own."""
+"""`fire-opd evaluate`: how many problems a model answers rightly, and how sure that is."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ...config import FiReOPDConfig
 from ...trainer.record import now
 from ...trainer.sampling import Completion, Sampler, Sampling, SamplingCallback
+from ..statistics import scipy_special
 from .answers import found_answer
 from .grading import Graders, exact
 from .problems import Task
@@ -27,7 +28,7 @@ from .summary import Summary, summarize
 from .tasks import load_task
 
 
-CHUNK = 64  # answers that the main process grades before it tells the other ranks that it lives
+CHUNK = 16  # answers that the main process grades before it tells the other ranks that it lives
 BEST_OF_MANY = (
     "This is the best of several noisy numbers, so that it looks better than the model is. Measure it again with "
     "`fire-opd evaluate`, on other seeds."
@@ -95,6 +96,7 @@ class AccuracyCallback(SamplingCallback):
             )
         if task.kind == "math" and importlib.util.find_spec("math_verify") is None:
             raise ImportError("Grading needs math-verify: pip install fire-opd-trl[eval]", name="math_verify")
+        scipy_special()  # intervals need it
         self.task, self.every, self.n, self.keeps_best, self.at_start = task, every, n, keep_best, at_start
         self.sampling = Sampling(temperature, top_p, max_new_tokens)
         self.style, self.graders = prompt_style or task.prompt_style, graders
@@ -131,6 +133,7 @@ class AccuracyCallback(SamplingCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.sampler is None:
             raise ValueError("AccuracyCallback samples through FiReOPDTrainer; other trainers give it no sampler.")
+        self.sampler.refuse_overlong(self.prompts, self.sampling)
         if self.keeps_best and self.sampler.main:
             self.bar = self.bar_of(best_folder(args), resumed=state.global_step > 0)
         if self.at_start and state.global_step == 0:
@@ -249,13 +252,14 @@ class AccuracyCallback(SamplingCallback):
             "tokens": summary.mean_tokens,
             "seconds": seconds,
         }
-        known = {name: value for name, value in named.items() if value is not None and not math.isnan(value)}
+        known = {name: value for name, value in named.items() if not math.isnan(value)}
         return {f"accuracy/{self.task.name}/{name}": float(value) for name, value in known.items()}
 
     def line(self, state: Any, summary: Summary, best: bool) -> str:
         """Returns what a person reads of a measurement."""
         ungraded = summary.timeouts + summary.deaths
-        error = "" if summary.stderr is None or math.isnan(summary.stderr) else f" +- {summary.stderr:.3f}"
+        low, high = summary.interval
+        error = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
         return (
             f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  {self.task.name}: "
             f"avg@{self.n} {summary.avg:.3f}{error}  length {summary.mean_tokens:.0f}"
@@ -273,6 +277,7 @@ class AccuracyCallback(SamplingCallback):
             "metric": f"accuracy/{self.task.name}/avg@{self.n}",
             "value": summary.avg,
             "stderr": summary.stderr,
+            "interval": summary.interval,
             "note": BEST_OF_MANY,
             "seed": args.seed,
             **self.measured_as(),

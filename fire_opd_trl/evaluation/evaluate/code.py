@@ -49,7 +49,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads count a
 HIDDEN = re.compile(r"human_?eval|mbpp", re.IGNORECASE)
 DATA = (".jsonl", ".gz", ".json", ".parquet", ".pkl")
 ENVIRONMENT = Path(".venv-evalplus/bin/python")
-HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks.md has the commands."
+HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks_code.md has the commands."
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,12 @@ class Interpreter:
 
     path: str
     version: str
-    packages: dict[str, str]
     folders: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
 
 
 WHAT_IS_THERE = """
-import importlib.metadata as metadata, json, sys, sysconfig
+import importlib.metadata as metadata, json, sys
 print(json.dumps({
     "version": sys.version.split()[0], "prefix": sys.prefix, "base": sys.base_prefix,
     "packages": {each.metadata["Name"]: each.version for each in metadata.distributions()},
@@ -93,38 +92,49 @@ print(json.dumps({
 """
 
 
-def find_interpreter(path: str | Path | None) -> Interpreter:
+def find_interpreter(path: str | Path | None, sandbox: Sandbox | None = None) -> Interpreter:
     """
-    Returns the interpreter of evalplus on this machine. The command calls this before it loads a model. Nothing is
-    installed.
+    Returns the interpreter of evalplus. The command calls this before it loads a model. Nothing is installed.
 
     Args:
-        path (`str` or `Path`, *optional*): `--evalplus_python`. By default that of `.venv-evalplus` in this folder.
+        path (`str` or `Path`, *optional*):
+            `--evalplus_python`. By default that of `.venv-evalplus` in this folder, and in a container `python3`.
+        sandbox ([`Sandbox`], *optional*): Docker has the interpreter in its image; else it is one of this machine.
     """
+    if sandbox is not None and sandbox.name == "docker":
+        return interpreter_inside(str(path or "python3"), sandbox)
     python = Path(path or ENVIRONMENT).expanduser()
+    option = f"--evalplus_python {str(python)!r}"
     if not python.is_file():
-        raise Refusal(
-            f"--evalplus_python {str(python)!r} is no file. Code is judged by evalplus {EVALPLUS}, in an environment of "
-            f"its own: {HOW}"
-        )
+        raise Refusal(f"{option} is no file. evalplus {EVALPLUS} judges code, in an environment of its own: {HOW}")
     python = Path(os.path.abspath(python))  # not resolved: the link of an environment says which one it is
     try:
-        told = subprocess.run(
-            [python, "-I", "-c", WHAT_IS_THERE], capture_output=True, text=True, timeout=START_SECONDS
-        )
-        there = json.loads(told.stdout)
+        command = [str(python), "-I", "-c", WHAT_IS_THERE]
+        there = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise Refusal(f"--evalplus_python {str(python)!r} is no Python that runs ({error}). {HOW}") from error
-    checked_packages(there["packages"], f"--evalplus_python {str(python)!r}")
+        raise Refusal(f"{option} is no Python that runs ({error}). {HOW}") from error
+    checked_packages(there["packages"], option)
     folders = {Path(there[name]) for name in ("prefix", "base") if not Path(there[name]).is_relative_to("/usr")}
     for folder in folders:
-        if Path.home().is_relative_to(folder) or folder == Path("/"):
+        if Path.home().is_relative_to(folder):
             raise Refusal(
-                f"--evalplus_python {str(python)!r} belongs to {folder}, which holds your own files: code of a model "
-                f"would read them. Give an environment of its own. {HOW}"
+                f"{option} belongs to {folder}, which holds your own files: code of a model would read them. Give an "
+                f"environment of its own. {HOW}"
             )
     hidden = [found for folder in folders for found in data_files(folder)]
-    return Interpreter(str(python), there["version"], there["packages"], tuple(sorted(folders)), tuple(hidden))
+    return Interpreter(str(python), there["version"], tuple(sorted(folders)), tuple(hidden))
+
+
+def interpreter_inside(python: str, sandbox: Sandbox) -> Interpreter:
+    """Returns the interpreter of evalplus in an image of docker."""
+    with sandbox.start([python, "-I", "-c", WHAT_IS_THERE]) as running:
+        try:
+            there = json.loads(running.line(START_SECONDS))
+        except (Ended, TimedOut, TooLong, ValueError):
+            complaint = running.complaint()
+            raise Refusal(f"{sandbox.name} does not work here: {complaint}. {sandbox.advice(complaint)}") from None
+    checked_packages(there["packages"], f"{python} of the image")
+    return Interpreter(python, there["version"])
 
 
 def checked_packages(packages: dict[str, str], where: str) -> None:
@@ -145,8 +155,10 @@ def data_files(folder: Path) -> Iterable[Path]:
 
 
 def read_problems(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file in evalplus' format, `HumanEvalPlus.jsonl` or `MbppPlus.jsonl`, perhaps with `.gz`."""
+    """Returns the rows of a file in evalplus' format: `HumanEvalPlus.jsonl` or `MbppPlus.jsonl`, perhaps packed."""
     rows = []
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{path}: evalplus reads .jsonl or .jsonl.gz, as it publishes them, and nothing else.")
     opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
     needed = "task_id prompt entry_point canonical_solution contract base_input plus_input atol".split()
     with opened as lines:
@@ -210,6 +222,12 @@ class CodeGraders:
         self.slots, self.turn = threading.Semaphore(workers), threading.Lock()
         self.judge: Running | None = None
         sandbox.check(interpreter.path, interpreter.folders)
+        try:
+            self._start_judge()
+        except (TimedOut, Ended, TooLong) as error:
+            assert self.judge is not None
+            complaint = self.judge.complaint().rpartition("\n")[2] or type(error).__name__
+            raise Refusal(f"evalplus does not start with {self.file}: {complaint}. {HOW}") from None
 
     def __enter__(self) -> CodeGraders:
         return self
@@ -267,8 +285,8 @@ class CodeGraders:
         self, program: str, entry_point: str, inputs: Sequence[str], limits: Sequence[float]
     ) -> tuple[list[str], str | None, str]:
         """
-        Runs a program on inputs, in a sandbox of its own. Returns what it has returned, and a verdict and what happened
-        where it did not return for each.
+        Runs a program on inputs, in a sandbox of its own. Returns what it has returned, and, where it did not return
+        for each input, a verdict and what happened.
         """
         outputs: list[str] = []
         size, number = 0, 0
@@ -298,7 +316,7 @@ class CodeGraders:
 
     def _start_program(self) -> Running:
         """Starts the process of a program, which has not seen the program yet."""
-        for attempt in range(2):
+        for _attempt in range(2):
             hide = [self.file, *self.interpreter.hidden]
             folders = self.interpreter.folders
             running = self.sandbox.start([*self.command, "program"], Limits(), folders, QUIET, hide)
@@ -314,7 +332,7 @@ class CodeGraders:
         """Returns the judge's answer. A judge that has died is started again, once."""
         line = json.dumps(order).encode()
         with self.turn:
-            for attempt in range(2):
+            for _attempt in range(2):
                 try:
                     if self.judge is None:
                         self._start_judge()
@@ -361,3 +379,41 @@ def ask(running: Running, order: str, seconds: float) -> tuple[str, str]:
         return "an answer to no question", ""
     word, _, data = rest.partition(b" ")
     return word[:20].decode("ascii", "replace"), data.decode("ascii", "replace")
+
+
+def programs_of(samples: Path) -> dict[str, list[str | None]]:
+    """
+    Returns the programs in a file `OUT/samples/MODEL.livecodebench.jsonl`, for each `question_id` in the order of its
+    samples. `None` stands for a completion that holds no program.
+    """
+    found: dict[str, dict[int, str | None]] = {}
+    with open(samples, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            found.setdefault(str(row["problem"]), {})[row["sample"]] = row["answer"]
+    return {question: [programs[number] for number in sorted(programs)] for question, programs in found.items()}
+
+
+def write_livecodebench(path: Path, programs: dict[str, list[str | None]]) -> Path:
+    """
+    Writes what LiveCodeBench's own `lcb_runner.runner.custom_evaluator` reads, and returns the path. Nothing here runs
+    its tests: docs/benchmarks_code.md says how to, in a sandbox.
+
+    Its evaluator takes a list for each question, in the order of their `question_id` as text. It also names a form
+    that holds the names of the questions, which ends in a TypeError in its own code.
+
+    Args:
+        programs (`dict[str, list[str]]`): For each `question_id` the programs, `None` where a completion held none.
+    """
+    ordered = [[program or "" for program in programs[question]] for question in sorted(programs)]
+    path.write_text(json.dumps(ordered, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_livecodebench(path: Path) -> dict[str, list[bool]]:
+    """
+    Returns for each `question_id` whether its programs are right: the `graded_list` of the file
+    `..._codegeneration_output_eval_all.json` that the evaluator writes.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {row["question_id"]: [bool(right) for right in row["graded_list"]] for row in rows}

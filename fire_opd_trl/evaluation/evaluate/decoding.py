@@ -42,6 +42,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
     started: float = 0.0
+    ended: float = 0.0
 
     def begin(self) -> None:
         """The decoder calls this when the row enters a batch, which may be again after a batch that failed."""

@@ -6,8 +6,10 @@ lives under limits that the kernel holds, whatever Python does inside:
 
     processor time      `limit` seconds for an answer (SIGPROF; not by the clock, so that a busy machine grades as an
                         idle one does), and ten times that by the clock
-    memory              `MEMORY` bytes of address space; a worker that has needed half of it is replaced
-    length              an answer of more than `LONGEST` characters is not parsed at all
+    memory              1 GiB of address space; a worker that has needed half of it is replaced, and its answer counts
+                        as one that it died of
+    length              an answer of more than `LONGEST` characters is not parsed at all, unless it is the gold answer
+                        to the letter: what long answers hold in practice is no final answer, or one repeated in a loop
 
 A worker that dies is replaced, and costs one answer. It ends when its pipe closes, also after a `kill -9` of this
 process; one that computes at that moment meets its time limit. The death signal of Linux (PDEATHSIG) would not do: it
@@ -55,10 +57,13 @@ SIGNS = str.maketrans(
     }
 )
 GROUPS = re.compile(r"(?<=\d)(?:\\[,!;: ]|[ ~])(?=\d{3}(?!\d))")
+THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 MIXED = re.compile(r"(?<![\d/.^_])(\d+) +(\d+)/(\d+)")
+DOLLARS = re.compile(r"\$([^$]*)\$")
+STOP = re.compile(r"(?<!\\)(?<!\\right)[.,;]$")
 ABOUT = re.compile(r"^(?:\\(?:approx|sim|simeq)(?![A-Za-z])|[≈~])\s*")
 WORDS = re.compile(
-    r"\\(?:text|mathrm|textbf|textit|mbox)\{([^{}\\$]*[A-Za-z]{3}[^{}\\$]*)\}|([A-Za-z]{3,}(?:[ -][A-Za-z]+)*)"
+    r"\\(?:text|mathrm|textbf|textit|mbox)\{([^{}\\$]*[A-Za-z]{3}[^{}\\$]*)\}|([A-Za-z]{3,}(?:[ -][A-Za-z0-9]+)*)"
 )
 NUMBER = re.compile(r"(-?)(?:(\d*\.?\d+)(?:/(\d+))?|\\frac\{(-?\d+)\}\{(\d+)\})")
 
@@ -81,8 +86,9 @@ def tidy(answer: str) -> str:
     without a leading `\approx`, and without characters that are no text.
     """
     answer = answer.encode("utf-8", "replace").decode().translate(SIGNS).strip()
-    answer = answer.removeprefix("$").removesuffix("$").rstrip().rstrip(".,;") if answer.count("$") == 2 else answer
-    answer = ABOUT.sub("", answer.rstrip(".,; \n\t"))
+    if found := DOLLARS.fullmatch(answer):
+        answer = found[1].strip()
+    answer = ABOUT.sub("", STOP.sub("", answer))
     return MIXED.sub(r"\1\\frac{\2}{\3}", GROUPS.sub("", answer))
 
 
@@ -93,17 +99,13 @@ def normalised(answer: str) -> str:
     """
     if len(answer) > LONGEST:
         return answer
-    answer = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;:]|\$", " ", tidy(answer))
-    answer = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", answer)
-    if words := as_words(answer.strip()):
+    answer = re.sub(r"\\(?:left|right)(?![A-Za-z])\.?|\\[!,;:]|\$", " ", tidy(answer))
+    answer = " ".join(re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", answer).split())
+    if words := as_words(answer):
         return words
-    answer = re.sub(r"\s*(?<!\d)\s|\s(?!\d)\s*", "", answer.strip()).rstrip(".")
-    plain = (
-        re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
-        if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer)
-        else answer
-    )
-    if found := NUMBER.fullmatch(plain):
+    spaces = r"(?<!\d) | (?!\d)"  # not those between two numbers
+    answer = answer.replace(",", "") if THOUSANDS.fullmatch(answer) else re.sub(spaces, "", answer)
+    if found := NUMBER.fullmatch(answer):
         sign, top, bottom, above, below = found.groups()
         with suppress(ZeroDivisionError):
             value = Fraction(top or above) / Fraction(bottom or below or 1)
@@ -120,14 +122,14 @@ def as_words(answer: str) -> str | None:
     return " ".join((found[1] or found[2]).casefold().split()).strip(" ().") if found else None
 
 
-def serve(link, limit: float) -> None:
+def serve(link, limit: float, memory: int) -> None:
     """What a worker runs: sends "ready", then the verdict on each (gold, answer), and whether it is worn out."""
     import logging
 
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     verdict(("1",), r"\frac{1}{2}+x")  # the first one builds the tables of the grammar
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     link.send("ready")
     while True:
         try:
@@ -137,10 +139,17 @@ def serve(link, limit: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, limit)  # at its end the kernel kills this process
         found = verdict(gold, answer)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        worn = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY / 2
-        link.send((found, worn))
+        worn = most_memory() > memory / 2
+        # That memory ran out is an error which sympy and math-verify swallow: they then call an answer wrong.
+        link.send((found if found == "right" or not worn else "died", worn))
         if worn:
             return
+
+
+def most_memory() -> int:
+    """Returns the most bytes that this process held. `getrusage` counts what its parent held before `exec`, too."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def verdict(gold: tuple[str, ...], answer: str) -> str:
@@ -150,15 +159,17 @@ def verdict(gold: tuple[str, ...], answer: str) -> str:
     found = parsed(answer)
     if any(verify(parsed(one), found, timeout_seconds=None) for one in gold):
         return "right"
-    return "wrong" if any(not isinstance(one, str) for one in found) else "unparsed"
+    return "wrong" if found else "unparsed"
 
 
 def parsed(answer: str) -> list:
-    """Returns math-verify's reading of one answer: an expression of sympy, then the text; or the text alone."""
+    """Returns the expression of sympy that math-verify reads in an answer, in a list; or an empty list."""
     from math_verify import LatexExtractionConfig, parse
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
-    return parse(rf"\boxed{{{tidy(answer)}}}", config, extraction_mode="first_match", parsing_timeout=None)
+    text = rf"\boxed{{{tidy(answer)}}}"
+    found = parse(text, config, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None)
+    return [one for one in found if not isinstance(one, str)]
 
 
 class Graders:
@@ -168,18 +179,19 @@ class Graders:
     Args:
         workers (`int`, *optional*, defaults to 2): Number of processes, of about 70 MB each.
         limit (`float`, *optional*, defaults to 5.0): Seconds of processor time for an answer.
+        memory (`int`, *optional*, defaults to 1 GiB): Bytes of address space of a process.
 
     Attributes:
         counts (`Counter`): How often each verdict was given.
         replaced (`int`): Workers that were started for one that had died, ran out of time or needed much memory.
     """
 
-    def __init__(self, workers: int = 2, limit: float = 5.0):
+    def __init__(self, workers: int = 2, limit: float = 5.0, memory: int = MEMORY):
         if workers < 1 or limit <= 0:
             raise ValueError(f"Grading needs a worker and some time: workers={workers}, limit={limit}.")
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("Grading needs math-verify: pip install fire-opd-trl[eval]", name="math_verify")
-        self.limit, self.counts, self.replaced = limit, Counter[str](), 0
+        self.limit, self.memory, self.counts, self.replaced = limit, memory, Counter[str](), 0
         self._lock, self._closed = threading.Lock(), False
         self._all: set[Worker] = set()
         self._free: queue.Queue[tuple[Worker | None, bool]] = queue.Queue()  # is it ready? `None`: all are closed
@@ -226,41 +238,47 @@ class Graders:
 
     def _ask(self, gold: tuple[str, ...], answer: str) -> str:
         worker, ready = self._free.get()
-        if worker is None:
-            self._free.put((None, False))  # for the next that waits
-            raise RuntimeError(CLOSED)
         keep = False
         try:
-            if not ready:
-                worker.receive(READY_SECONDS)  # its imports are not part of the limit, and no answer's fault
-            worker.send((gold, answer))
+            if worker is not None and ready and worker.process.poll() is not None:
+                worker, ready = self._replacement(worker), False  # it died after its last answer: no fault of this one
+            if worker is None:
+                raise RuntimeError(CLOSED)
             try:
+                if not ready:
+                    worker.receive(READY_SECONDS)  # its imports are not part of the limit
+                    ready = True
+                worker.send((gold, answer))
                 found, worn = worker.receive(CLOCK * self.limit)
                 keep = not worn
             except WorkerFailed:
                 if self._closed:
                     raise RuntimeError(CLOSED) from None
+                if not ready:
+                    raise
                 found = "timeout" if worker.process.poll() in (None, -signal.SIGPROF) else "died"
             return found
         finally:
             self._free.put((worker, True) if keep else (self._replacement(worker), False))
 
-    def _replacement(self, worker: Worker) -> Worker | None:
-        """Returns the worker that takes the place of one that has ended, or must end."""
-        worker.kill()
+    def _replacement(self, worker: Worker | None) -> Worker | None:
+        """Returns the worker that takes the place of one that has ended, or must end; none after the end of all."""
+        if worker is not None:
+            worker.kill()
         with self._lock:
-            self._all.discard(worker)
+            self._all = {one for one in self._all if one is not worker}
             if self._closed:
                 return None
             self.replaced += 1
         return self._start()
 
-    def _start(self) -> Worker:
+    def _start(self) -> Worker | None:
         # Sets of sympy are ordered by hashes in places: the same ones in every worker of every run.
         environment = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        worker = Worker("A grader", f"{__name__}:serve", (self.limit,), environment)
+        worker = Worker("A grader", f"{__name__}:serve", (self.limit, self.memory), environment)
         with self._lock:
-            self._all.add(worker)
-            if self._closed:  # in the meantime
-                worker.process.kill()
-        return worker
+            if not self._closed:
+                self._all.add(worker)
+                return worker
+        worker.kill()  # closed in the meantime
+        return None

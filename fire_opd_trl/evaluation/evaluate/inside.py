@@ -15,11 +15,14 @@ import os
 import signal
 import sys
 import types
+from typing import Any
 
 
 READY = b"ready"
 SANITIZE_SECONDS = 10
 PLAIN = (bool, str, float, type(None))
+SCALARS: Any = (int, float, str)
+BUILD: Any = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list, "iterator": iter}
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 
 
@@ -64,9 +67,9 @@ def encode(value):
     for plain in (tuple, set, frozenset, list):
         if issubclass(kind, plain):
             return {plain.__name__: [encode(item) for item in plain.__iter__(value)]}
-    for plain in (int, float, str):
-        if issubclass(kind, plain):
-            return encode(plain.__add__(value, plain()))
+    for scalar in SCALARS:
+        if issubclass(kind, scalar):
+            return encode(scalar.__add__(value, scalar()))
     if kind in (type({}.keys()), type({}.items())):
         return {"keys": [encode(item) for item in value]}
     if issubclass(kind, (collections.abc.Iterator, collections.abc.ValuesView, collections.deque)):
@@ -86,7 +89,7 @@ def decode(value):
     if kind == "complex":
         return complex(*content)
     if kind in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(content)
+        return (bytes if kind == "bytes" else bytearray).fromhex(content)
     if kind == "range":
         return range(*decode(content))
     if kind == "fraction":
@@ -95,9 +98,8 @@ def decode(value):
         return {decode(key): decode(item) for key, item in content}
     if kind == "keys":
         return dict.fromkeys(decode(content)).keys()
-    if kind in ("tuple", "set", "frozenset", "list", "iterator"):
-        build = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list, "iterator": iter}[kind]
-        return build(decode(content))
+    if kind in BUILD:
+        return BUILD[kind](decode(content))
     if kind in ("scalar", "array"):
         import numpy
 
@@ -136,14 +138,14 @@ class Link:
 
 def run_program():
     """
-    Runs the program under test, in a sandbox of its own. Answers are a line each: the number of the order, one word, and
+    Runs the program under test, in a sandbox of its own. An answer is a line: the number of the order, one word, and
     perhaps data. The program can write such lines itself: they say what it has returned, and nothing else.
     """
     link = Link()
     link.silence(2)
     link.send(READY)
     order = link.receive()
-    names = {}
+    names: dict[str, Any] = {}
     try:
         code = compile(order["code"], "<program>", "exec")
     except BaseException:
@@ -170,6 +172,13 @@ class Judge:
     """Evalplus with its problems, in a sandbox of its own. No code of a model runs here."""
 
     def __init__(self, dataset, seconds, factor):
+        # evalplus.data imports it for a benchmark of speed, which is none of ours: 200 MB, and a second.
+        datasets: Any = types.ModuleType("datasets")
+        datasets.load_dataset = None
+        sys.modules["datasets"] = datasets
+        import evalplus.eval
+        import evalplus.gen.util
+        import evalplus.sanitize  # noqa: F401  here, and not in each process that is forked
         from evalplus.data import get_human_eval_plus, get_mbpp_plus
 
         self.dataset, self.seconds, self.factor = dataset, seconds, factor
@@ -204,7 +213,7 @@ class Judge:
 
         expected, seconds = self.reference(name, part)
         problem, rest = self.problems[name], iter(outputs)
-        replay = types.ModuleType("replay")
+        replay: Any = types.ModuleType("replay")
         replay.returned = lambda *inputs: decode(json.loads(next(rest)))
         sys.modules["replay"] = replay  # the process that evalplus forks imports it
         verdict, _ = untrusted_check(
@@ -223,8 +232,8 @@ class Judge:
 
     def sanitize(self, name, text):
         """
-        Returns the program in a text as evalplus finds it: the imports, and what the function needs. The text comes from
-        a model, and is parsed in a process of its own, for a limited time: where that fails, it stays as it is.
+        Returns the program in a text as evalplus finds it: the imports, and what the function needs. The text comes
+        from a model, and is parsed in a process of its own, for a limited time: where that fails, it stays as it is.
         """
         read, write = os.pipe()
         child = os.fork()
@@ -275,4 +284,7 @@ def judge(dataset, seconds, factor):
 
 
 if __name__ == "__main__":
-    {"program": run_program, "judge": judge}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "program":
+        run_program()
+    else:
+        judge(*sys.argv[2:])

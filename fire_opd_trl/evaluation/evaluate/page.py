@@ -52,6 +52,9 @@ def write_report(
     write(results, folder / "results.json")
     found = tables(results)
     names = ["results.png"] if len(found) == 1 else [f"results-{table.number}.png" for table in found]
+    for old in [folder / "results.png", *folder.glob("results-[0-9]*.png")]:  # there were more or fewer tables
+        if old.name not in names:
+            old.unlink(missing_ok=True)
     pictures = [write_png(table, folder / name) for table, name in zip(found, names, strict=True)]
     write_whole(folder / "results.html", page(results, samples or {}, tasks))
     return [folder / "results.json", folder / "results.html", *pictures]

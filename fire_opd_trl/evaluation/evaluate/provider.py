@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .decoding import Decoder, Row
@@ -119,6 +120,7 @@ class Sampler:
         self.thread.join()
 
     def _ended(self, row: Row, error: Exception | None) -> None:
+        row.ended = time.monotonic()
         with suppress(InvalidStateError):  # cancelled meanwhile: nobody waits for it
             row.key.set_exception(error) if error is not None else row.key.set_result(row)
 
@@ -253,12 +255,25 @@ def base_of(folder: Path) -> Path:
     return Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def rendered_example(folder: Path, prompt: str, thinking: bool, trust_remote_code: bool) -> str:
-    """Returns a prompt as the model reads it."""
-    from transformers import AutoTokenizer
+def read_prompts(
+    folder: Path, prompts: list[str], max_new_tokens: int, thinking: bool, trust_remote_code: bool
+) -> tuple[str, int | None]:
+    """
+    Returns the first prompt as the model reads it, and the model's context if that ends before `max_new_tokens` do.
+    Refuses prompts that leave no room for an answer: the weights are not loaded yet.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return render(tokenizer, [{"role": "user", "content": prompt}], thinking)
+    texts = [render(tokenizer, [{"role": "user", "content": prompt}], thinking) for prompt in prompts]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=tokenizer.chat_template is None)["input_ids"]]
+    config = AutoConfig.from_pretrained(base_of(folder), trust_remote_code=trust_remote_code)
+    context = context_length(SimpleNamespace(config=config))
+    for text, length in zip(texts, lengths, strict=True):
+        if not length or context is not None and length >= context:
+            what = "has no token that the model knows" if not length else f"has {length} tokens of {context}"
+            raise ValueError(f"the prompt {text[:60]!r} {what}: no answer can be sampled. Take the problem out.")
+    return texts[0], context if context is not None and max(lengths) + max_new_tokens > context else None
 
 
 def load(
@@ -314,8 +329,7 @@ def as_inspect_model(sampler: Sampler, name: str) -> Any:
                 output_tokens=len(row.tokens),
                 total_tokens=len(row.prompt) + len(row.tokens),
             )
-            seconds = time.monotonic() - row.started
-            return ModelOutput(model=self.model_name, choices=[choice], usage=used, time=seconds)
+            return ModelOutput(model=self.model_name, choices=[choice], usage=used, time=row.ended - row.started)
 
     # inspect-ai names a provider in its logs by how it is registered.
     provider = modelapi(name="fire_opd")(lambda: InProcess)

@@ -302,15 +302,15 @@ def data_of(entry: dict) -> tuple:
     return task["sha256"], task["problems"], task["kind"], task["answer"], frozen(entry["grader"])
 
 
-def frozen(settings: dict[str, Any]) -> tuple:
+def frozen(settings: dict[str, Any]) -> str:
     """Returns settings as a key."""
-    return tuple(sorted(settings.items()))
+    return json.dumps(settings, sort_keys=True)
 
 
 def number_tables(entries: list[dict]) -> list[dict]:
     """Returns entries with the number of their table. Other data under the name of a task make another table."""
     data: dict[tuple, list[tuple]] = {}  # of a task with some settings
-    numbers: dict[tuple, int] = {}
+    numbers: dict[tuple[str, int], int] = {}
     numbered = []
     for one in entries:
         known = data.setdefault((frozen(settings_of(one)), one["task"]["name"]), [])

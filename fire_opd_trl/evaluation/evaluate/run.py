@@ -35,6 +35,7 @@ BACKENDS = {"transformers": ".provider", "vllm": ".vllm"}
 SANDBOXES = ("bubblewrap", "docker")
 GRADER_SECONDS = 5.0
 PROGRESS_SECONDS = 5.0
+HAND_OVER = "livecodebench"  # is sampled here, and graded by its own runner (docs/benchmarks_code.md)
 Graded = dict[str, tuple[engine.Grade, dict[str, Any]]]  # of each task: its grader, and what results.json says of it
 
 
@@ -236,6 +237,9 @@ class Run:
                 if found is None:
                     continue
                 key = (model.label, one.task.name)
+                if one.task.name == HAND_OVER:  # its samples are written, and there is no number
+                    self.entry(model, one, found)
+                    continue
                 if key not in self.entries or self.entries[key][0] != found.done:
                     self.entries[key] = (found.done, *self.entry(model, one, found))
                 entries.append(self.entries[key][1])
@@ -243,6 +247,9 @@ class Run:
         built = results.build(entries, earlier=self.earlier, command=self.command, times=times)
         if not whole:
             built["status"] = "partial"
+        if not built["entries"]:
+            results.write(built, self.folder / "results.json")
+            return built
         write_report(built, self.folder, self.samples, [one.task for one in next(iter(self.jobs.values()))])
         return built
 
@@ -344,6 +351,8 @@ def graders_of(tasks: list[Task], workers: int, sandbox: str | None, evalplus_py
         for task in tasks:
             if task.kind == "exact":
                 found[task.name] = by_text(task), {"name": "exact", "version": None, "limit": None}
+            elif task.name == HAND_OVER:
+                found[task.name] = by_nobody(task), {"name": "none", "version": None, "limit": None}
             elif task.kind == "code":
                 found[task.name] = by_tests(task, workers, sandbox, evalplus_python, stack)
             else:
@@ -361,6 +370,16 @@ def by_text(task: Task) -> engine.Grade:
     async def grade(problem: Problem, text: str) -> engine.Graded:
         answer = found_answer(text, task)
         return engine.Graded(answer, exact(problem.gold, answer) if answer is not None else "no answer")
+
+    return grade
+
+
+def by_nobody(task: Task) -> engine.Grade:
+    """Returns what finds the programs of LiveCodeBench, which its own runner grades."""
+
+    async def grade(problem: Problem, text: str) -> engine.Graded:
+        program = found_answer(text, task)
+        return engine.Graded(program, "no answer" if program is None else "unparsed", "not graded here")
 
     return grade
 
@@ -425,23 +444,25 @@ def job(
     vllm_url: str | None,
 ) -> "Job":
     """Returns what is asked of one model on one task, with all that makes its numbers."""
-    from .provider import device_kind, rendered_example
+    from .provider import device_kind, read_prompts
 
     prompts = tuple(prompt_text(problem, task, style) for problem in task.problems)
-    kind = device_kind(device)
+    example, cuts = read_prompts(model.folder, list(prompts), max_new_tokens, thinking, trust_remote_code)
+    if cuts is not None:
+        print(f"{model.label} on {task.name}: the context of {cuts} tokens cuts completions before --max_new_tokens.")
     facts = {
         "model": {"label": model.label, "path": model.name, "hashes": model.hashes},
         "task": {"name": task.name, "source": task.source, "sha256": task.sha256, "limit": limit},
         "prompt": {
             "style": style,
             "thinking": thinking,
-            "example": rendered_example(model.folder, prompts[0], thinking, trust_remote_code),
+            "example": example,
         },
         "backend": {
             "name": backend,
             "versions": serving.versions(**({"url": vllm_url} if vllm_url else {})),
             "dtype": serving.dtype_used(model.folder, dtype, device, trust_remote_code),
-            "device": kind,
+            "device": device_kind(device),
         },
         "sampling": {
             "n": n,

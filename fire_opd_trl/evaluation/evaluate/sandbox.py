@@ -9,7 +9,7 @@ What bounds what, in bubblewrap:
 | files | a root of its own: /usr, and what the caller lists, read-only; a /tmp and a /dev/shm of bounded size |
 | other processes | a process namespace of its own: what is in it dies with the first process, and that with us |
 | rights | no capability, no new privileges, another user: of a user namespace, or a number that nobody else has |
-| system calls | a filter of seccomp, on x86-64 and arm64: no namespaces, tracing, kernel keys, shared memory by number |
+| system calls | a filter of seccomp, on x86-64 and arm64: no namespaces, tracing, keys, memory beside that of a proces
 | environment | starts empty, also that of the first process |
 | memory, processes and threads, size of a file, open files, CPU time | `prlimit`, for each process |
 | memory of all processes together | processes times memory, beside the size of /tmp and /dev/shm; no cgroup |
@@ -405,10 +405,10 @@ class Bubblewrap(Sandbox):
             return "The programs `prlimit` and `setpriv` of util-linux must be in /usr/bin."
         if any(word in complaint for word in ("namespace", "uid map", "Operation not permitted", "Permission denied")):
             return (
-                "User namespaces seem to be switched off. Root can switch them on: `sysctl user.max_user_namespaces=10000`, "
-                "on Debian `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu "
-                "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`. A container needs the right to make "
-                "namespaces (docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+                "User namespaces seem to be switched off. Root can switch them on: "
+                "`sysctl user.max_user_namespaces=10000`, on Debian `sysctl kernel.unprivileged_userns_clone=1`, "
+                "on Ubuntu `sysctl kernel.apparmor_restrict_unprivileged_userns=0`. A container needs the right to "
+                "make namespaces (docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
                 "--cap-add SYS_ADMIN), or grade on the machine itself. Or use --sandbox docker."
             )
         return "Or use --sandbox docker."
@@ -465,12 +465,12 @@ class Docker(Sandbox):
         if "daemon" in complaint:
             return "Start the daemon, or use --sandbox bubblewrap."
         if "No such image" in complaint or "Unable to find image" in complaint:
-            return f"Build the image {self.image} as docs/benchmarks.md says, or use --sandbox bubblewrap."
+            return f"Build the image {self.image} as docs/benchmarks_code.md says, or use --sandbox bubblewrap."
         return "Or use --sandbox bubblewrap."
 
 
 def make_sandbox(name: str | None, **arguments) -> Sandbox:
-    """Returns the sandbox of that name. The command calls this for tasks that run code, and does without no sandbox."""
+    """Returns the sandbox of that name. The command calls this for tasks of code, which are refused without one."""
     if name == "bubblewrap":
         return Bubblewrap(**arguments)
     if name == "docker":

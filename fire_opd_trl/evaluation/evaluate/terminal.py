@@ -39,9 +39,9 @@ def of_table(table: Table) -> Iterator[str]:
     yield from columns(head, [cells(entry) for entry in table.entries], names=2)
     if any(entry["status"] == "partial" for entry in table.entries):
         yield "* partial: over the samples that there are"
-    if table.differences:
-        first = table.differences[0]["first"]
-        many = len(table.models) > 2
+    for first in dict.fromkeys(one["first"] for one in table.differences):  # not all models have all tasks
+        differences = [one for one in table.differences if one["first"] == first]
+        many = len({one["second"] for one in differences}) > 1
         yield ""
         yield from wrapped(
             f"Differences to {visible(first)} in points: paired over the problems, 95 % intervals"
@@ -56,7 +56,7 @@ def of_table(table: Table) -> Iterator[str]:
                 words.interval(one["interval"], words.points) or "–",
                 words.verdict_in_words(one),
             ]
-            for one in table.differences
+            for one in differences
         ]
         yield from columns(head, rows, names=2, left=(4,))
     for sentence in [*words.warnings(table), *words.notes(table)]:

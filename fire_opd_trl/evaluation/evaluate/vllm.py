@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -501,6 +501,15 @@ def extra(thinking: bool) -> dict[str, Any]:
 def connections(batch_size: int) -> int:
     """Returns how many samples are under way at once: vLLM makes its batches itself, of what it is asked."""
     return max(batch_size, CONNECTIONS)
+
+
+def dtype_used(folder: Path, dtype: str, device: str | None, trust_remote_code: bool) -> str:
+    """Returns the dtype that the weights get: `"auto"` is what the model's config names."""
+    return dtype_of(folder, dtype, trust_remote_code)
+
+
+def expect(model: Any, rows: Iterable[tuple[str, int]], sampling: dict[str, Any]) -> None:
+    """Is told which samples come, before a task runs. vLLM makes its batches of what it is asked, as it comes."""
 
 
 @contextlib.contextmanager

@@ -78,7 +78,8 @@ def what_can_be_said(table: Table) -> list[str]:
     rest = [one for one in table.differences if one["verdict"] not in KINDS]
     if len(table.differences) <= MOST_SENTENCES:
         return [of_difference(table, one) for one in [*clear, *rest]]
-    return [gathered(table, second) for second in table.models[1:]]
+    pairs = dict.fromkeys((one["first"], one["second"]) for one in table.differences)
+    return [gathered(table, first, second) for first, second in pairs]
 
 
 def of_one_model(entry: dict) -> str:
@@ -107,9 +108,9 @@ def of_difference(table: Table, one: dict) -> str:
     return f"{second} and {first} are not distinguishable on {task}: {apart}, 95 % interval {ends}, {asked}."
 
 
-def gathered(table: Table, second: str) -> str:
-    """Returns one sentence about all differences of one model to the first."""
-    ours = [one for one in table.differences if one["second"] == second]
+def gathered(table: Table, first: str, second: str) -> str:
+    """Returns one sentence about all differences of one model to another."""
+    ours = [one for one in table.differences if (one["first"], one["second"]) == (first, second)]
     parts = []
     for verdict, words in (
         *((kind, f"distinguishably {word}") for kind, word in KINDS.items()),
@@ -119,7 +120,7 @@ def gathered(table: Table, second: str) -> str:
         tasks = [f"{one['task']} ({points(one['difference'])})" for one in ours if one["verdict"] == verdict]
         if tasks:
             parts.append(f"{words} on {listed(tasks)}")
-    return f"{second} against {table.models[0]}: {'; '.join(parts)}."
+    return f"{second} against {first}: {'; '.join(parts)}."
 
 
 def what_cannot_be_said(table: Table) -> list[str]:

@@ -106,7 +106,7 @@ def test_what_it_measures_is_what_the_model_does(tmp_path, capsys):
     assert 0 < sum(right) < 12
     assert measured(trainer)[0]["avg@1"] == pytest.approx(sum(right) / 12)
     said = [line for line in capsys.readouterr().out.splitlines() if "embedded" in line]
-    assert len(said) == 2 and said[0].startswith(f"step 0/1  embedded: avg@1 {sum(right) / 12:.3f} +- 0.")
+    assert len(said) == 2 and said[0].startswith(f"step 0/1  embedded: avg@1 {sum(right) / 12:.3f} [0.")
 
 
 def test_the_best_model_is_kept_whole_and_only_a_better_one_takes_its_place(tmp_path, monkeypatch):
@@ -267,6 +267,12 @@ def test_the_command_makes_the_callback_of_its_arguments(tmp_path):
     assert arguments_of("--dataset_name", str(prompts))["callbacks"] == []
     with pytest.raises(ValueError, match="math50"):
         arguments_of("--dataset_name", str(prompts), "--accuracy_task", "math50", "--accuracy_data_dir", str(tmp_path))
+
+
+def test_problems_that_leave_no_room_for_an_answer_are_refused_before_the_first_step(tmp_path):
+    sentence = "A problem of 8 tokens and an answer of up to 121 do not fit into a context of 128. Lower max_new"
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path, AccuracyCallback("embedded", every=9, limit=7, max_new_tokens=121))
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from support.browser import CONTRAST, browser, visit  # noqa: F401
 from support.evaluations import entry, evaluation, samples, task
 
+from fire_opd_trl.evaluation.evaluate import page as module
 from fire_opd_trl.evaluation.evaluate import results
 from fire_opd_trl.evaluation.evaluate.page import HEAD, MOST_PROBLEMS, page, text, write_report
 from fire_opd_trl.evaluation.evaluate.results import tables
@@ -60,7 +61,7 @@ def report(tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_says_what_was_asked_what_came_out_and_how_to_run_it_again():
+def test_it_says_what_was_asked_what_came_out_and_how_to_run_it_again(undrawn):
     made, given = several({"student": 0.3, "teacher": 1.1}, [SUMS])
     made["command"] = "fire-opd evaluate --model student"
     (table,) = tables(made)
@@ -78,7 +79,14 @@ def test_it_says_what_was_asked_what_came_out_and_how_to_run_it_again():
     assert "Partial" not in said and "grader longer" not in said
 
 
-def test_the_problems_on_which_the_models_differ_come_first_with_typical_samples():
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures take most of the time, and test_picture.py looks at them."""
+    monkeypatch.setattr(module, "svg", lambda table, panel: "<svg></svg>")
+    monkeypatch.setattr(module, "write_png", lambda table, path: path.touch() or path)
+
+
+def test_the_problems_on_which_the_models_differ_come_first_with_typical_samples(undrawn):
     made, given = several({"student": 0.3, "teacher": 1.1}, [SUMS])
     said = written(made, given, [SUMS])
     student, teacher = ({row["id"]: row["right"] for row in one["rows"]} for one in made["entries"])
@@ -95,24 +103,26 @@ def test_the_problems_on_which_the_models_differ_come_first_with_typical_samples
     assert "in the words of" not in written(made) and problem.text not in written(made).split("first prompt")[0]
 
 
-def test_samples_of_other_settings_are_not_shown():
+def test_samples_of_other_settings_are_not_shown(undrawn):
     made, given = several({"student": 0.3}, [SUMS])
     other = {key: samples(SUMS, "student", 0.9) for key in given}
     assert "in the words of" in written(made, given) and "in the words of" not in written(made, other)
 
 
-def test_several_tables_are_told_apart_and_no_results_are_said_to_be_none(tmp_path):
+def test_several_tables_are_told_apart_and_no_results_are_said_to_be_none(tmp_path, undrawn):
     entries = [entry(SUMS, name, samples(SUMS, name, 0.5), backend=name) for name in ("transformers", "vllm")]
     made = results.build(entries)
+    write_report(results.build(entries[:1]), tmp_path)
     said = written(made)
     assert "There are 2 tables, since numbers with another backend may not be compared." in said
     assert "Table 1" in said and "Table 2" in said and "Differences to" not in said
     files = {file.name for file in write_report(made, tmp_path)}
     assert files == {"results.json", "results.html", "results-1.png", "results-2.png"}
+    assert {file.name for file in tmp_path.iterdir()} == files  # results.png of one table is gone
     assert "There are no results yet." in written(results.build([]))
 
 
-def test_a_large_task_leaves_problems_to_the_file_and_a_long_text_its_middle():
+def test_a_large_task_leaves_problems_to_the_file_and_a_long_text_its_middle(undrawn):
     large = evaluation({"student": 0.5}, [task("large", MOST_PROBLEMS + 20)], n=2)
     assert f"{MOST_PROBLEMS} of {MOST_PROBLEMS + 20} problems; the others are in results.json" in written(large)
     long = text("a" * HEAD + "b" * 10_000 + "\tend\x00")
@@ -136,8 +146,12 @@ def test_in_a_browser_it_loads_nothing_fits_a_phone_and_is_legible(visit, report
         assert HOSTILE[1] in seen.locator("thead").first.page.locator("main").inner_text()
         seen.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert seen.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        texts = "p, h1, h2, h3, h4, li, dt, dd, th, td, code, pre, summary, .badge, .key, .pictures text"
+        texts = "p, h1, h2, h3, h4, li, dt, dd, th, td, code, pre, summary, .badge, .key"
         assert seen.evaluate(CONTRAST, texts) >= 4.5
+        for part in ("text", "[stroke='#000000']"):  # of the pictures, which are as dark or light as the other texts
+            paint = "fill" if part == "text" else "stroke"
+            painted = f"e => getComputedStyle(e).{paint} === getComputedStyle(e.closest('figure')).color"
+            assert seen.eval_on_selector_all(f".pictures {part}", f"all => all.length > 0 && all.every({painted})")
         shown = seen.locator(".examples").first.inner_text()
         assert all(one in shown for one in HOSTILE) and "␛[31m<U+202E>" in shown
         assert "took the grader longer" in seen.locator("#numbers").inner_text()

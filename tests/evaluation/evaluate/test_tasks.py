@@ -442,6 +442,8 @@ GOLDS = [  # gold, answer, right: what the files of benchmarks hold, with other 
     ("4.5e33", r"4.5 \times 10^{32}", False),
     ("2.88e-19", r"2.88\cdot 10^{-19}", True),
     ("np.arcsin(10/13)", r"\arcsin\frac{10}{13}", True),
+    ("-1./3", r"-\frac{1}{3}", True),
+    ("5.", "5", True),
     (r"\frac{sqrt{7} + 1}{2}", r"\frac{1+\sqrt7}{2}", True),
 ]
 

@@ -3,6 +3,7 @@
 from support.evaluations import entry, evaluation, samples, task
 
 from fire_opd_trl.evaluation.evaluate import results, words
+from fire_opd_trl.evaluation.evaluate.terminal import in_terminal
 
 
 SUMS = task("sums", 60)
@@ -118,3 +119,15 @@ def test_numbers_have_signs_and_no_minus_zero():
         words.verdict_in_words(difference(4.0, -1.0, 7.0, "unclear", p_holm=0.25)) == "not distinguishable, p = 0.250"
     )
     assert words.verdict_in_words(difference(4.0, verdict="none", p=None, p_holm=None)) == "no interval"
+
+
+def test_each_difference_names_the_model_that_it_is_to():
+    few = [task(name, 8) for name in "abcdefg"]
+    first = [entry(one, "student", samples(one, "student", 0.5)) for one in few[:1]]
+    others = [entry(one, name, samples(one, name, 0.5)) for name in ("x", "y") for one in few]
+    table = only_table(results.build([*first, *others]))
+    assert [sentence.split(":")[0] for sentence in words.what_can_be_said(table)] == [
+        "x against student", "y against student", "y against x",
+    ]  # fmt: skip
+    text = in_terminal(results.build([*first, *others]))
+    assert text.index("Differences to student") < text.index("Differences to x in points")

@@ -1,0 +1,196 @@
+"""
+`fire-opd evaluate --backend vllm` on a real server of vLLM, on the CPU: `make test-vllm`.
+
+One server serves all tests. Its model is the embedded student, with a generation config that would spoil every sample
+if anything of it got in.
+"""
+
+import asyncio
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+pytest.importorskip("inspect_ai", reason="inspect-ai needs Python 3.11")
+
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from inspect_ai.model import GenerateConfig  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from fire_opd_trl.demo import task as addition
+from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.evaluation.evaluate import engine, grading, provider, vllm
+from fire_opd_trl.evaluation.evaluate.answers import found_answer
+from fire_opd_trl.evaluation.evaluate.samples import seed_of
+from fire_opd_trl.evaluation.evaluate.tasks import load_task
+
+
+PROBLEMS, N, SEED = 24, 8, 42
+SPOILT = {"top_k": 1, "temperature": 0.1, "repetition_penalty": 5.0, "max_new_tokens": 3}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 32}
+SETTINGS = {"dtype": "float32", "thinking": False, "max_new_tokens": 32}
+EAGER = "--enforce-eager --max-num-seqs 64"  # without compiling, which takes longer than all tests
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("embedded", limit=PROBLEMS)
+
+
+@pytest.fixture(scope="module")
+def model(task, tmp_path_factory):
+    """The student on vLLM, as a model of inspect-ai. Nothing of the server is left afterwards."""
+    folder = tmp_path_factory.mktemp("vllm")
+    student = shutil.copytree(model_path("student"), folder / "student")
+    config = json.loads((student / "generation_config.json").read_text())
+    (student / "generation_config.json").write_text(json.dumps({**config, **SPOILT}))
+    prompts = [problem.text for problem in task.problems]
+    log = folder / "vllm.log"
+    with vllm.served(student, "student", prompts=prompts, log=log, arguments=EAGER, **SETTINGS) as model:
+        started = psutil.Process().children(recursive=True)
+        yield model
+    assert len(started) > 2, "vLLM has processes of its own"
+    assert not psutil.wait_procs(started, timeout=5)[1]
+
+
+def asked(model, prompts, n=N, seed=SEED, connections=64, **settings):
+    """The outputs for n samples of each prompt, so many at a time."""
+
+    async def all_of_them():
+        free = asyncio.Semaphore(connections)
+
+        async def one(prompt, sample):
+            config = GenerateConfig(**{**SAMPLING, "seed": seed_of(seed, prompt, sample), **settings})
+            async with free:
+                return await model.generate(prompt, config=config)
+
+        return await asyncio.gather(*(one(prompt, k) for prompt in prompts for k in range(1, n + 1)))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture(scope="module")
+def both(task, model, tmp_path_factory):
+    """All samples of the task by vLLM, and by transformers, through the whole engine."""
+
+    async def grade(problem, text):
+        answer = found_answer(text, task)
+        return answer, "no answer" if answer is None else grading.exact(problem.gold, answer)
+
+    def samples(model, folder):
+        prompts = tuple(problem.text for problem in task.problems)
+        job = engine.Job(task, folder, {}, prompts, N, SEED, SAMPLING, connections=64)
+        engine.run(job, model, grade, lambda: None, None)
+        return engine.samples(job, engine.find(job))
+
+    folder = tmp_path_factory.mktemp("logs")
+    by_vllm = samples(model, folder / "vllm")
+    student = Path(model_path("student"))
+    settings = {**SETTINGS, "batch_size": 64, "trust_remote_code": False, "device": "cpu"}
+    with provider.served(student, "student", **settings) as other:
+        return by_vllm, samples(other, folder / "transformers")
+
+
+def paired(first, second):
+    """The mean difference over problems, and its standard error."""
+    means = [{}, {}]
+    for mean, values in zip(means, (first, second), strict=True):
+        for problem, value in values:
+            mean.setdefault(problem, []).append(value)
+    differences = [statistics.fmean(means[0][one]) - statistics.fmean(means[1][one]) for one in means[1]]
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def test_the_server_listens_on_the_loopback_interface_alone(model):
+    started = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = [
+        one.laddr.ip
+        for process in started
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_samples_of_a_problem_are_distinct_and_whole(both):
+    by_vllm, _ = both
+    assert len(by_vllm) == PROBLEMS * N and not any(sample.failed for sample in by_vllm)
+    texts = {}
+    for sample in by_vllm:
+        texts.setdefault(sample.problem, set()).add(sample.text)
+    # The same seed for each, or top_k 1, would make one text of a problem; three tokens are the spoilt limit.
+    assert statistics.fmean(map(len, texts.values())) > N / 2
+    for sample in by_vllm:
+        # Each character is a token, and the end token is one.
+        assert sample.tokens == len(sample.text) + (sample.stop == "stop")
+        assert sample.tokens == 32 if sample.stop == "length" else sample.tokens <= 32
+    assert statistics.fmean(sample.stop == "stop" for sample in by_vllm) > 0.9
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_the_connections(task, model, both):
+    prompts = [problem.text for problem in task.problems[:6]]
+    few = [output.completion for output in asked(model, prompts, connections=3)]
+    many = [output.completion for output in asked(model, prompts, connections=64)]
+    assert few == many
+    other = [output.completion for output in asked(model, prompts, seed=SEED + 1)]
+    assert sum(one == another for one, another in zip(few, other, strict=True)) < len(few) / 2
+
+
+def test_vllm_reads_the_same_prompt_and_finds_the_same_likeliest_tokens(task, model):
+    prompts = [problem.text for problem in task.problems]
+    outputs = asked(model, prompts, n=1, temperature=0.0)
+    with provider.served(
+        Path(model_path("student")), "student", batch_size=64, trust_remote_code=False, device="cpu", **SETTINGS
+    ) as other:
+        expected = asked(other, prompts, n=1, temperature=0.0)
+    same = [
+        (one.completion, one.usage, one.stop_reason) == (another.completion, another.usage, another.stop_reason)
+        for one, another in zip(outputs, expected, strict=True)
+    ]
+    assert sum(same) >= PROBLEMS - 1  # two tokens as likely as each other may change places
+
+
+def test_vllm_and_transformers_agree_within_the_interval(both):
+    """Of answers, and of the log-probability of the samples, which a cut or a sharpened distribution would raise."""
+    by_vllm, by_transformers = both
+    rights = [[(one.problem, float(one.right)) for one in samples] for samples in both]
+    mean, error = paired(*rights)
+    print(f"Avg@{N}: vLLM minus transformers {mean:+.3f}, standard error {error:.3f}")
+    assert abs(mean) < 1.96 * error
+
+    logps = [list(zip([one.problem for one in samples], log_probabilities(samples), strict=True)) for samples in both]
+    mean, error = paired(*logps)
+    print(f"log-probability of a sample: {mean:+.3f}, standard error {error:.3f}")
+    assert abs(mean) < 1.96 * error
+    assert [one.seed for one in by_vllm] == [one.seed for one in by_transformers]
+
+
+@torch.no_grad()
+def log_probabilities(samples):
+    """The log-probability of each sample, by transformers."""
+    tokenizer = addition.build_tokenizer()
+    student = AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32)
+    prompts = {problem.id: problem.text for problem in load_task("embedded", limit=PROBLEMS).problems}
+    end = tokenizer.eos_token
+    texts = [prompts[one.problem] + one.text + end * (one.stop == "stop") for one in samples]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    logits = student(**batch).logits[:, :-1].log_softmax(-1)
+    logp = logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    starts = torch.tensor([len(prompts[one.problem]) - 1 for one in samples])[:, None]
+    counts = (torch.arange(logp.shape[1])[None] >= starts) & batch["attention_mask"][:, 1:].bool()
+    return (logp * counts).sum(-1).tolist()
+
+
+def test_an_argument_that_vllm_does_not_know_is_named(tmp_path):
+    log = tmp_path / "vllm.log"
+    with (
+        pytest.raises(RuntimeError, match=r"exit code 2\. .*--no-such-thing.* `vllm serve --help=all` lists them"),
+        vllm.served(Path(model_path("student")), "student", log=log, arguments="--no-such-thing 1", **SETTINGS),
+    ):
+        pass

@@ -1,0 +1,152 @@
+"""`fire-opd evaluate`: its options, its exit codes, and what a kill and Ctrl-C leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.evaluation.evaluate import command, run
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What `evaluate` would have been called with."""
+    calls = []
+
+    def evaluate(models, tasks, **options):
+        calls.append({"models": models, "tasks": tasks, **options})
+        return {"entries": [], "status": "complete"}
+
+    defaults = command.defaults()
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(command, "defaults", lambda: defaults)
+    return calls
+
+
+def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins(called, tmp_path, capsys):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text("model: [a, b]\ntasks: math500,own.jsonl\nn: 4\nthinking: on\ntop_p: 0.9\nlimit: 10\n")
+    assert command.main(["--config", str(config), "--n", "2", "--model", "c", "--model", "d", "e"]) == 0
+    (call,) = called
+    assert call.pop("command").startswith("fire-opd evaluate --config ")
+    assert call == {
+        "models": ["c", "d", "e"], "tasks": ["math500", "own.jsonl"],
+        "n": 2, "thinking": True, "top_p": 0.9, "limit": 10,
+    }  # fmt: skip
+    command.main(["--model", "a", "--tasks", "math500", "--thinking", "off", "--overwrite"])
+    assert called[1]["thinking"] is False and called[1]["overwrite"] is True
+    assert "inspect view --log-dir" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("temprature: 1.0", "no option 'temprature'. Did you mean"),
+        ("n: many", "n: 'many' is no whole number"),
+        ("thinking: maybe", "thinking: 'maybe' is neither on nor off"),
+        ("- n", "it must hold options"),
+        ("n: [", "cannot be read as YAML"),
+        ("n: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(text, said, called, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        command.main(["--config", str(tmp_path / "evaluate.yaml"), "--model", "a", "--tasks", "b"])
+    assert said in str(error.value) and not called
+
+
+def test_every_option_of_evaluate_is_an_option_with_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and all(f"--{name} " in said for name in command.defaults())
+    assert "3 partial" in said
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--n", "x"])
+    assert ended.value.code == 2 and "'x' is no whole number" in capsys.readouterr().err
+
+
+def test_the_exit_code_says_whether_something_is_missing(capsys):
+    partial = {"entries": [], "status": "partial"}
+    assert command.report(partial, run.Path("out"), stopped=True) == 3
+    assert "partial: interrupted. The same command" in capsys.readouterr().err
+    assert command.report(partial, run.Path("out"), stopped=False) == 3
+    assert "ended in an error" in capsys.readouterr().err
+    assert command.report({"entries": [], "status": "complete"}, run.Path("out"), stopped=False) == 0
+
+
+# With processes
+
+ARGUMENTS = ["--tasks", "embedded", "--limit", "12", "--n", "8", "--max_new_tokens", "40", "--batch_size", "4"]
+
+
+def logged(folder):
+    """How many samples the newest log has on the disk."""
+    logs = sorted(folder.glob("logs/student/*.eval"), key=os.path.getmtime)
+    try:
+        return sum(name.startswith("samples/") for name in zipfile.ZipFile(logs[-1]).namelist())
+    except (IndexError, zipfile.BadZipFile, OSError):  # none yet, or being replaced
+        return 0
+
+
+def start(folder):
+    program = [sys.executable, "-m", "fire_opd_trl.evaluation.evaluate.command"]
+    arguments = ["--model", model_path("student"), *ARGUMENTS, "--device", "cpu", "--output_dir", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # Ctrl-C is for this process alone; a shell that runs the tests in the background has told it to ignore that.
+    return subprocess.Popen(
+        program + arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait_for(process, folder, samples):
+    until = time.monotonic() + 500
+    while logged(folder) < samples and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+@pytest.mark.launch
+def test_a_killed_and_an_interrupted_evaluation_go_on_with_what_is_missing(tmp_path):
+    folder = tmp_path / "broken"
+    killed = start(folder)
+    wait_for(killed, folder, 10)
+    killed.kill()
+    assert killed.wait(60) == -signal.SIGKILL
+    killed.stdout.close()
+    there = logged(folder)
+    assert 10 <= there < 96 and not (folder / "results.json").exists()
+
+    stopped = start(folder)
+    wait_for(stopped, folder, there + 10)
+    stopped.send_signal(signal.SIGINT)
+    said, _ = stopped.communicate(timeout=500)
+    assert stopped.returncode == 3, said
+    assert f"{96 - there} of 96 samples to run, {there} are there" in said
+    assert "partial: interrupted. The same command runs what is missing." in said
+    assert json.loads((folder / "results.json").read_text())["status"] == "partial"
+    now = logged(folder)
+    assert there < now < 96
+
+    last = start(folder)
+    said, _ = last.communicate(timeout=500)
+    assert last.returncode == 0, said
+    assert f"{96 - now} of 96 samples to run, {now} are there" in said
+
+    whole = start(tmp_path / "whole")
+    said, _ = whole.communicate(timeout=500)
+    assert whole.returncode == 0, said
+    results = [json.loads((one / "results.json").read_text()) for one in (folder, tmp_path / "whole")]
+    for one in results:
+        assert one.pop("times")
+        assert one.pop("command")  # names the folder
+    assert results[0] == results[1]
+    samples = [(one / "samples" / "student.embedded.jsonl").read_text() for one in (folder, tmp_path / "whole")]
+    assert samples[0] == samples[1] and len(samples[0].splitlines()) == 96
