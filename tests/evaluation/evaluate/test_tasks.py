@@ -486,13 +486,13 @@ def test_all_golds_of_a_benchmark_verify_against_themselves(name):
     assert not wrong
 
 
-def test_the_sums_are_asked_as_in_the_training_of_the_real_pair():
+def test_the_sums_are_asked_as_the_teacher_of_the_real_pair_has_learned_them():
     from fire_opd_trl.evaluation.evaluate.prompts import prompt_text
     from fire_opd_trl.real_pair import sums
 
     task = tasks.load_task("sums", limit=5)
     drawn = sums.problems("test", 5)
     assert [prompt_text(problem, task, "boxed") for problem in task.problems] == [
-        sums.chat(numbers)[0]["content"] for numbers in drawn
+        sums.instructed(numbers)[0]["content"] for numbers in drawn
     ]
     assert [problem.gold for problem in task.problems] == [(str(sum(numbers)),) for numbers in drawn]
