@@ -135,7 +135,9 @@ def evaluate(
     vllm = {"arguments": vllm_args, "url": vllm_url} if backend == "vllm" else {}
     serving.check(**vllm, **({"device": device} if vllm else {}))
     found = [Model(*one) for one in named_models(names, folder)]
-    with graders_of(loaded, graders, sandbox, evalplus_python) as graded, terminations_interrupt():
+    with ExitStack() as stack:
+        graded = stack.enter_context(graders_of(loaded, graders, sandbox, evalplus_python))
+        stack.enter_context(terminations_interrupt())
         jobs = {
             model: [
                 job(
@@ -150,6 +152,7 @@ def evaluate(
             for model in found
         }  # fmt: skip
         earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
+        stack.enter_context(alone(folder))
         if overwrite:
             for of_model in jobs.values():
                 for one in of_model:
@@ -626,6 +629,24 @@ def remember(models: list[Model], folder: Path) -> None:
         whole = model.folder.resolve().parts if Path(model.name).expanduser().is_dir() else model.name.split("/")
         path = "/".join(part for part in whole if part != "/")
         write_whole(folder / "logs" / model.label / "model.txt", path + "\n")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuses a second evaluation in the folder while one runs: each would remove logs of the other as superseded."""
+    import fcntl
+
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with open(folder / "logs" / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--output_dir {folder}: another evaluation is running there. Wait, or take another."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @contextmanager

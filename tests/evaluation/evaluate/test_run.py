@@ -293,3 +293,9 @@ def test_livecodebench_is_sampled_and_gets_no_number(student, tmp_path, monkeypa
     results = evaluate(student, "livecodebench", output_dir=tmp_path, **SETTINGS)
     assert results["status"] == "complete" and results["entries"] == []
     assert len(samples_of(tmp_path, name="livecodebench")) == 2
+
+
+def test_two_evaluations_do_not_run_in_one_folder(first, student):
+    with run.alone(first[1]), pytest.raises(ValueError, match="another evaluation is running there"):
+        evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
+    evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
