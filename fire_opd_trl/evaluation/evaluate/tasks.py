@@ -36,6 +36,7 @@ USUAL_FILES = ("test.*", "train.*", "test-*", "train-*", "data/test-*", "data/tr
 DEFAULT_FOLDER = Path("data")
 GENERATED = 200  # problems of a generator where no limit is given
 GENERATOR_SEED = 0
+LOOKED_AT = 20  # problems of a generator that say whether its answers are numbers, so that no limit changes it
 EMBEDDED, GYM, HUB = "embedded", "reasoning_gym:", "hub:"
 
 Row = dict[str, Any]
@@ -635,7 +636,7 @@ def from_gym(name: str, limit: int | None) -> Task:
     """
     Returns problems of a generator of reasoning-gym, the same for the same version of it.
 
-    Its own scorers are not used: they run in this process and some evaluate what the model wrote. Where all answers
+    Its own scorers are not used: they run in this process and some evaluate what the model wrote. Where the answers
     are numbers, math-verify compares; else the text must be equal. A generator whose problems have several right
     answers is thus measured too low.
     """
@@ -647,7 +648,10 @@ def from_gym(name: str, limit: int | None) -> Task:
     kind = name.removeprefix(GYM)
     if kind not in DATASETS:
         raise ValueError(f"reasoning-gym has no generator {kind!r}.{did_you_mean(kind, DATASETS)}")
-    made = reasoning_gym.create_dataset(kind, size=limit or GENERATED, seed=GENERATOR_SEED)
+    try:
+        made = list(reasoning_gym.create_dataset(kind, size=max(limit or GENERATED, LOOKED_AT), seed=GENERATOR_SEED))
+    except AssertionError as error:  # how it refuses a configuration
+        raise ValueError(f"{name} cannot be made without further settings: {error}.") from error
     found, seen = [], set()
     for row in made:
         text, answer = row["question"].strip(), row["answer"]
@@ -656,6 +660,6 @@ def from_gym(name: str, limit: int | None) -> Task:
         if text not in seen:
             seen.add(text)
             found.append(Problem(text_id(text), text, (str(answer).strip(),)))
-    numbers = all(NUMBER.fullmatch(problem.gold[0]) for problem in found)
+    numbers = all(NUMBER.fullmatch(problem.gold[0]) for problem in found[:LOOKED_AT])
     source = f"reasoning-gym {version('reasoning-gym')}, seed {GENERATOR_SEED}"
-    return task_of(name, "math" if numbers else "exact", "boxed", source, found, "boxed", limit)
+    return task_of(name, "math" if numbers else "exact", "boxed", source, found, "boxed", limit or GENERATED)

@@ -399,6 +399,10 @@ def test_generators_of_reasoning_gym():
     assert (task.name, task.kind, task.answer) == ("reasoning_gym:chain_sum", "math", "boxed")
     assert task.problems == tasks.load_task("reasoning_gym:chain_sum", limit=8).problems[:5]
     assert tasks.load_task("reasoning_gym:word_sorting", limit=3).kind == "exact"
+    with pytest.raises(ValueError, match="no single answer"):
+        tasks.load_task("reasoning_gym:boxnet", limit=1)
+    with pytest.raises(ValueError, match="cannot be made without further settings"):
+        tasks.load_task("reasoning_gym:composite", limit=1)
     with pytest.raises(ValueError, match=r"no generator 'chainsum'. Did you mean 'chain_sum'\?"):
         tasks.load_task("reasoning_gym:chainsum")
 
