@@ -21,17 +21,17 @@ pytest.importorskip("inspect_ai", reason="inspect-ai needs Python 3.11")
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from inspect_ai.model import GenerateConfig  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList  # noqa: E402
 
 from fire_opd_trl.demo import task as addition
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.evaluation.evaluate import engine, grading, provider, vllm
+from fire_opd_trl.evaluation.evaluate import engine, evaluate, grading, provider, vllm
 from fire_opd_trl.evaluation.evaluate.answers import found_answer
 from fire_opd_trl.evaluation.evaluate.samples import seed_of
 from fire_opd_trl.evaluation.evaluate.tasks import load_task
 
 
-PROBLEMS, N, SEED = 24, 8, 42
+PROBLEMS, N, SEED = 16, 8, 42
 SPOILT = {"top_k": 1, "temperature": 0.1, "repetition_penalty": 5.0, "max_new_tokens": 3}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 32}
 SETTINGS = {"dtype": "float32", "thinking": False, "max_new_tokens": 32}
@@ -81,7 +81,7 @@ def both(task, model, tmp_path_factory):
 
     async def grade(problem, text):
         answer = found_answer(text, task)
-        return answer, "no answer" if answer is None else grading.exact(problem.gold, answer)
+        return engine.Graded(answer, "no answer" if answer is None else grading.exact(problem.gold, answer))
 
     def samples(model, folder):
         prompts = tuple(problem.text for problem in task.problems)
@@ -124,8 +124,8 @@ def test_samples_of_a_problem_are_distinct_and_whole(both):
     texts = {}
     for sample in by_vllm:
         texts.setdefault(sample.problem, set()).add(sample.text)
-    # The same seed for each, or top_k 1, would make one text of a problem; three tokens are the spoilt limit.
-    assert statistics.fmean(map(len, texts.values())) > N / 2
+    # The same seed for each, or top_k 1, would make one text of a problem.
+    assert statistics.fmean(map(len, texts.values())) > N / 4
     for sample in by_vllm:
         # Each character is a token, and the end token is one.
         assert sample.tokens == len(sample.text) + (sample.stop == "stop")
@@ -157,40 +157,49 @@ def test_vllm_reads_the_same_prompt_and_finds_the_same_likeliest_tokens(task, mo
 
 
 def test_vllm_and_transformers_agree_within_the_interval(both):
-    """Of answers, and of the log-probability of the samples, which a cut or a sharpened distribution would raise."""
     by_vllm, by_transformers = both
     rights = [[(one.problem, float(one.right)) for one in samples] for samples in both]
     mean, error = paired(*rights)
     print(f"Avg@{N}: vLLM minus transformers {mean:+.3f}, standard error {error:.3f}")
     assert abs(mean) < 1.96 * error
 
-    logps = [list(zip([one.problem for one in samples], log_probabilities(samples), strict=True)) for samples in both]
-    mean, error = paired(*logps)
-    print(f"log-probability of a sample: {mean:+.3f}, standard error {error:.3f}")
-    assert abs(mean) < 1.96 * error
     assert [one.seed for one in by_vllm] == [one.seed for one in by_transformers]
 
 
+class Noise(LogitsProcessor):
+    """What vLLM's sampler does with a seed on a CPU: each token's probability over a random number of its own."""
+
+    def __init__(self, seeds):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids, scores):
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators])
+        likeliest = (scores.softmax(-1) / noise).argmax(-1, keepdim=True)
+        return torch.zeros_like(scores).scatter(-1, likeliest, 1.0)
+
+
 @torch.no_grad()
-def log_probabilities(samples):
-    """The log-probability of each sample, by transformers."""
-    tokenizer = addition.build_tokenizer()
+def test_each_sample_is_what_the_logits_of_transformers_and_its_seed_make(task, both):
+    """The whole chain, token by token: prompt, weights, temperature, uncut distribution, seed, end and text."""
+    by_vllm, _ = both
+    tokenizer, prompts = addition.build_tokenizer(), {problem.id: problem.text for problem in task.problems}
     student = AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32)
-    prompts = {problem.id: problem.text for problem in load_task("embedded", limit=PROBLEMS).problems}
-    end = tokenizer.eos_token
-    texts = [prompts[one.problem] + one.text + end * (one.stop == "stop") for one in samples]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    logits = student(**batch).logits[:, :-1].log_softmax(-1)
-    logp = logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
-    starts = torch.tensor([len(prompts[one.problem]) - 1 for one in samples])[:, None]
-    counts = (torch.arange(logp.shape[1])[None] >= starts) & batch["attention_mask"][:, 1:].bool()
-    return (logp * counts).sum(-1).tolist()
+    batch = tokenizer([prompts[one.problem] for one in by_vllm], return_tensors="pt", padding=True)
+    noise = LogitsProcessorList([Noise([one.seed for one in by_vllm])])
+    output = student.generate(**batch, max_new_tokens=32, do_sample=False, logits_processor=noise)
+    texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    same = [one.text == text for one, text in zip(by_vllm, texts, strict=True)]
+    assert statistics.fmean(same) > 0.98, "rounding decides few tokens"
 
 
-def test_an_argument_that_vllm_does_not_know_is_named(tmp_path):
-    log = tmp_path / "vllm.log"
-    with (
-        pytest.raises(RuntimeError, match=r"exit code 2\. .*--no-such-thing.* `vllm serve --help=all` lists them"),
-        vllm.served(Path(model_path("student")), "student", log=log, arguments="--no-such-thing 1", **SETTINGS),
-    ):
-        pass
+def test_the_whole_trip_through_a_server_that_runs_elsewhere(model, both, tmp_path, monkeypatch):
+    server = model.api.sampler.server
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    found = evaluate(
+        model_path("student"), "embedded", backend="vllm", vllm_url=server.url, limit=2, n=N, max_new_tokens=32,
+        dtype="float32", output_dir=tmp_path,
+    )  # fmt: skip
+    assert found["status"] == "complete"
+    lines = (tmp_path / "samples" / "student.embedded.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [one.text for one in both[0][: 2 * N]]
+    assert not server.dead and server.key not in (tmp_path / "results.json").read_text()

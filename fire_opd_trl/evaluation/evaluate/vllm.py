@@ -420,6 +420,10 @@ def as_inspect_model(sampler: Sampler, name: str) -> Any:
     )
 
     class Served(ModelAPI):
+        def __init__(self, name: str):
+            super().__init__(name)
+            self.sampler = sampler
+
         def max_connections(self) -> int:
             return CONNECTIONS
 

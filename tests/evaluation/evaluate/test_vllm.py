@@ -32,6 +32,10 @@ SERVER = """
         print("(EngineCore pid=7) ERROR 11-28 01:04:08 [core.py:99] torch.OutOfMemoryError: CUDA out of memory.")
         print("(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.")
         sys.exit(1)
+    if os.environ.get("FAKE") == "knows less":
+        print("usage: vllm serve [model_tag] [options]")
+        print("vllm: error: unrecognized arguments: --no-such-thing 1")
+        sys.exit(2)
     if os.environ.get("FAKE") == "hangs":
         print("INFO loading weights", flush=True)
         time.sleep(60)
@@ -199,6 +203,17 @@ def test_a_server_that_dies_says_the_first_cause_what_helps_and_its_last_lines(f
     assert sentence.startswith("vLLM's server has ended with exit code 1. torch.OutOfMemoryError: CUDA out of memory.")
     assert "--gpu-memory-utilization" in sentence and str(tmp_path / "log") in last[0]
     assert last[-1].endswith("See root cause above.") and len(last) <= 16
+
+
+def test_an_argument_that_vllm_does_not_know_is_named(fake, tmp_path):
+    fake("knows less")
+    with (
+        pytest.raises(
+            RuntimeError, match=r"exit code 2\. vllm: error: .* --no-such-thing 1 .*`vllm serve --help=all`"
+        ),
+        vllm.serving(str(tmp_path), 40, tmp_path / "log", arguments=["--no-such-thing", "1"], say=str),
+    ):
+        pass
 
 
 def test_a_server_that_is_not_ready_in_time_is_ended_and_says_meanwhile_what_it_does(fake, tmp_path, monkeypatch):
