@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ class Sampler:
             for start in range(0, len(dealt), at_once):
                 rows = [min(row, len(prompts) - 1) for row in dealt[start : start + at_once]]
                 torch.manual_seed(seed_of_call(seed, world.rank, start))
-                with failing_alike(world, trainer.accelerator.device):
+                with self.alike():
                     prompt_ids, images, fields = self._tokens([prompts[row] for row in rows])
                     completion_ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
                     completions = [self._completion(ids) for ids in completion_ids]
@@ -146,7 +146,8 @@ class Sampler:
         """A callback calls this before training: each prompt must leave room for the longest answer."""
         trainer, args = self._trainer, self._trainer.args
         longest = sampling.max_new_tokens or trainer.max_completion_length
-        contexts = [getattr(trainer.accelerator.unwrap_model(trainer.model).config, "max_position_embeddings", None)]
+        config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()
+        contexts = [getattr(config, "max_position_embeddings", None)]
         contexts += [args.vllm_max_model_length] if trainer.use_vllm else []
         context = min((known for known in contexts if known), default=None)
         tokens = max(map(len, self._tokens(prompts)[0]))
@@ -218,6 +219,10 @@ class Sampler:
     def save(self, folder: str) -> None:
         """Save the model and its tokenizer as the end of a run does: whole, or the adapter. All ranks call this."""
         self._trainer.save_model(folder, _internal_call=True)  # which is not pushed to the Hub
+
+    def alike(self) -> AbstractContextManager[None]:
+        """Inside this, what fails on one rank stops all of them."""
+        return failing_alike(self._trainer.world, self._trainer.accelerator.device)
 
     def from_main(self, value: Any) -> Any:
         """Returns the value of the main process, on all ranks. They wait here for each other."""

@@ -134,8 +134,9 @@ class AccuracyCallback(SamplingCallback):
         if self.sampler is None:
             raise ValueError("AccuracyCallback samples through FiReOPDTrainer; other trainers give it no sampler.")
         self.sampler.refuse_overlong(self.prompts, self.sampling)
-        if self.keeps_best and self.sampler.main:
-            self.bar = self.bar_of(best_folder(args), resumed=state.global_step > 0)
+        with self.sampler.alike():
+            if self.keeps_best and self.sampler.main:
+                self.bar = self.bar_of(best_folder(args), resumed=state.global_step > 0)
         if self.at_start and state.global_step == 0:
             self.measure(args, state)
 
@@ -276,8 +277,8 @@ class AccuracyCallback(SamplingCallback):
             "step": state.global_step,
             "metric": f"accuracy/{self.task.name}/avg@{self.n}",
             "value": summary.avg,
-            "stderr": summary.stderr,
-            "interval": summary.interval,
+            "stderr": number(summary.stderr),
+            "interval": [number(end) for end in summary.interval],
             "note": BEST_OF_MANY,
             "seed": args.seed,
             **self.measured_as(),
@@ -357,6 +358,11 @@ class AccuracyCallback(SamplingCallback):
                 stacklevel=3,
             )
         return not sampler.any_failed(fault is not None)
+
+
+def number(value: float) -> float | None:
+    """Returns a number that JSON can have: what one problem cannot tell is `None`."""
+    return None if math.isnan(value) else value
 
 
 def best_folder(args: FiReOPDConfig) -> Path:
