@@ -139,7 +139,7 @@ def share_interval(shares: list[float]) -> tuple[float, float]:
 
     It is the t-interval over the problems and two more: one with 0, one with 1. Without these it would have no width
     where all are solved, and would hold the true value in 10 to 60 of 100 evaluations of models that solve most or
-    few of the problems; with them it does in 93 to 100 of 100, at any size (docs/evaluate.md has the table).
+    few of the problems; with them it does in 93 to 100 of 100, at any size (see docs/evaluate_statistics.md).
     """
     if len(shares) < 2:
         return math.nan, math.nan
