@@ -496,7 +496,7 @@ def check_environment(backend: str) -> None:
         )
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: there are {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
-    for module in ("inspect_ai", "math_verify"):
+    for module in ("inspect_ai", "math_verify", "scipy", "matplotlib", "jinja2"):
         if importlib.util.find_spec(module) is None:
             raise ImportError(f"Evaluation needs {module}: pip install fire-opd-trl[eval]", name=module)
 
