@@ -232,7 +232,9 @@ class Run:
         """Returns the results of all logs there are, and writes them, the samples and the page."""
         from .page import write_report
 
-        entries, times, whole = [], {}, True
+        entries: list[dict[str, Any]] = []
+        times: dict[str, Any] = {}
+        whole = True
         for model, of_model in self.jobs.items():
             for one in of_model:
                 found = engine.find(one)
@@ -566,7 +568,7 @@ def check_log(model: Model, job: "Job") -> None:
     differences = list(engine.differing(job.facts, there))
     if found.done < job.total:  # a log of two versions would be of neither
         ours, theirs = job.facts["backend"]["versions"], there.get("backend", {}).get("versions", {})
-        differences += [(f"versions.{name}", *pair[1:]) for name, *pair in engine.differing(ours, theirs)]
+        differences += [(f"backend.versions.{name}", now, then) for name, now, then in engine.differing(ours, theirs)]
     if differences:
         what = "; ".join(f"{name} is {ours!r}, and was {theirs!r}" for name, ours, theirs in differences[:4])
         raise ValueError(
