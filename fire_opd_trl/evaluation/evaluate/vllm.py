@@ -69,8 +69,8 @@ sys.exit(server.returncode if server.returncode >= 0 else 128 - server.returncod
 HINTS = {
     r"out of memory|OutOfMemory|less than desired GPU memory|KV cache is needed|No available memory|exit code 137|"
     r"SIGKILL": (
-        "There is not enough memory: give it more GPUs (--vllm_args '--tensor-parallel-size 2'), another share of the "
-        "memory (--vllm_args '--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
+        "There is not enough memory: give it more GPUs (--vllm_args='--tensor-parallel-size 2'), another share of the "
+        "memory (--vllm_args='--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
     ),
     r"[Aa]ddress already in use": "Another program took the port meanwhile: call the command again.",
     r"unrecognized arguments|invalid choice|invalid \w+ value": (
