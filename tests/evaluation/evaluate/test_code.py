@@ -76,7 +76,7 @@ FOUND = WEAVE | {  # a name for which evalplus only asks whether something is re
     "plus_input": [["2"]],
 }
 BROKEN = WEAVE | {"task_id": "HumanEval/9006", "canonical_solution": "    return left[7]\n"}
-FAST = {"seconds": 1.0, "factor": 4.0}
+LIMITS = {"seconds": 5.0, "factor": 4.0}
 WRONG = {"wrong", "died", "timeout", "unparsed"}
 
 
@@ -100,7 +100,7 @@ def written(folder, *rows):
 def graders(tmp_path_factory):
     sandbox = working_sandbox()
     path = written(tmp_path_factory.mktemp("humaneval"), WEAVE, KEPT, HALVED, BROKEN)
-    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **FAST) as opened:
+    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **LIMITS) as opened:
         yield opened
 
 
@@ -108,7 +108,7 @@ def graders(tmp_path_factory):
 def mbpp(tmp_path_factory):
     sandbox = working_sandbox()
     path = written(tmp_path_factory.mktemp("mbpp"), ONCE, FOUND)
-    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **FAST) as opened:
+    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **LIMITS) as opened:
         yield opened
 
 
@@ -337,8 +337,17 @@ def kept(number):
 }
 
 
+@pytest.fixture(scope="module")
+def inputs_of_kept(graders):
+    """What the graders know of the problem that hostile programs are given, once an honest one has been there."""
+    assert graders.grade("HumanEval/9002", KEPT["prompt"] + KEPT["canonical_solution"]).verdict == "right"
+    return graders.inputs["HumanEval/9002", "base"][0]
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_programs_fail(graders, kind):
+def test_hostile_programs_fail(graders, inputs_of_kept, kind, monkeypatch):
+    seconds = 5.0 if kind == "looks for the answer" else 1.0  # to look everywhere takes a while
+    monkeypatch.setitem(graders.inputs, ("HumanEval/9002", "base"), (inputs_of_kept, [seconds]))
     began = time.monotonic()
     grade = graders.grade("HumanEval/9002", HOSTILE[kind])
     assert grade.base in WRONG and grade.plus in WRONG, grade
