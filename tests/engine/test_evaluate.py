@@ -31,7 +31,7 @@ from fire_opd_trl.evaluation.evaluate.samples import seed_of
 from fire_opd_trl.evaluation.evaluate.tasks import load_task
 
 
-PROBLEMS, N, SEED = 24, 8, 42
+PROBLEMS, N, SEED = 16, 8, 42
 SPOILT = {"top_k": 1, "temperature": 0.1, "repetition_penalty": 5.0, "max_new_tokens": 3}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 32}
 SETTINGS = {"dtype": "float32", "thinking": False, "max_new_tokens": 32}

@@ -115,7 +115,7 @@ class Decoder:
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []
         self.cache: Any = None
-        self.mask_BT: torch.Tensor | None = None
+        self.mask_BT: Any = None
         self.accepted = inspect.signature(model.forward).parameters
         self.alone = 0  # rows that were in a batch that failed are sampled one by one, to find the one that fails
 
@@ -214,7 +214,7 @@ class Decoder:
 
     def _take(self, rows: list[Row], logits_BV: torch.Tensor, offset: int) -> None:
         """Samples a token for each of `rows`, which start at `offset` of the batch; those that end leave."""
-        ended = []
+        ended: list[tuple[int, Exception | None]] = []
         for index, (row, token) in enumerate(zip(rows, next_tokens(logits_BV, rows), strict=True)):
             if token is None:
                 what = f"after {len(row.tokens)} tokens the model's logits are not finite: nothing can be sampled."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..inspect.visible import visible
-from ..style import COLORS, STYLE, pyplot
+from ..style import COLORS, STYLE, VERDICTS, pyplot
 from .results import Table
 from .terminal import shortened
 
@@ -35,6 +35,7 @@ def write_png(table: Table, path: Path) -> Path:
     """Writes the picture of one table, all panels side by side; `write_report` calls it."""
     with pyplot().rc_context(STYLE):
         figure = draw(table, panels_of(table))
+        add_legend(figure, table)
         path.parent.mkdir(parents=True, exist_ok=True)
         quietly(figure, path, dpi=160)
     return path
@@ -71,7 +72,7 @@ def draw(table: Table, panels: tuple[str, ...]) -> Figure:
         for entry in table.of_task(task):
             places.append((len(labels), entry))
             labels.append(shortened(visible(entry["model"]["label"]), LONGEST))
-    size = (1.5 + 2.9 * len(panels), 0.215 * len(labels) + 0.9)
+    size = (1.5 + 2.9 * len(panels), 0.215 * len(labels) + 1.0)
     figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, panel in zip(grid[0], panels, strict=True):
         for place, entry in places:
@@ -88,7 +89,7 @@ def draw(table: Table, panels: tuple[str, ...]) -> Figure:
         for heading in headings[1:]:
             axes.axhline(heading - 0.5, color="black", lw=0.4, alpha=0.3)
         if panel == "average":
-            axes.set_xlabel(f"Avg@{table.settings['n']}, %")
+            axes.set_xlabel(f"Avg@{table.settings['n']}, %, and 95 % interval")
         else:
             axes.axvline(0, color="black", lw=0.9)
             axes.set_xlabel("difference to the first model, points")
@@ -97,6 +98,18 @@ def draw(table: Table, panels: tuple[str, ...]) -> Figure:
         axes.set_xlim(low - short, high + short)
         axes.tick_params(axis="x", labeltop=len(labels) > TALL, top=len(labels) > TALL)
     return figure
+
+
+def add_legend(figure: Figure, table: Table) -> None:
+    """Says what the colours mean; on the page, its text does."""
+    from matplotlib.lines import Line2D
+
+    meanings = {COLORS[verdict]: VERDICTS[verdict] for verdict in ("higher", "lower", "unclear")}
+    used = {COLORS[one["verdict"]] for one in table.differences}
+    shown = {color: meaning for color, meaning in meanings.items() if color in used}
+    if shown:
+        lines = [Line2D([], [], color=color, marker="o", ms=5.2, lw=1.8) for color in shown]
+        figure.legend(lines, shown.values(), loc="outside upper left", ncols=3)
 
 
 def draw_average(axes: Axes, place: int, entry: dict, table: Table) -> None:

@@ -230,8 +230,8 @@ def default_device(device: str | None) -> str:
 
 def dtype_used(folder: Path, dtype: str, device: str | None, trust_remote_code: bool) -> str:
     """
-    Returns the dtype that the weights get. On a CPU `"auto"` is float32: half precision is no faster there, and rounds
-    so coarsely that the neighbours in a batch decide tokens (of 400 samples of the embedded student 6 changed).
+    Returns the dtype that the weights get. On a CPU `"auto"` is float32: half precision rounds so coarsely that the
+    neighbours in a batch decide tokens (of 400 samples of the embedded student 6 changed).
     """
     if dtype == "auto" and device_kind(device) == "cpu":
         return "float32"

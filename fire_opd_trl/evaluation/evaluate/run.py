@@ -135,7 +135,9 @@ def evaluate(
     vllm = {"arguments": vllm_args, "url": vllm_url} if backend == "vllm" else {}
     serving.check(**vllm, **({"device": device} if vllm else {}))
     found = [Model(*one) for one in named_models(names, folder)]
-    with graders_of(loaded, graders, sandbox, evalplus_python) as graded, terminations_interrupt():
+    with ExitStack() as stack:
+        graded = stack.enter_context(graders_of(loaded, graders, sandbox, evalplus_python))
+        stack.enter_context(terminations_interrupt())
         jobs = {
             model: [
                 job(
@@ -150,6 +152,7 @@ def evaluate(
             for model in found
         }  # fmt: skip
         earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
+        stack.enter_context(alone(folder))
         if overwrite:
             for of_model in jobs.values():
                 for one in of_model:
@@ -229,7 +232,9 @@ class Run:
         """Returns the results of all logs there are, and writes them, the samples and the page."""
         from .page import write_report
 
-        entries, times, whole = [], {}, True
+        entries: list[dict[str, Any]] = []
+        times: dict[str, Any] = {}
+        whole = True
         for model, of_model in self.jobs.items():
             for one in of_model:
                 found = engine.find(one)
@@ -493,7 +498,7 @@ def check_environment(backend: str) -> None:
         )
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: there are {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
-    for module in ("inspect_ai", "math_verify"):
+    for module in ("inspect_ai", "math_verify", "scipy", "matplotlib", "jinja2"):
         if importlib.util.find_spec(module) is None:
             raise ImportError(f"Evaluation needs {module}: pip install fire-opd-trl[eval]", name=module)
 
@@ -563,7 +568,7 @@ def check_log(model: Model, job: "Job") -> None:
     differences = list(engine.differing(job.facts, there))
     if found.done < job.total:  # a log of two versions would be of neither
         ours, theirs = job.facts["backend"]["versions"], there.get("backend", {}).get("versions", {})
-        differences += [(f"versions.{name}", *pair[1:]) for name, *pair in engine.differing(ours, theirs)]
+        differences += [(f"backend.versions.{name}", now, then) for name, now, then in engine.differing(ours, theirs)]
     if differences:
         what = "; ".join(f"{name} is {ours!r}, and was {theirs!r}" for name, ours, theirs in differences[:4])
         raise ValueError(
@@ -626,6 +631,24 @@ def remember(models: list[Model], folder: Path) -> None:
         whole = model.folder.resolve().parts if Path(model.name).expanduser().is_dir() else model.name.split("/")
         path = "/".join(part for part in whole if part != "/")
         write_whole(folder / "logs" / model.label / "model.txt", path + "\n")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuses a second evaluation in the folder while one runs: each would remove logs of the other as superseded."""
+    import fcntl
+
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with open(folder / "logs" / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--output_dir {folder}: another evaluation is running there. Wait, or take another."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @contextmanager

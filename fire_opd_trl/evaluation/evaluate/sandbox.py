@@ -319,7 +319,12 @@ class Bubblewrap(Sandbox):
 
     A user other than root gets a user namespace. Root does without one, because no limit of processes holds for root,
     whatever its name in a namespace: the command runs under the number of a user that nobody else has.
+
+    Args:
+        user_namespace (`bool`): Whether it gets one. By default, every user but root.
     """
+
+    user_namespace: bool = field(default_factory=lambda: os.geteuid() != 0)
 
     name = "bubblewrap"
 
@@ -335,7 +340,7 @@ class Bubblewrap(Sandbox):
             os.close(write)
         try:
             process = subprocess.Popen(
-                self.arguments(program, command, limits, see, variables, hide, descriptor, root=os.geteuid() == 0),
+                self.arguments(program, command, limits, see, variables, hide, descriptor),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -349,11 +354,11 @@ class Bubblewrap(Sandbox):
                 os.close(descriptor)
         return Running(process, limits)
 
-    def arguments(self, program, command, limits, see, variables, hide, descriptor, root: bool) -> list[str]:
+    def arguments(self, program, command, limits, see, variables, hide, descriptor) -> list[str]:
         """Returns the whole command line."""
         line = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         line += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
-        if root:
+        if not self.user_namespace:
             user = str(2_000_000_000 + secrets.randbelow(100_000_000))
             line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # setpriv gives them back
             becomes = ["/usr/bin/setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from ...trainer.ending import Refusal
 from .model_facts import versions as versions_of
@@ -69,8 +70,8 @@ sys.exit(server.returncode if server.returncode >= 0 else 128 - server.returncod
 HINTS = {
     r"out of memory|OutOfMemory|less than desired GPU memory|KV cache is needed|No available memory|exit code 137|"
     r"SIGKILL": (
-        "There is not enough memory: give it more GPUs (--vllm_args '--tensor-parallel-size 2'), another share of the "
-        "memory (--vllm_args '--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
+        "There is not enough memory: give it more GPUs (--vllm_args='--tensor-parallel-size 2'), another share of the "
+        "memory (--vllm_args='--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
     ),
     r"[Aa]ddress already in use": "Another program took the port meanwhile: call the command again.",
     r"unrecognized arguments|invalid choice|invalid \w+ value": (
@@ -237,6 +238,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listens(url: str) -> bool:
+    """Returns whether a port is open, at a thousandth of what a client for HTTP costs: vLLM starts for minutes."""
+    where = urlsplit(url)
+    with socket.socket() as probe:
+        return probe.connect_ex((where.hostname or "", where.port or 80)) == 0
+
+
 def wait_until_ready(server: Server, within: float, say: Callable[[str], None], every: float = 10.0) -> None:
     """`serving` calls this after the start: it returns when the server answers, and says meanwhile what it does."""
     import httpx
@@ -247,7 +255,7 @@ def wait_until_ready(server: Server, within: float, say: Callable[[str], None], 
         if server.dead:
             raise RuntimeError(why_it_died(server))
         with contextlib.suppress(httpx.HTTPError):
-            if server.get("/health", timeout=5).status_code == 200:
+            if listens(server.url) and server.get("/health", timeout=5).status_code == 200:
                 return
         now = time.monotonic()
         if now - began > within:

@@ -41,11 +41,12 @@ WEAVE = {
     "plus_input": [[["a"], ["b"]], [[0], [False]]],
     "atol": 0,
 }
+GOLDEN = {1: "golden-9e3779b97f4a7c15", 2: "golden-3c6ef372fe94f82a", 3: "golden-daa66d2c7ddf743f"}
 KEPT = WEAVE | {
     "task_id": "HumanEval/9002",
     "entry_point": "kept",
     "prompt": 'def kept(number):\n    """Give back the word that belongs to the number."""\n',
-    "canonical_solution": '    return "golden-" + format(number * 0x9E3779B97F4A7C15 % 2**64, "016x")\n',
+    "canonical_solution": f"    return {GOLDEN}[number]\n",
     "base_input": [[1]],
     "plus_input": [[2], [3]],
 }
@@ -75,7 +76,7 @@ FOUND = WEAVE | {  # a name for which evalplus only asks whether something is re
     "plus_input": [["2"]],
 }
 BROKEN = WEAVE | {"task_id": "HumanEval/9006", "canonical_solution": "    return left[7]\n"}
-FAST = {"seconds": 1.0, "factor": 4.0}
+LIMITS = {"seconds": 5.0, "factor": 4.0}
 WRONG = {"wrong", "died", "timeout", "unparsed"}
 
 
@@ -99,7 +100,7 @@ def written(folder, *rows):
 def graders(tmp_path_factory):
     sandbox = working_sandbox()
     path = written(tmp_path_factory.mktemp("humaneval"), WEAVE, KEPT, HALVED, BROKEN)
-    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **FAST) as opened:
+    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **LIMITS) as opened:
         yield opened
 
 
@@ -107,7 +108,7 @@ def graders(tmp_path_factory):
 def mbpp(tmp_path_factory):
     sandbox = working_sandbox()
     path = written(tmp_path_factory.mktemp("mbpp"), ONCE, FOUND)
-    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **FAST) as opened:
+    with CodeGraders(path, sandbox, interpreter_of_evalplus(sandbox), **LIMITS) as opened:
         yield opened
 
 
@@ -336,8 +337,17 @@ def kept(number):
 }
 
 
+@pytest.fixture(scope="module")
+def inputs_of_kept(graders):
+    """What the graders know of the problem that hostile programs are given, once an honest one has been there."""
+    assert graders.grade("HumanEval/9002", KEPT["prompt"] + KEPT["canonical_solution"]).verdict == "right"
+    return graders.inputs["HumanEval/9002", "base"][0]
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_programs_fail(graders, kind):
+def test_hostile_programs_fail(graders, inputs_of_kept, kind, monkeypatch):
+    seconds = 5.0 if kind == "looks for the answer" else 1.0  # to look everywhere takes a while
+    monkeypatch.setitem(graders.inputs, ("HumanEval/9002", "base"), (inputs_of_kept, [seconds]))
     began = time.monotonic()
     grade = graders.grade("HumanEval/9002", HOSTILE[kind])
     assert grade.base in WRONG and grade.plus in WRONG, grade

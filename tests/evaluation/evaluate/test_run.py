@@ -4,15 +4,18 @@ import asyncio
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import engine, provider, run
+from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
 from fire_opd_trl.evaluation.evaluate.run import Interrupted, evaluate
 
 
+TASK = Task("sums", "exact", "semicolon", "here", "0", (Problem("p", "1+1=", ("2",)),), "none")
 SETTINGS = {"n": 2, "limit": 6, "max_new_tokens": 40, "dtype": "float32", "device": "cpu", "graders": 1}
 
 
@@ -240,7 +243,6 @@ def test_prompts_without_room_for_an_answer_are_refused(student, tmp_path, monke
 
 def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
     from fire_opd_trl.evaluation.evaluate import code, sandbox
-    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
 
     class Tests:
         def __init__(self, file, where, python, workers):
@@ -273,8 +275,6 @@ def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
 
 
 def test_mathematics_is_graded_by_processes(tmp_path):
-    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
-
     problem = Problem("p", "1/2 as a decimal?", ("\\frac{1}{2}",), {})
     own = Task("own", "math", "boxed", "own.jsonl", "", (problem,), "boxed")
     with run.graders_of([own], 1, None, None) as graded:
@@ -285,11 +285,33 @@ def test_mathematics_is_graded_by_processes(tmp_path):
 
 
 def test_livecodebench_is_sampled_and_gets_no_number(student, tmp_path, monkeypatch):
-    from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
-
     problem = Problem("q1", "1+1=", (), {})
     own = Task("livecodebench", "code", "code", "lcb.jsonl", "0", (problem,), "none")
     monkeypatch.setattr(run, "load_task", lambda *arguments: own)
     results = evaluate(student, "livecodebench", output_dir=tmp_path, **SETTINGS)
     assert results["status"] == "complete" and results["entries"] == []
     assert len(samples_of(tmp_path, name="livecodebench")) == 2
+
+
+def test_two_evaluations_do_not_run_in_one_folder(first, student):
+    with run.alone(first[1]), pytest.raises(ValueError, match="another evaluation is running there"):
+        evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
+    evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
+
+
+def test_a_log_that_is_not_whole_is_not_gone_on_with_by_another_engine(monkeypatch, tmp_path):
+    def facts(version):
+        return {"backend": {"name": "transformers", "versions": {"torch": version}}}
+
+    asked = engine.Job(TASK, tmp_path, facts("2.1"), ("1+1=",), 1, 0, {}, 1)
+    model = run.Model("a", tmp_path, "a", {})
+
+    def found(*whole):
+        header = SimpleNamespace(eval=SimpleNamespace(metadata=facts("2.0")))
+        monkeypatch.setattr(engine, "find", lambda job: engine.Found(header, None, frozenset(whole)))
+
+    found(("p", 1))
+    run.check_log(model, asked)  # it is whole, and keeps the version that it was made with
+    found()
+    with pytest.raises(ValueError, match=r"backend.versions.torch is '2.1', and was '2.0'"):
+        run.check_log(model, asked)

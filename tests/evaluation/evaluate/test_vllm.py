@@ -19,7 +19,7 @@ from tokenizers import processors
 
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.evaluation.evaluate import vllm
+from fire_opd_trl.evaluation.evaluate import evaluate, vllm
 from fire_opd_trl.trainer.ending import Refusal
 
 
@@ -367,3 +367,16 @@ def test_a_server_elsewhere_serves_a_model(server, monkeypatch):
     with vllm.served(Path(model_path("student")), "small", url=server.url, **settings) as model:
         assert sampled(model).completion == "56"
     assert not server.dead
+
+
+def test_an_evaluation_goes_all_the_way_through_it(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    found = evaluate(
+        model_path("student"), "embedded", backend="vllm", vllm_url=server.url, limit=2, n=2, max_new_tokens=16,
+        output_dir=tmp_path / "out",
+    )  # fmt: skip
+    assert found["status"] == "complete" and found["entries"][0]["backend"]["versions"] == {"vllm": "0.0"}
+    rows = [json.loads(line) for line in (tmp_path / "out/samples/student.embedded.jsonl").read_text().splitlines()]
+    assert [(row["text"], row["verdict"], row["tokens"]) for row in rows] == [("56", "no answer", 3)] * 4
+    assert len({row["seed"] for row in rows}) == 4
+    assert not any(server.key.encode() in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
