@@ -57,7 +57,8 @@ preflight/__init__ preflight/packaged preflight/findings preflight/packages pref
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
 trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
-trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command trainer/__init__
+trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command
+trainer/__init__
 __init__
 evaluation/__init__ evaluation/files evaluation/statistics evaluation/style evaluation/templates evaluation/workers
 evaluation/inspect/__init__ evaluation/inspect/verdict evaluation/inspect/pair evaluation/inspect/visible
@@ -92,7 +93,9 @@ TESTED_ELSEWHERE = {
     "trainer/one_window": "evaluation/inspect/test_pair.py: a look at a pair from end to end",
     "evaluation/style": "data alone: colours",
     "evaluation/inspect/verdict": "evaluation/inspect/test_pair.py: what is said at its end",
-    "evaluation/compare/embedded": "evaluation/compare/test_baselines.py and test_command.py: runs of the embedded task",
+    "evaluation/evaluate/__init__": "evaluation/evaluate/test_run.py: it only names what the room offers",
+    "evaluation/evaluate/inside": "evaluation/evaluate/test_code.py: it runs inside of the sandboxes",
+    "evaluation/compare/embedded": "evaluation/compare/test_baselines.py: runs of the embedded task",
     "evaluation/compare/pictures": "evaluation/compare/test_report.py: a report draws them",
     "evaluation/compare/runs": "evaluation/compare/test_command.py: a comparison from end to end",
     "evaluation/compare/summary": "evaluation/compare/test_report.py: the report's table",

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     arms = textwrap.fill("; ".join(ARMS), 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     parser = argparse.ArgumentParser(
         "fire-opd compare",
-        usage="%(prog)s --preset NAME | --methods ARM,ARM,... [--task real] [--OPTION VALUE ...]",
+        usage="%(prog)s --preset NAME | --methods ARM,ARM,... [--OPTION VALUE ...]",
         description=textwrap.fill((__doc__ or "").split("\n\n", 1)[1].replace("\n", " "), 78),
         epilog=f"presets:\n{table_of_presets()}\n\narms, for --methods:\n{arms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -49,7 +49,7 @@ def write_report(runs: list[Run], arms: list[Arm], folder: Path, title: str, exp
 
 def results(runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expected: int) -> dict:
     """The table as JSON; accuracies and differences are shares."""
-    words = {"dropped": what_filters_dropped(runs, arms), "over_problems": over_problems(runs, arms)}
+    words: dict[str, list] = {"dropped": what_filters_dropped(runs, arms), "over_problems": over_problems(runs, arms)}
     return {
         "title": title,
         "settings": one_settings(runs),

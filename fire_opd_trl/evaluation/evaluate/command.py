@@ -10,6 +10,7 @@ import inspect
 import shlex
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ HELP = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fire-opd evaluate",
-        usage="%(prog)s --model DIR [DIR ...] --tasks TASK,TASK,... [--OPTION VALUE ...]",
+        usage="%(prog)s --model DIR [DIR ...] --tasks TASK,... [--OPTION VALUE]",
         description=textwrap.fill((__doc__ or "").split(": ", 1)[1].replace("\n", " "), 78),
         epilog="exit codes: 0 complete; 3 partial, and the same command goes on; 2 refused; 1 failed.",
         allow_abbrev=False,
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "overwrite":
             add("--overwrite", action="store_true", help=shown)
         else:
-            add(f"--{name}", type=lambda text, name=name: read(name, text), metavar=kind_of(name).upper(), help=shown)
+            add(f"--{name}", type=partial(read, name), metavar=kind_of(name).upper(), help=shown)
     return parser
 
 

@@ -107,7 +107,7 @@ def _whole(info: Any) -> frozenset[tuple[str, int]]:
     from inspect_ai.log import read_eval_log_sample_summaries
 
     try:
-        return frozenset((one.id, one.epoch) for one in read_eval_log_sample_summaries(info) if one.error is None)
+        return frozenset((str(one.id), one.epoch) for one in read_eval_log_sample_summaries(info) if one.error is None)
     except Exception:
         return frozenset()
 

@@ -67,4 +67,5 @@ def to_row(sample: Sample) -> dict[str, Any]:
 
 def from_row(row: dict[str, Any]) -> Sample:
     """Returns the sample of a line of `OUT/samples`."""
-    return Sample(**{field.name: row.get(field.name) for field in fields(Sample)})
+    given: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Sample)}
+    return Sample(**given)
