@@ -15,11 +15,10 @@ Rows = Iterable[tuple[str, int]]  # the problem as it is asked, and the seed, of
 
 
 class Completed(NamedTuple):
-    """A completion: its tokens, whether it ended by itself (or was cut), and how long it took."""
+    """A completion: its tokens, and whether it ended by itself (or was cut)."""
 
     tokens: list[int]
     stopped: bool
-    seconds: float
 
 
 class Reader:
@@ -188,7 +187,7 @@ class Backend(ABC):
                 choice = ChatCompletionChoice(message=made, stop_reason="stop" if done.stopped else "max_tokens")
                 read, written = len(prompt), len(done.tokens)
                 used = ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)
-                return ModelOutput(model=label, choices=[choice], usage=used, time=done.seconds)
+                return ModelOutput(model=label, choices=[choice], usage=used)
 
         # inspect-ai names a provider in its logs by how it is registered.
         return Model(modelapi(name=f"fire_opd_{self.name}")(lambda: Sampled)(label), GenerateConfig())

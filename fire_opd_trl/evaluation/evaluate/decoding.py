@@ -10,7 +10,6 @@ random number falls that close to the border between two tokens becomes the othe
 """
 
 import inspect
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,13 +40,10 @@ class Row:
     key: Any = None
     tokens: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
-    started: float = 0.0
-    ended: float = 0.0
 
     def begin(self) -> None:
         """The decoder calls this when the row enters a batch, which may be again after a batch that failed."""
         self.tokens, self.generator = [], torch.Generator().manual_seed(self.seed)
-        self.started = self.started or time.monotonic()
 
     def uniform(self) -> float:
         """Returns the random number of the next token."""

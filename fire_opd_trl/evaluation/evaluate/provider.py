@@ -82,7 +82,6 @@ class Sampler:
         self.thread.join()
 
     def _ended(self, row: Row, error: Exception | None) -> None:
-        row.ended = time.monotonic()
         with suppress(InvalidStateError):  # cancelled meanwhile: nobody waits for it
             row.key.set_exception(error) if error is not None else row.key.set_result(row)
 
@@ -104,7 +103,7 @@ class Sampler:
         """Returns the completion of a prompt when it has ended. If the caller is cancelled, it leaves the batch."""
         settings = {"temperature": config.temperature, "top_p": config.top_p, "max_new_tokens": config.max_tokens}
         row = await asyncio.wrap_future(self.ask(prompt, config.seed, **settings))
-        return Completed(row.tokens, row.tokens[-1] in self.ends, row.ended - row.started)
+        return Completed(row.tokens, row.tokens[-1] in self.ends)
 
 
 class Transformers(Backend):

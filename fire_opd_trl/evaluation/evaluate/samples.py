@@ -21,7 +21,7 @@ class Sample:
         verdict (`str`): One of `grading.VERDICTS`.
         stop (`str`): `"stop"` (the end token), `"length"` (the limit of new tokens, or of the context) or `"error"`.
         tokens (`int`): Tokens that were generated: the end token is one, padding is none.
-        seconds (`float`, *optional*): In its batch, in which others were sampled meanwhile.
+        seconds (`float`, *optional*): From when it was asked for until it came; others were sampled meanwhile.
     """
 
     task: str

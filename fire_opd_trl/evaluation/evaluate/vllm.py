@@ -323,9 +323,8 @@ class Sampler:
 
     async def sample(self, prompt: list[int], config: Any) -> Completed:
         """Returns the completion of a prompt."""
-        began = time.monotonic()
         choice = await self.answer(self.request(prompt, config))
-        return Completed(choice["token_ids"], choice["finish_reason"] == "stop", time.monotonic() - began)
+        return Completed(choice["token_ids"], choice["finish_reason"] == "stop")
 
 
 class VLLM(Backend):

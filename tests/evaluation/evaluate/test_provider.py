@@ -60,7 +60,7 @@ def test_a_sampler_counts_tokens_and_knows_the_end(sampling):
     assert all(one.stopped and one.tokens[-1] == 1 and 5 < len(one.tokens) < 40 for one in done)
     config.max_tokens, config.seed = 5, 0
     cut = asyncio.run(sampler.sample(TOKENS, config))
-    assert not cut.stopped and cut.tokens == done[0].tokens[:5] and cut.seconds > 0
+    assert not cut.stopped and cut.tokens == done[0].tokens[:5]
 
 
 def test_nothing_but_the_end_tokens_of_the_generation_config_gets_in(sampling):
