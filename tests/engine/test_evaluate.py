@@ -211,4 +211,4 @@ def test_the_whole_trip_through_a_server_that_runs_elsewhere(model, both, tmp_pa
     assert found["status"] == "complete"
     lines = (tmp_path / "samples" / "student.embedded.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == [one.text for one in both[0][: 2 * N]]
-    assert not server.dead and server.key not in (tmp_path / "results.json").read_text()
+    assert server.process.poll() is None and server.key not in (tmp_path / "results.json").read_text()

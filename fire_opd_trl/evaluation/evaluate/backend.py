@@ -158,20 +158,11 @@ class Backend(ABC):
 
     def as_inspect_model(self, sampler: Any, reader: Reader, label: str) -> Any:
         """Returns as a model of inspect-ai what has `async sample(prompt_ids, config) -> Completed`."""
-        from inspect_ai.model import (
-            ChatCompletionChoice,
-            ChatMessageAssistant,
-            GenerateConfig,
-            Model,
-            ModelAPI,
-            ModelOutput,
-            ModelUsage,
-            modelapi,
-        )
+        from inspect_ai import model as inspect_model
 
         connections = self.connections
 
-        class Sampled(ModelAPI):
+        class Sampled(inspect_model.ModelAPI):
             def __init__(self, name: str):
                 super().__init__(name)
                 self.sampler = sampler
@@ -183,14 +174,21 @@ class Backend(ABC):
                 (message,) = input
                 prompt = reader.ids(message.text)
                 done = await sampler.sample(prompt, config)
-                made = ChatMessageAssistant(content=reader.text(done.tokens), model=label, source="generate")
-                choice = ChatCompletionChoice(message=made, stop_reason="stop" if done.stopped else "max_tokens")
+                made = inspect_model.ChatMessageAssistant(
+                    content=reader.text(done.tokens), model=label, source="generate"
+                )
+                choice = inspect_model.ChatCompletionChoice(
+                    message=made, stop_reason="stop" if done.stopped else "max_tokens"
+                )
                 read, written = len(prompt), len(done.tokens)
-                used = ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)
-                return ModelOutput(model=label, choices=[choice], usage=used)
+                used = inspect_model.ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)
+                return inspect_model.ModelOutput(model=label, choices=[choice], usage=used)
 
         # inspect-ai names a provider in its logs by how it is registered.
-        return Model(modelapi(name=f"fire_opd_{self.name}")(lambda: Sampled)(label), GenerateConfig())
+        return inspect_model.Model(
+            inspect_model.modelapi(name=f"fire_opd_{self.name}")(lambda: Sampled)(label),
+            inspect_model.GenerateConfig(),
+        )
 
 
 def device_of(settings: Settings) -> str:

@@ -175,7 +175,7 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
         )
     if not ended or ended[0].status in ("cancelled", "started"):  # Ctrl-C: it returns as if all were well
         raise KeyboardInterrupt
-    if ended[0].status == "error":
+    if ended[0].error is not None:
         raise RuntimeError(f"{job.task.name}: {ended[0].error.message}")
 
 

@@ -114,7 +114,7 @@ def evaluate(
         run = Run(jobs, folder, earlier, command)
         try:
             for model, of_model in jobs.items():
-                missing = [job for job in of_model if done(job) < job.total]
+                missing = [job for job in of_model if engine.missing(job, engine.find(job))]
                 if not missing:
                     continue
                 print(f"{model.label}: {', '.join(job.task.name for job in missing)} ({backend.name})", flush=True)
@@ -132,12 +132,6 @@ def evaluate(
 def each(jobs: Jobs) -> Iterator[tuple[Model, Job]]:
     """Returns all jobs, each with its model."""
     return ((model, job) for model, of_model in jobs.items() for job in of_model)
-
-
-def done(job: Job) -> int:
-    """Returns how many samples of a job are whole."""
-    found = engine.find(job)
-    return found.done if found else 0
 
 
 class Run:
@@ -169,15 +163,17 @@ class Run:
         """Returns the results of all logs there are, and writes them, the samples and the page."""
         from .page import write_report
 
-        whole = True
+        whole, entries, times = True, [], {}
         for model, job in each(self.jobs):
             found, key = engine.find(job), (model.label, job.task.name)
             whole = whole and found is not None and found.done == job.total
-            if found is not None and (key not in self.entries or self.entries[key][0] != found.done):
+            if found is None:
+                continue
+            if key not in self.entries or self.entries[key][0] != found.done:
                 self.entries[key] = (found.done, *self.entry(model, job, found))
-        numbers = {key: self.entries[key] for key in self.ordered() if key[1] != HAND_OVER}
-        times = {" ".join(key): of_entry for key, (_, _, of_entry) in numbers.items()}
-        entries = [entry for _, entry, _ in numbers.values()]
+            if job.task.name != HAND_OVER:  # whose samples are written, and there is no number
+                _, entry, times[" ".join(key)] = self.entries[key]
+                entries.append(entry)
         built = results.build(entries, earlier=self.earlier, command=self.command, times=times)
         if not whole:
             built["status"] = "partial"
@@ -186,11 +182,6 @@ class Run:
         else:
             results.write(built, self.folder / "results.json")
         return built
-
-    def ordered(self) -> list[tuple[str, str]]:
-        """Returns the keys of the entries in the order of models and tasks."""
-        keys = ((model.label, job.task.name) for model, job in each(self.jobs))
-        return [key for key in keys if key in self.entries]
 
     def entry(self, model: Model, job: Job, found: engine.Found) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the entry of one log in results.json and its times; writes the samples beside it."""
@@ -228,33 +219,27 @@ class Progress:
         self.name, self.total, self.there, self.now = name, total, there, 0
         self.began = self.said = time.monotonic()
         self.lock = threading.Lock()
-        print(
-            f"{name}: {total - there} of {total} samples to run" + (f", {there} are there" if there else ""),
-            flush=True,
-        )
+        self.say(f"{total - there} of {total} samples to run" + f", {there} are there" * bool(there))
+
+    def say(self, what: str) -> None:
+        self.said = time.monotonic()
+        print(f"{self.name}: {what}", flush=True)
 
     def one(self) -> None:
         """Called for each sample that is graded."""
         with self.lock:
+            now = time.monotonic()
             if not self.now:
-                self.began = self.said = time.monotonic()  # what was before is no part of the rate
+                self.began = self.said = now  # what was before is no part of the rate
             self.now += 1
-            if time.monotonic() - self.said >= PROGRESS_SECONDS:
-                self.say()
-
-    def say(self) -> None:
-        self.said = time.monotonic()
-        rate = self.now / max(self.said - self.began, 1e-9)
-        left = (self.total - self.there - self.now) / rate if rate else 0.0
-        print(
-            f"{self.name}: {self.there + self.now}/{self.total}, {rate:.3g} a second, {in_words(left)} left",
-            flush=True,
-        )
+            if now - self.said >= PROGRESS_SECONDS:
+                rate, there = self.now / (now - self.began), self.there + self.now
+                left = in_words((self.total - there) / rate)
+                self.say(f"{there}/{self.total}, {rate:.3g} a second, {left} left")
 
     def end(self) -> None:
         """Called after the last sample."""
-        spent = in_words(time.monotonic() - self.began)
-        print(f"{self.name}: {self.there + self.now}/{self.total} in {spent}", flush=True)
+        self.say(f"{self.there + self.now}/{self.total} in {in_words(time.monotonic() - self.began)}")
 
 
 def in_words(seconds: float) -> str:

@@ -86,17 +86,12 @@ def kind_of(name: str) -> type:
 
 def takes_settings(function: Function) -> Function:
     """Lets `help` and editors name all settings of a function that takes them as `**settings`."""
-    own = list(inspect.signature(function).parameters.values())
-    rows, named = [], []
+    signature, rows, named = inspect.signature(function), [], []
     for one in fields(Settings):
         named.append(inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default))
         optional = ", *optional*" if one.default is None else f", defaults to `{one.default!r}`"
         rows.append(f"{one.name} (`{kind_of(one.name).__name__}`{optional}): {one.metadata['help']}")
-    positional = [one for one in own if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    rest = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    returned = inspect.signature(function).return_annotation
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*positional, *named, *rest], return_annotation=returned
-    )
+    *first, command, _ = signature.parameters.values()
+    function.__signature__ = signature.replace(parameters=[*first, *named, command])  # type: ignore[attr-defined]
     function.__doc__ = (function.__doc__ or "").replace("SETTINGS", "\n        ".join(rows))
     return function

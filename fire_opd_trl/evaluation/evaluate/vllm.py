@@ -93,11 +93,6 @@ class Server:
         except httpx.InvalidURL as error:
             raise Refusal(f"--vllm_url {url}: {error}.") from error
 
-    @property
-    def dead(self) -> bool:
-        """Whether it was started here, and has ended."""
-        return self.process is not None and self.process.poll() is not None
-
     def read_facts(self) -> None:
         """Asks what it serves, and who it is. Refuses one that does not answer, or does not serve one model."""
         import httpx
@@ -151,8 +146,7 @@ class Server:
 
     def raise_if_dead(self) -> None:
         """Raises the error of a server that was started here and has ended."""
-        if self.dead:
-            assert self.process is not None
+        if self.process is not None and self.process.poll() is not None:
             raise self.failed(f"has ended with exit code {self.process.returncode}")
 
 
