@@ -147,7 +147,7 @@ class Decoder:
 
     def _room(self) -> int:
         """How many rows may enter now. A batch is entered in groups: each entry costs a forward over prompts."""
-        self.waiting = deque(row for row in self.waiting if not self.dropped(row)) if self.waiting else self.waiting
+        self.waiting = deque(row for row in self.waiting if not self.dropped(row))
         size = 1 if self.alone else self.batch_size
         room = min(len(self.waiting), size - len(self.rows))
         if not self.rows:

@@ -214,8 +214,7 @@ def _sample(job: Job, one: Any) -> Sample:
 
 def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
     """Returns the task as inspect-ai knows it: an epoch is the number of a sample."""
-    from inspect_ai import Epochs
-    from inspect_ai import Task as InspectTask
+    import inspect_ai
     from inspect_ai.dataset import MemoryDataset
     from inspect_ai.dataset import Sample as Row
     from inspect_ai.model import GenerateConfig
@@ -249,12 +248,12 @@ def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
 
         return score
 
-    return InspectTask(
+    return inspect_ai.Task(
         name=job.task.name,
         dataset=MemoryDataset(rows, name=job.task.name, location=job.task.source),
         solver=seeded(),
         scorer=graded(),
-        epochs=Epochs(asked.n, "mean"),
+        epochs=inspect_ai.Epochs(asked.n, "mean"),
         config=GenerateConfig(temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_new_tokens),
     )
 

@@ -264,30 +264,30 @@ def graders_of(tasks: list[Task], settings: Settings) -> Iterator[dict[str, tupl
 
     `evaluate` enters this before it loads a model: whoever lacks a sandbox, or a package, learns it now.
     """
+    from .grading import Graders
+
     with ExitStack() as stack:
-        judges = {task.name: judge_of(task, settings, stack) for task in tasks}
+        processes = None  # all tasks of mathematics share them
+        if any(task.kind == "math" for task in tasks):
+            processes = stack.enter_context(Graders(settings.graders, GRADER_SECONDS))
+        judges = {task.name: judge_of(task, settings, processes, stack) for task in tasks}
         yield {task.name: (grader(task, judges[task.name][0]), judges[task.name][1]) for task in tasks}
 
 
 Judge = Callable[[Problem, str], tuple[str, str]]  # of an answer, its verdict and a note
 
 
-def judge_of(task: Task, settings: Settings, stack: ExitStack) -> tuple[Judge, dict[str, Any]]:
-    """Returns what judges the answers to a task, and its facts. Its processes end with the stack."""
+def judge_of(task: Task, settings: Settings, processes: Any, stack: ExitStack) -> tuple[Judge, dict[str, Any]]:
+    """Returns what judges the answers to a task, and its facts."""
+    from .grading import describe, exact
+
+    facts = {"version": None, "limit": None}
     if task.name == HAND_OVER:
-        return lambda problem, answer: ("unparsed", "not graded here"), {
-            "name": "none",
-            "version": None,
-            "limit": None,
-        }
+        return lambda problem, answer: ("unparsed", "not graded here"), {"name": "none", **facts}
+    if task.kind == "exact":
+        return lambda problem, answer: (exact(problem.gold, answer), ""), {"name": "exact", **facts}
     if task.kind == "code":
         return judge_of_code(task, settings, stack)
-    from .grading import Graders, describe, exact
-
-    if task.kind == "exact":
-        facts = {"name": "exact", "version": None, "limit": None}
-        return lambda problem, answer: (exact(problem.gold, answer), ""), facts
-    processes = stack.enter_context(Graders(settings.graders, GRADER_SECONDS))
     return lambda problem, answer: (processes.grade(problem.gold, answer), ""), describe(GRADER_SECONDS)
 
 
@@ -368,10 +368,9 @@ def models_of(names: list[str], folder: Path) -> list[Model]:
     if not names:
         raise ValueError("--model: name at least one model: a folder, or a name on the Hub.")
     folders = [model_folder(name) for name in names]
-    local = [Path(name).expanduser().is_dir() for name in names]
     paths = [
-        where.resolve().as_posix().strip("/") if own else name
-        for name, where, own in zip(names, folders, local, strict=True)
+        where.resolve().as_posix().strip("/") if Path(name).expanduser().is_dir() else name
+        for name, where in zip(names, folders, strict=True)
     ]
     if twice := repeated(paths):
         raise ValueError(f"--model: {twice} is named twice.")

@@ -83,11 +83,8 @@ class Server:
         self.url, self.key, self.process, self.log = url.rstrip("/").removesuffix("/v1"), key, process, log
         self.model, self.max_model_len, self.version = "", None, "unknown"
         # A proxy may stand before a server elsewhere, and never before the own one.
-        self.asking: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "trust_env": process is None,
-        }
+        shown = {"Authorization": f"Bearer {key}"} if key else {}
+        self.asking: dict[str, Any] = {"base_url": self.url, "headers": shown, "trust_env": process is None}
         try:
             self.client = httpx.Client(timeout=30, **self.asking)
         except httpx.InvalidURL as error:
