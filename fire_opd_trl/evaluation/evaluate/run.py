@@ -262,26 +262,12 @@ class Run:
         """Returns the entry of one log in results.json and its times; writes the samples beside it."""
         import json
 
-        from .summary import summarize
-
         samples = engine.samples(job, found)
         path = self.folder / "samples" / f"{model.label}.{file_name(job.task.name)}.jsonl"
         lines = (json.dumps(to_row(one), ensure_ascii=True) for one in samples)
         write_whole(path, "".join(line + "\n" for line in lines))
         self.samples[model.label, job.task.name] = samples
-        known = found.header.eval.metadata
-        made = results.entry(
-            model=known["model"],
-            task=job.task,
-            limit=self.limit,
-            prompt=known["prompt"],
-            backend=known["backend"],
-            sampling=known["sampling"],
-            grader=known["grader"],
-            versions=known["versions"],
-            samples=samples,
-            summary=summarize(samples, job.n, len(job.task.problems)),
-        )
+        made = results.entry(found.header.eval.metadata, job.task, samples)
         stats = found.header.stats
         times = {"started": stats.started_at or None, "completed": stats.completed_at or None}
         seconds = [one.seconds for one in samples if one.seconds]
