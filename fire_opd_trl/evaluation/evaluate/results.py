@@ -247,7 +247,7 @@ def read(path: Path) -> dict:
         build([], earlier=results)  # which reads all that is compared
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} says {SCHEMA!r}, but its entries cannot be read ({type(error).__name__}: {error}). It was changed "
-            "by hand: evaluate again."
+            f"{path} says {SCHEMA!r}, but its entries cannot be read ({type(error).__name__}: {error}). It was "
+            "changed by hand: evaluate again."
         ) from error
     return results

@@ -188,7 +188,9 @@ def test_equal_models_do_not_differ_but_are_not_proven_to_be_equal():
 
 def test_a_difference_over_one_problem_or_none_is_not_judged():
     one = compare(rows(a="rr"), rows(a="ww"))
-    assert one.difference == -1.0 and all(map(math.isnan, [*one.interval, one.p, one.p_holm])) and one.verdict == "none"
+    assert (
+        one.difference == -1.0 and all(map(math.isnan, [*one.interval, one.p, one.p_holm])) and one.verdict == "none"
+    )
     assert compare(rows(a="rr"), rows(b="rr")).problems == 0
     assert math.isnan(compare(rows(a="rr"), rows(b="rr")).difference)
 

@@ -3,7 +3,6 @@
 from support.evaluations import entry, evaluation, samples, task
 
 from fire_opd_trl.evaluation.evaluate import results, words
-from fire_opd_trl.evaluation.evaluate.terminal import in_terminal
 
 
 SUMS = task("sums", 60)
@@ -114,11 +113,13 @@ def test_numbers_have_signs_and_no_minus_zero():
         "–",
     ]
     assert words.interval([None, None]) == "" and words.interval([0.5, 1.0]) == "[50.0, 100.0]"
-    assert words.verdict_in_words(difference(4.0, 1.0, 7.0, p_holm=0.0001)) == "above, p < 0.001"
-    assert (
-        words.verdict_in_words(difference(4.0, -1.0, 7.0, "unclear", p_holm=0.25)) == "not distinguishable, p = 0.250"
-    )
-    assert words.verdict_in_words(difference(4.0, verdict="none", p=None, p_holm=None)) == "no interval"
+    start = ["teacher", "sums", "student"]
+    assert words.compared(difference(4.1, 1.2, 7.0, p_holm=0.0001)) == [
+        *start, "+4.1", "[+1.2, +7.0]", "above, p < 0.001",
+    ]  # fmt: skip
+    unclear = words.compared(difference(-4.0, -9.0, 1.0, "unclear", p_holm=0.25))
+    assert unclear[3:] == ["−4.0", "[−9.0, +1.0]", "not distinguishable, p = 0.250"]
+    assert words.compared(difference(4.0, verdict="none", p=None, p_holm=None))[4:] == ["–", "no interval"]
 
 
 def test_each_difference_names_the_model_that_it_is_to():
@@ -129,5 +130,6 @@ def test_each_difference_names_the_model_that_it_is_to():
     assert [sentence.split(":")[0] for sentence in words.what_can_be_said(table)] == [
         "x against student", "y against student", "y against x",
     ]  # fmt: skip
-    text = in_terminal(results.build([*first, *others]))
-    assert text.index("Differences to student") < text.index("Differences to x in points")
+    _, differences = words.grids(table, [])
+    against = {(cells[1], cells[0]): cells[2] for _, cells in differences.lines}
+    assert [against["a", "x"], against["a", "y"], against["b", "y"]] == ["student", "student", "x"]
