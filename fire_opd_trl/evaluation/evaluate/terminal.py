@@ -23,8 +23,6 @@ def in_terminal(results: dict) -> str:
     for table in found:
         parts.append(wrapped(words.settings_in_words(table.settings)))
         parts += [[*wrapped(grid.title), *columns(grid)] for grid in words.grids(table, [table.settings["n"]])]
-        if any(entry["status"] == "partial" for entry in table.entries):
-            parts[-1].append("* partial: over the samples that there are")
         wrong = [*words.warnings(table), *words.notes(table)]
         parts.append([line for sentence in wrong for line in wrapped(sentence, "! ")])
     if results["status"] == "partial":
@@ -50,6 +48,8 @@ def columns(grid: words.Grid) -> Iterator[str]:
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield GAP.join(placed).rstrip()
+    if any(kind == "partial" for kind, _ in grid.lines):
+        yield "* partial: over the samples that there are"
 
 
 def shortened(name: str, longest: int) -> str:
