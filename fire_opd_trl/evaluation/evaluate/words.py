@@ -134,7 +134,7 @@ def name_of(entry: dict) -> str:
 
 def what_can_be_said(table: Table) -> list[str]:
     """Returns the sentences that the numbers of a table allow, the clearest first."""
-    if len(table.models) == 1:
+    if not table.differences:
         return [of_one_model(entry) for entry in table.entries]
     clear = [one for one in table.differences if one["verdict"] in KINDS]
     rest = [one for one in table.differences if one["verdict"] not in KINDS]
@@ -188,7 +188,7 @@ def gathered(table: Table, first: str, second: str) -> str:
 def what_cannot_be_said(table: Table) -> list[str]:
     """Returns what a reader might conclude from a table, and should not."""
     sentences = []
-    if len(table.models) == 1:
+    if not table.differences:
         sentences.append("One model alone says nothing about progress: evaluate the model that it came from, too.")
     unclear = [one for one in table.differences if one["verdict"] == "unclear"]
     if unclear:

@@ -43,6 +43,9 @@ def test_one_model_alone_is_not_said_to_be_better():
     (sentence,) = words.what_can_be_said(table)
     assert sentence.startswith("student answers ") and "(Avg@1), 95 % interval [" in sentence
     assert sentence.endswith("60 problems × 1 sample.") and "One model alone" in words.what_cannot_be_said(table)[0]
+    entries = [entry(one, one.name, samples(one, one.name, 0.5)) for one in (SUMS, task("few", 5))]
+    apart = words.what_can_be_said(only_table(results.build(entries)))  # two models that share no task
+    assert [sentence.split()[:2] for sentence in apart] == [["sums", "answers"], ["few", "answers"]]
 
 
 def test_clear_differences_come_first_and_many_are_gathered_by_model():
