@@ -1,6 +1,7 @@
 """Invented evaluations: tasks, samples of models with some skill, and the results of them."""
 
 import random
+from dataclasses import replace
 
 from fire_opd_trl.evaluation.evaluate import results
 from fire_opd_trl.evaluation.evaluate.problems import Problem, Task, digest
@@ -42,8 +43,7 @@ def samples(task: Task, model: str, skill: float, n: int = 8, missing: int = 0, 
                     seconds=None,
                 )
             )
-    first = Sample(**{**found[0].__dict__, **changes})
-    return [first, *found[1 : len(found) - missing]]
+    return [replace(found[0], **changes), *found[1 : len(found) - missing]]
 
 
 def entry(task: Task, model: str, samples: list[Sample], n: int = 8, **changes) -> dict:
@@ -69,6 +69,12 @@ def entry(task: Task, model: str, samples: list[Sample], n: int = 8, **changes) 
         "versions": {"transformers": "5.23.0", "fire_opd_trl": "0.1.0"},
     }
     return results.entry(facts, task, samples)
+
+
+def only_table(made: dict) -> results.Table:
+    """The table of results that have one."""
+    (table,) = results.tables(made)
+    return table
 
 
 def evaluation(models: dict[str, float], tasks: list[Task], n: int = 8, **changes) -> dict:

@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,9 @@ def written(made: dict, *arguments) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", page(made, *arguments or ({},))))
 
 
-def several(skills: dict[str, float], tasks: list) -> tuple[dict, dict]:
+def several(skills: dict[str, float]) -> tuple[dict, dict]:
     """Results, and the samples that they are of."""
-    given = {(name, one.name): samples(one, name, skill) for name, skill in skills.items() for one in tasks}
-    return results.build([entry(one, name, given[name, one.name]) for name in skills for one in tasks]), given
+    return evaluation(skills, [SUMS]), {(name, "sums"): samples(SUMS, name, skill) for name, skill in skills.items()}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,8 @@ def report(tmp_path_factory) -> Path:
     }
     given["student", "sums"] = samples(attacked, "student", 0.3, missing=5, verdict="timeout", answer=HOSTILE[2])
     for key in given:
-        given[key] = [
-            type(one)(**{**one.__dict__, "text": " ".join(HOSTILE) + "\x1b[31m\u202e\ud800" + one.text})
-            for one in given[key]
-        ]
+        attack = " ".join(HOSTILE) + "\x1b[31m\u202e\ud800"
+        given[key] = [replace(one, text=attack + one.text) for one in given[key]]
     entries = [entry(one, name, given[name, one.name]) for name in skills for one in (attacked, named)]
     made = results.build(entries, command=f"fire-opd evaluate --model '{HOSTILE[1]}'")
     write_report(made, folder, given, [attacked, named])
@@ -61,8 +59,7 @@ def report(tmp_path_factory) -> Path:
 
 
 def test_it_says_what_was_asked_what_came_out_and_how_to_run_it_again(undrawn):
-    made, given = several({"student": 0.3, "teacher": 1.1}, [SUMS])
-    made["command"] = "fire-opd evaluate --model student"
+    made, given = several({"student": 0.3, "teacher": 1.1})
     (table,) = tables(made)
     said = written(made, given, [SUMS])
     for sentence in (*what_can_be_said(table), *what_cannot_be_said(table)):
@@ -71,7 +68,7 @@ def test_it_says_what_was_asked_what_came_out_and_how_to_run_it_again(undrawn):
     for number in (first["summary"]["avg"], first["summary"]["maj_at_n"], *first["summary"]["pass_at"].values()):
         assert f"{100 * number:.1f}" in said
     for part in (
-        "at most 1,024 new tokens", "fire-opd evaluate --model student", first["task"]["sha256"][:12],
+        "at most 1,024 new tokens", "fire-opd evaluate --model outputs/student", first["task"]["sha256"][:12],
         "data/sums.jsonl", first["prompt"]["example"], "math-verify 0.9.0", "torch 2.13.0", "outputs/teacher",
     ):  # fmt: skip
         assert part in said
@@ -85,7 +82,7 @@ def undrawn(monkeypatch):
 
 
 def test_the_problems_on_which_the_models_differ_come_first_with_typical_samples(undrawn):
-    made, given = several({"student": 0.3, "teacher": 1.1}, [SUMS])
+    made, given = several({"student": 0.3, "teacher": 1.1})
     said = written(made, given, [SUMS])
     student, teacher = ({row["id"]: row["right"] for row in one["rows"]} for one in made["entries"])
     spread = {id: abs(teacher[id] - student[id]) for id in student}
@@ -102,7 +99,7 @@ def test_the_problems_on_which_the_models_differ_come_first_with_typical_samples
 
 
 def test_samples_of_other_settings_are_not_shown(undrawn):
-    made, given = several({"student": 0.3}, [SUMS])
+    made, given = several({"student": 0.3})
     other = {key: samples(SUMS, "student", 0.9) for key in given}
     assert "in the words of" in written(made, given) and "in the words of" not in written(made, other)
 

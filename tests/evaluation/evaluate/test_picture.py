@@ -5,7 +5,7 @@ import warnings
 import xml.etree.ElementTree as ET
 
 import pytest
-from support.evaluations import entry, evaluation, samples, task
+from support.evaluations import entry, evaluation, only_table, samples, task
 
 from fire_opd_trl.evaluation.evaluate import results
 from fire_opd_trl.evaluation.evaluate.picture import draw, panels_of, picture
@@ -15,12 +15,7 @@ from fire_opd_trl.evaluation.style import STYLE, pyplot
 SUMS = task("sums", 20)
 
 
-def only_table(made: dict) -> results.Table:
-    (table,) = results.tables(made)
-    return table
-
-
-def drawn(table: results.Table, panel: str):
+def drawn(table, panel: str):
     with pyplot().rc_context(STYLE):
         (axes,) = draw(table, panel).axes
     pyplot().close(axes.figure)

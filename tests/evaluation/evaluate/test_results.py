@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_what_is_written_is_read_again_and_equal_runs_write_equal_files(tmp_path
 
 def test_the_rows_count_the_samples_of_each_problem():
     given = samples(SUMS, "student", 0.5)
-    given[1] = type(given[1])(**{**given[1].__dict__, "verdict": "timeout", "stop": "length"})
+    given[1] = replace(given[1], verdict="timeout", stop="length")
     row = entry(SUMS, "student", given)["rows"][0]
     ours = given[:8]
     assert (row["id"], row["n"], row["gold"]) == ("sums-0", 8, list(SUMS.problems[0].gold))

@@ -3,12 +3,12 @@
 import itertools
 import math
 import random
-from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import pytest
 
 from fire_opd_trl.evaluation.evaluate.grading import normalised
+from fire_opd_trl.evaluation.evaluate.samples import Sample
 from fire_opd_trl.evaluation.evaluate.summary import (
     Difference,
     by_problem,
@@ -19,20 +19,8 @@ from fire_opd_trl.evaluation.evaluate.summary import (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a summary reads of `samples.Sample`."""
-
-    problem: str
-    sample: int
-    verdict: str = "wrong"
-    answer: str | None = "1"
-    stop: str = "stop"
-    tokens: int = 10
-
-    @property
-    def right(self) -> bool:
-        return self.verdict == "right"
+def sampled(problem, number, verdict="wrong", answer: str | None = "1", stop="stop", tokens=10) -> Sample:
+    return Sample("task", problem, number, 0, "", answer, verdict, stop, tokens)
 
 
 def rows(**problems: str) -> list:
@@ -47,7 +35,7 @@ def rows(**problems: str) -> list:
         "u": "unparsed",
     }
     return [
-        Sample(
+        sampled(
             problem, number, verdicts[letter], None if letter == "-" else letter, "error" if letter == "e" else "stop"
         )
         for problem, letters in problems.items()
@@ -64,7 +52,7 @@ def drawn(seed: int, problems: int, n: int) -> list:
         for number in range(1, n + 1):
             answer = "right" if draw.random() < ease else draw.choice("abc")
             verdict = "right" if answer == "right" else "wrong"
-            found.append(Sample(f"p{problem}", number, verdict, answer, tokens=draw.randint(1, 9)))
+            found.append(sampled(f"p{problem}", number, verdict, answer, tokens=draw.randint(1, 9)))
     return found
 
 
@@ -97,7 +85,12 @@ def test_a_summary_by_hand():
 def test_what_graders_could_not_say_is_wrong_and_counted():
     found = summarize(rows(a="rttdu", b="rrr-u"), 5)
     assert (found.timeouts, found.deaths, found.unparsed, found.avg) == (2, 1, 2, 0.4)
-    samples = [Sample("a", 1, stop="length", tokens=100), Sample("a", 2, tokens=50), Sample("b", 1), Sample("b", 2)]
+    samples = [
+        sampled("a", 1, stop="length", tokens=100),
+        sampled("a", 2, tokens=50),
+        sampled("b", 1),
+        sampled("b", 2),
+    ]
     found = summarize(samples, 2)
     assert (found.truncated, found.mean_tokens, found.tokens_stderr) == (0.25, 42.5, 32.5)
 
@@ -130,7 +123,8 @@ def test_a_majority_is_that_of_all_orders_in_which_ties_may_fall():
 def test_answers_are_grouped_by_what_they_say():
     def row(*answers: str | None, right: str = "") -> list:
         return [
-            Sample("p", k, "right" if answer in right.split() else "wrong", answer) for k, answer in enumerate(answers)
+            sampled("p", k, "right" if answer in right.split() else "wrong", answer)
+            for k, answer in enumerate(answers)
         ]
 
     assert majority_answer(row("1/2", "7", "0.5", "8", r"\frac{1}{2}")) == "1/2"

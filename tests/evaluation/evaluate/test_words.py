@@ -1,16 +1,13 @@
 """The sentences on what the numbers say: each kind of verdict, each thing that is wrong, and what cannot be said."""
 
-from support.evaluations import entry, evaluation, samples, task
+from dataclasses import replace
+
+from support.evaluations import entry, evaluation, only_table, samples, task
 
 from fire_opd_trl.evaluation.evaluate import results, words
 
 
 SUMS = task("sums", 60)
-
-
-def only_table(made: dict) -> results.Table:
-    (table,) = results.tables(made)
-    return table
 
 
 def difference(points: float | None, low=None, high=None, verdict="higher", **more) -> dict:
@@ -74,7 +71,7 @@ def test_what_cannot_be_said():
 def test_missing_samples_timeouts_and_deaths_are_said_when_there_are_any():
     assert words.warnings(only_table(evaluation({"student": 0.5}, [SUMS]))) == []
     given = samples(SUMS, "student", 0.5, missing=2, verdict="timeout")
-    given[1] = type(given[1])(**{**given[1].__dict__, "verdict": "died"})
+    given[1] = replace(given[1], verdict="died")
     sentences = words.warnings(only_table(results.build([entry(SUMS, "student", given)])))
     assert sentences[0].startswith("student on sums is partial: 2 of 480 samples are missing")
     assert sentences[1] == (
