@@ -185,20 +185,12 @@ class Run:
 
     def entry(self, model: Model, job: Job, found: engine.Found) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the entry of one log in results.json and its times; writes the samples beside it."""
-        from .summary import summarize
 
         samples = engine.samples(job, found)
         path = self.folder / "samples" / f"{model.label}.{file_name(job.task.name)}.jsonl"
         write_whole(path, "".join(json.dumps(to_row(one)) + "\n" for one in samples))
         self.samples[model.label, job.task.name] = samples
-        known = found.header.eval.metadata
-        made = results.entry(
-            task=job.task,
-            limit=job.settings.limit,
-            samples=samples,
-            summary=summarize(samples, job.settings.n, len(job.task.problems)),
-            **{name: known[name] for name in ("model", "prompt", "backend", "sampling", "grader", "versions")},
-        )
+        made = results.entry(found.header.eval.metadata, job.task, samples)
         stats = found.header.stats
         times = {"started": stats.started_at or None, "completed": stats.completed_at or None}
         seconds = [one.seconds for one in samples if one.seconds]
