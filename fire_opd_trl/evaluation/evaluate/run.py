@@ -35,7 +35,7 @@ BACKENDS = {"transformers": ".provider", "vllm": ".vllm"}
 SANDBOXES = ("bubblewrap", "docker")
 GRADER_SECONDS = 5.0
 PROGRESS_SECONDS = 5.0
-HAND_OVER = "livecodebench"  # is sampled here, and graded by its own runner (docs/benchmarks_code.md)
+HAND_OVER = "livecodebench"  # is sampled here, and graded by its own runner (docs/benchmarks.md)
 Graded = dict[str, tuple[engine.Grade, dict[str, Any]]]  # of each task: its grader, and what results.json says of it
 
 
@@ -413,7 +413,9 @@ def by_tests(
     from .sandbox import make_sandbox
 
     where = make_sandbox(sandbox)
-    tests = stack.enter_context(CodeGraders(Path(task.source), where, find_interpreter(evalplus_python), workers))
+    tests = stack.enter_context(
+        CodeGraders(Path(task.source), where, find_interpreter(evalplus_python, where), workers)
+    )
 
     async def grade(problem: Problem, text: str) -> engine.Graded:
         program = found_answer(text, task)
