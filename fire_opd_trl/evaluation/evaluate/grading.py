@@ -211,8 +211,8 @@ class Graders:
             for worker in self._all:
                 worker.process.kill()
         places = [self._places.get() for _ in range(self._workers)]  # the busy ones, too: they are dead
-        for worker in places:
-            self._end(worker)
+        for place in places:
+            self._end(place)
             self._places.put(None)
 
     def grade(self, gold: tuple[str, ...], answer: str) -> str:
