@@ -34,7 +34,7 @@ from .vllm import VLLM
 
 GRADER_SECONDS = 5.0
 PROGRESS_SECONDS = 5.0
-HAND_OVER = "livecodebench"  # is sampled here, and graded by its own runner (docs/benchmarks_code.md)
+HAND_OVER = "livecodebench"  # is sampled here, and graded by its own runner (docs/benchmarks.md)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -289,7 +289,7 @@ def judge_of_code(task: Task, settings: Settings, stack: ExitStack) -> tuple[Jud
     from .sandbox import make_sandbox
 
     where = make_sandbox(settings.sandbox)
-    python = find_interpreter(settings.evalplus_python)
+    python = find_interpreter(settings.evalplus_python, where)
     tests = stack.enter_context(CodeGraders(Path(task.source), where, python, settings.graders))
 
     def judge(problem: Problem, program: str) -> tuple[str, str]:

@@ -263,7 +263,7 @@ def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
     with pytest.raises(ValueError, match="needs a sandbox"), run.graders_of([own], Settings(graders=3)):
         pass
     monkeypatch.setattr(code, "CodeGraders", Tests)
-    monkeypatch.setattr(code, "find_interpreter", lambda path: "a python")
+    monkeypatch.setattr(code, "find_interpreter", lambda path, where: "a python")
     monkeypatch.setattr(sandbox, "make_sandbox", lambda name: "a sandbox")
     with run.graders_of([own], Settings(graders=3, sandbox="bubblewrap")) as graded:
         grade, facts = graded["own"]
