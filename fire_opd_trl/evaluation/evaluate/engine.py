@@ -162,6 +162,7 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             metadata=job.facts,
             display="none",
             log_level="error",
+            ctl_server=False,  # or it listens on a socket in the user's home
             log_realtime=False,  # or it keeps a database of the samples in the user's home
             # The whole log is copied at each write: every sample of a small task, every hundredth part of a large one.
             log_buffer=max(1, job.total // 100),

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors", "*model*.bin")  # not training_args.bin, nor an optimizer's
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "*.tiktoken",

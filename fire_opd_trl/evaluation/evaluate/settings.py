@@ -13,6 +13,7 @@ from .prompts import STYLES
 BACKENDS = ("transformers", "vllm")
 SANDBOXES = ("bubblewrap", "docker")
 INFINITY = float("inf")
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -58,6 +59,11 @@ class Settings:
             value, least, choices = getattr(self, one.name), one.metadata["least"], one.metadata["choices"]
             if value is None and type(None) in get_args(one.type):
                 continue
+            kind = kind_of(one.name)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, one.name, float(value))  # 1 and 1.0 are one temperature
+            elif not isinstance(value, (str, Path) if kind is str else kind) or (kind is int and value is True):
+                raise ValueError(f"--{one.name} {value!r}: give {KINDS[kind]}.")
             if least is not None and not least <= value < INFINITY:
                 raise ValueError(f"--{one.name} {value}: give at least {least}.")
             if choices and value not in choices:
@@ -65,6 +71,9 @@ class Settings:
                 raise ValueError(f"--{one.name} {value}: there are {', '.join(choices)}.{hint}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}: give more than 0, and at most 1 (the whole distribution).")
+        for name in ("vllm_args", "vllm_url"):
+            if getattr(self, name) and self.backend != "vllm":
+                raise ValueError(f"--{name} is for --backend vllm, and the backend is {self.backend}.")
         if self.temperature == 0 and self.n > 1:
             raise ValueError(
                 f"--temperature 0 gives the same answer each time: --n {self.n} would count it {self.n} times. "
