@@ -48,9 +48,10 @@ def assert_same(one: dict, other: dict, norm: float = 1e-5):
     assert apart < TOLERANCE
     assert len(one["loss"]) == len(other["loss"]) == 4
     # A merged adapter is another computation than its two factors: weights are rounded once more, and log-
-    # probabilities of -5 are 3e-5 apart. Such tests have a wider `norm`. In the fourth step one number of one token
-    # was 1.3e-4 apart on one kind of CPU, with parameters and losses as near as ever.
-    assert_same_records(one["records"], other["records"], *((2e-6, 5e-5) if norm <= 1e-5 else (5e-5, 2e-4)))
+    # probabilities of -5 are 3e-5 apart. Such tests have a wider `norm`. On one kind of CPU a log-probability of -8.4
+    # was 6e-5 apart in the first step, and one number of one token 1.3e-4 in the fourth, with parameters and losses
+    # as near as ever; what these tests are there to find is 1e-3 and more.
+    assert_same_records(one["records"], other["records"], *((2e-6, 5e-5) if norm <= 1e-5 else (1e-4, 2e-4)))
     # float32: losses to the seventh digit; norms of about 20 also carry the parameters' 1e-7 x curvature.
     # Off policy the ratio exp(logp - old logp) enters, and a log-probability of -16 is known to 1e-6 only.
     off_policy = any(log["fire/clip_ratio"] > 0 for log in one["metrics"])
