@@ -32,6 +32,7 @@ TRAINING: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "bf16": True,
 }
+EACH_SEED_HAS_PROBLEMS = False  # the same for all: the untrained models are then measured once
 # What the filter drops, in a run's history beside what every run has.
 LOGGED = {
     "keep_ratio": "fire/keep_ratio",
@@ -54,7 +55,7 @@ def load(name: str, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def held_out_problems(count: int, seed: int) -> list[tuple[int, ...]]:
-    """Return the test problems, which are the same for all seeds: the untrained models are then measured once."""
+    """Return the test problems, which are the same for all seeds."""
     return sums.problems("test", count)
 
 

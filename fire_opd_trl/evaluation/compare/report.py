@@ -42,14 +42,14 @@ def write_report(runs: list[Run], arms: list[Arm], folder: Path, title: str, exp
             raise
         print("no pictures: pip install fire-opd-trl[report]")
     shown = [path for path in pictures if path.suffix == ".png"]
-    write_whole(folder / "report.md", markdown(runs, rows, arms, title, expected, shown))
-    write_json(folder / "results.json", results(runs, rows, arms, title, expected))
+    words: dict[str, list] = {"dropped": what_filters_dropped(runs, arms), "over_problems": over_problems(runs, arms)}
+    write_whole(folder / "report.md", markdown(runs, rows, words, title, expected, shown))
+    write_json(folder / "results.json", results(runs, rows, words, title, expected))
     return [folder / "report.md", folder / "results.json", *pictures]
 
 
-def results(runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expected: int) -> dict:
+def results(runs: list[Run], rows: list[Row], words: dict[str, list], title: str, expected: int) -> dict:
     """The table as JSON; accuracies and differences are shares."""
-    words: dict[str, list] = {"dropped": what_filters_dropped(runs, arms), "over_problems": over_problems(runs, arms)}
     return {
         "title": title,
         "settings": one_settings(runs),
@@ -67,7 +67,7 @@ def results(runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expec
 
 
 def markdown(
-    runs: list[Run], rows: list[Row], arms: list[Arm], title: str, expected: int, pictures: list[Path]
+    runs: list[Run], rows: list[Row], words: dict[str, list], title: str, expected: int, pictures: list[Path]
 ) -> str:
     """The text of the report, for [`write_report`]; the arguments are described there."""
     versions = [", ".join(f"{name} {v}" for name, v in found.items()) for found in distinct_versions(runs)]
@@ -90,8 +90,7 @@ def markdown(
             for name, key in (("student, untrained", "before"), ("teacher", "teacher"))
         ],
         "rows": rows,
-        "dropped": what_filters_dropped(runs, arms),
-        "over_problems": over_problems(runs, arms),
+        **words,
         "answers": [{"arm": row.arm.name, **mean_answers(runs, row.arm.name)} for row in rows],
         "pictures": pictures,
     }

@@ -1,6 +1,5 @@
 """How good the student is while it trains: [`AccuracyCallback`] measures it every so often, and keeps the best."""
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -23,7 +22,7 @@ from .answers import found_answer
 from .grading import Graders, exact
 from .problems import Task
 from .prompts import STYLES, prompt_text
-from .samples import Sample
+from .samples import Sample, seed_of
 from .summary import Summary, summarize
 from .tasks import load_task
 
@@ -163,7 +162,8 @@ class AccuracyCallback(SamplingCallback):
         sampler, started = self.sampler, perf_counter()
         assert sampler is not None
         prompts = [prompt for prompt in self.prompts for _ in range(self.n)]
-        seed = seed_of_measurement(args.seed, self.task.name, state.global_step)
+        # Another at each step, and the same again after a resume.
+        seed = seed_of(args.seed, self.task.name, state.global_step)
         completions = sampler.sample(prompts, seed, self.sampling)
         summary = self.graded(sampler, completions, seed, state.global_step)
         found: dict[str, Any] = {}
@@ -368,9 +368,3 @@ def number(value: float) -> float | None:
 def best_folder(args: FiReOPDConfig) -> Path:
     """Returns where the best model is kept."""
     return Path(args.output_dir) / "best"
-
-
-def seed_of_measurement(seed: int, task: str, step: int) -> int:
-    """Returns the seed of a measurement: another at each step, and the same again after a resume."""
-    digest = hashlib.sha256(f"{seed}/{task}/{step}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

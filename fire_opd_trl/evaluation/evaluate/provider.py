@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .decoding import Decoder, Row
 from .model_facts import versions as versions_of
@@ -49,6 +49,21 @@ def render(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -> st
     )
 
 
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the tokens of a rendered prompt. A chat template writes the beginning token itself."""
+    return tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+
+
+class Completed(NamedTuple):
+    """A completion: its text, the tokens that were read and written, whether it ended by itself, and its time."""
+
+    text: str
+    read: int
+    written: int
+    finished: bool
+    seconds: float
+
+
 class Sampler:
     """
     A thread that samples for whoever asks, many at a time. The provider makes it, with a model that is loaded.
@@ -59,6 +74,8 @@ class Sampler:
         batch_size (`int`): How many completions are sampled at once.
         thinking (`bool`): What the chat template is told as `enable_thinking`.
     """
+
+    registered = "fire_opd"
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = BATCH_SIZE, thinking: bool = False):
         self.model, self.tokenizer, self.thinking = model.eval(), tokenizer, thinking
@@ -97,8 +114,7 @@ class Sampler:
         return row.key
 
     def _row(self, prompt: str, seed: int, max_new_tokens: int, temperature: float, top_p: float) -> Row:
-        templated = self.tokenizer.chat_template is not None  # and then has its beginning token already
-        ids = self.tokenizer(prompt, add_special_tokens=not templated)["input_ids"]
+        ids = prompt_ids(self.tokenizer, prompt)
         room = self.context - len(ids) if self.context else max_new_tokens
         if not ids or room < 1:
             what = f"{len(ids)} tokens, and the model's context has {self.context}" if ids else "empty"
@@ -142,6 +158,23 @@ class Sampler:
     async def sample(self, prompt: str, **settings: Any) -> Row:
         """Returns the row of a prompt when it has ended. If the caller is cancelled, it leaves the batch."""
         return await asyncio.wrap_future(self.ask(prompt, **settings))
+
+    @property
+    def connections(self) -> int:
+        """How many samples are asked for at once: so that a row that ends finds one that waits."""
+        return connections(self.decoder.batch_size)
+
+    async def complete(self, messages: list[dict[str, str]], config: Any) -> Completed:
+        """Returns a completion as inspect-ai's `config` asks for it."""
+        row = await self.sample(
+            render(self.tokenizer, messages, self.thinking),
+            seed=config.seed,
+            max_new_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+        )
+        seconds = row.ended - row.started
+        return Completed(self.text(row), len(row.prompt), len(row.tokens), self.stopped(row), seconds)
 
     def text(self, row: Row) -> str:
         """Returns a completion as text."""
@@ -288,8 +321,14 @@ def load(
     return model.to(where).eval(), tokenizer
 
 
-def as_inspect_model(sampler: Sampler, name: str) -> Any:
-    """Returns the sampler as a model of inspect-ai. `run` hands it to the engine."""
+def as_inspect_model(sampler: Any, name: str) -> Any:
+    """
+    Returns a sampler as a model of inspect-ai, which `run` hands to the engine.
+
+    Args:
+        sampler (`Any`): Of this module or of vllm.py: `complete`, `connections`, and `registered`, its name in logs.
+        name (`str`): What logs call the model.
+    """
     from inspect_ai.model import (
         ChatCompletionChoice,
         ChatMessageAssistant,
@@ -301,36 +340,24 @@ def as_inspect_model(sampler: Sampler, name: str) -> Any:
         modelapi,
     )
 
-    class InProcess(ModelAPI):
+    class Sampled(ModelAPI):
         def __init__(self, model_name: str):
             super().__init__(model_name)
             self.sampler = sampler
 
         def max_connections(self) -> int:
-            return 2 * sampler.decoder.batch_size  # so that a row that ends finds one that waits
+            return sampler.connections
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
-            prompt = render(
-                sampler.tokenizer, [{"role": one.role, "content": one.text} for one in input], sampler.thinking
-            )
-            row = await sampler.sample(
-                prompt,
-                seed=config.seed,
-                max_new_tokens=config.max_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-            )
+            made = await sampler.complete([{"role": one.role, "content": one.text} for one in input], config)
             choice = ChatCompletionChoice(
-                message=ChatMessageAssistant(content=sampler.text(row), model=self.model_name, source="generate"),
-                stop_reason="stop" if sampler.stopped(row) else "max_tokens",
+                message=ChatMessageAssistant(content=made.text, model=self.model_name, source="generate"),
+                stop_reason="stop" if made.finished else "max_tokens",
             )
             used = ModelUsage(
-                input_tokens=len(row.prompt),
-                output_tokens=len(row.tokens),
-                total_tokens=len(row.prompt) + len(row.tokens),
+                input_tokens=made.read, output_tokens=made.written, total_tokens=made.read + made.written
             )
-            return ModelOutput(model=self.model_name, choices=[choice], usage=used, time=row.ended - row.started)
+            return ModelOutput(model=self.model_name, choices=[choice], usage=used, time=made.seconds)
 
-    # inspect-ai names a provider in its logs by how it is registered.
-    provider = modelapi(name="fire_opd")(lambda: InProcess)
+    provider = modelapi(name=sampler.registered)(lambda: Sampled)
     return Model(provider(name), GenerateConfig())

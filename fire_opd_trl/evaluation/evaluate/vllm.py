@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from ...trainer.ending import Refusal
 from .model_facts import versions as versions_of
-from .provider import context_length, dtype_of, end_tokens, render
+from .provider import Completed, as_inspect_model, context_length, dtype_of, end_tokens, prompt_ids, render
 
 
 CONNECTIONS = 256  # requests in flight: vLLM queues what does not fit
@@ -334,6 +334,8 @@ class Sampler:
         timeout (`float`): Seconds within which a completion must have come.
     """
 
+    registered, connections = "fire_opd_vllm", CONNECTIONS
+
     def __init__(
         self,
         server: Server,
@@ -413,52 +415,15 @@ class Sampler:
             raise RuntimeError(f"vLLM {self.server.version} sends no token ids: it is too old, take 0.22 or newer.")
         return choice
 
-
-def as_inspect_model(sampler: Sampler, name: str) -> Any:
-    """Returns the sampler as a model of inspect-ai, as `provider.as_inspect_model` does. The engine takes it."""
-    from inspect_ai.model import (
-        ChatCompletionChoice,
-        ChatMessageAssistant,
-        GenerateConfig,
-        Model,
-        ModelAPI,
-        ModelOutput,
-        ModelUsage,
-        modelapi,
-    )
-
-    class Served(ModelAPI):
-        def __init__(self, name: str):
-            super().__init__(name)
-            self.sampler = sampler
-
-        def max_connections(self) -> int:
-            return CONNECTIONS
-
-        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
-            messages = [{"role": one.role, "content": one.text} for one in input]
-            prompt = prompt_ids(sampler.tokenizer, messages, sampler.thinking)
-            began = time.monotonic()
-            choice = await sampler.answer(sampler.request(prompt, config))
-            tokens = choice["token_ids"]
-            text = sampler.tokenizer.decode(tokens, skip_special_tokens=True)
-            used = ModelUsage(
-                input_tokens=len(prompt), output_tokens=len(tokens), total_tokens=len(prompt) + len(tokens)
-            )
-            made = ChatCompletionChoice(
-                message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
-                stop_reason="stop" if choice["finish_reason"] == "stop" else "max_tokens",
-            )
-            return ModelOutput(model=self.model_name, choices=[made], usage=used, time=time.monotonic() - began)
-
-    provider = modelapi(name="fire_opd_vllm")(lambda: Served)
-    return Model(provider(name), GenerateConfig())
-
-
-def prompt_ids(tokenizer: Any, messages: list[dict[str, str]], thinking: bool) -> list[int]:
-    """Returns the tokens of a prompt. A chat template writes the beginning token itself."""
-    templated = tokenizer.chat_template is not None
-    return tokenizer(render(tokenizer, messages, thinking), add_special_tokens=not templated)["input_ids"]
+    async def complete(self, messages: list[dict[str, str]], config: Any) -> Completed:
+        """Returns a completion as inspect-ai's `config` asks for it."""
+        prompt = prompt_ids(self.tokenizer, render(self.tokenizer, messages, self.thinking))
+        began = time.monotonic()
+        choice = await self.answer(self.request(prompt, config))
+        tokens = choice["token_ids"]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        finished = choice["finish_reason"] == "stop"
+        return Completed(text, len(prompt), len(tokens), finished, time.monotonic() - began)
 
 
 def check_reachable(server: Server) -> None:
@@ -579,7 +544,9 @@ def served(
         check_reachable(server)
         yield as_inspect_model(Sampler(server, tokenizer, ends, thinking), label)
         return
-    asked = [prompt_ids(tokenizer, [{"role": "user", "content": one}], thinking) for one in prompts or ()]
+    asked = [
+        prompt_ids(tokenizer, render(tokenizer, [{"role": "user", "content": one}], thinking)) for one in prompts or ()
+    ]
     room = max(map(len, asked), default=PROMPT_ROOM)
     limit = context_length(SimpleNamespace(config=config)) or sys.maxsize
     with serving(

@@ -292,7 +292,8 @@ def test_prompts_have_one_beginning_token_and_know_whether_to_think():
         single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
     messages = [{"role": "user", "content": "1+2="}]
-    ids = lambda thinking: tokenizer.decode(vllm.prompt_ids(tokenizer, messages, thinking))  # noqa: E731
+    read = lambda thinking: vllm.render(tokenizer, messages, thinking)  # noqa: E731
+    ids = lambda thinking: tokenizer.decode(vllm.prompt_ids(tokenizer, read(thinking)))  # noqa: E731
     assert ids(False) == "<eos>1+2="
     tokenizer.chat_template = "<eos>{{ messages[0].content }}{% if not enable_thinking %};;{% endif %}"
     assert (ids(False), ids(True)) == ("<eos>1+2=;;", "<eos>1+2=")
