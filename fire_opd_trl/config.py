@@ -399,30 +399,11 @@ class FiReOPDConfig(GRPOConfig):
         unset_or(is_text),
         "Give a folder, or leave it unset.",
     )
-    accuracy_temperature: float = described(
-        1.0,
-        "With accuracy_task: temperature of its answers, whatever that of training is. 0 takes the likeliest token.",
-        number(0),
-        "Give a number of at least 0, for example 1.0.",
-    )
-    accuracy_top_p: float = described(
-        1.0,
-        "With accuracy_task: share of the distribution that its answers are sampled from.",
-        number(1e-6, 1),
-        "Give a share in (0, 1]; 1.0 samples the whole distribution.",
-    )
     accuracy_max_new_tokens: int | None = described(
         None,
         "With accuracy_task: longest of its answers, in tokens. By default max_completion_length.",
         unset_or(whole_number(1)),
         "Give a whole number of at least 1, or leave it unset.",
-    )
-    accuracy_prompt_style: str | None = described(
-        None,
-        "With accuracy_task: what is added to a problem, as `fire-opd evaluate --prompt_style` takes it. By default "
-        "that of the task.",
-        unset_or(is_text),
-        "Give a style of `fire-opd evaluate`, or leave it unset.",
     )
     keep_best: bool = described(
         True,

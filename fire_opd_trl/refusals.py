@@ -202,10 +202,7 @@ READ_WITH = {
     "accuracy_n": "accuracy_task",
     "accuracy_limit": "accuracy_task",
     "accuracy_data_dir": "accuracy_task",
-    "accuracy_temperature": "accuracy_task",
-    "accuracy_top_p": "accuracy_task",
     "accuracy_max_new_tokens": "accuracy_task",
-    "accuracy_prompt_style": "accuracy_task",
     "keep_best": "accuracy_task",
 }
 READ_BY_THE_POLICY_GRADIENT = {

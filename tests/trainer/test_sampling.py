@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from fire_opd_trl import FiReOPDTrainer
 from fire_opd_trl.stages import World
-from fire_opd_trl.trainer.sampling import Sampler, Sampling, SamplingCallback, hand_out_samplers, replaced
+from fire_opd_trl.trainer.sampling import Sampler, SamplingCallback, hand_out_samplers, replaced
 
 
 PROMPTS = [f"{first}+34=" for first in range(20, 27)]
@@ -53,11 +53,11 @@ def test_it_samples_with_its_own_settings_and_leaves_no_trace(trainer, monkeypat
     trainer.model.train()
     trainer.model.lm_head.eval()  # a module that is not in training stays so
     before = state_of(trainer)
-    found = Sampler(trainer).sample(PROMPTS, 5, Sampling(0.9, 0.8, 66))
+    found = Sampler(trainer).sample(PROMPTS, 5, 0.9, 66)
     assert state_of(trainer) == before
     assert [rows for *_, rows in seen] == [4, 3]  # answers twice as long as in training, half as many at once
     for config, in_training, _ in seen:
-        assert (config.temperature, config.top_p, config.max_new_tokens, config.do_sample) == (0.9, 0.8, 66, True)
+        assert (config.temperature, config.top_p, config.max_new_tokens, config.do_sample) == (0.9, 1.0, 66, True)
         assert (config.top_k, config.min_p, config.repetition_penalty, config.typical_p) == (0, None, 1.0, None)
         assert config.eos_token_id == trainer.eos_token_ids and not in_training
     assert len(found) == 7 and all(one.text and one.finished and 20 < one.tokens < 40 for one in found)
@@ -65,12 +65,11 @@ def test_it_samples_with_its_own_settings_and_leaves_no_trace(trainer, monkeypat
 
 def test_the_seed_decides_and_the_greedy_answer_needs_none(trainer):
     sample = Sampler(trainer).sample
-    hot = Sampling(temperature=3.0, max_new_tokens=12)
-    assert sample(PROMPTS, 1, hot) == sample(PROMPTS, 1, hot) != sample(PROMPTS, 2, hot)
-    assert len({one.text for one in sample(PROMPTS[:1] * 8, 1, hot)}) > 4
-    assert {one.finished for one in sample(PROMPTS, 1, Sampling(max_new_tokens=5))} == {False}  # cut
-    greedy = Sampling(temperature=0.0, max_new_tokens=12)
-    assert sample(PROMPTS, 1, greedy) == sample(PROMPTS, 2, greedy)
+    hot = (3.0, 12)  # temperature, longest
+    assert sample(PROMPTS, 1, *hot) == sample(PROMPTS, 1, *hot) != sample(PROMPTS, 2, *hot)
+    assert len({one.text for one in sample(PROMPTS[:1] * 8, 1, *hot)}) > 4
+    assert {one.finished for one in sample(PROMPTS, 1, max_new_tokens=5)} == {False}  # cut
+    assert sample(PROMPTS, 1, 0.0, 12) == sample(PROMPTS, 2, 0.0, 12)
 
 
 def test_a_failure_leaves_no_trace_either(trainer, monkeypatch):
@@ -81,7 +80,7 @@ def test_a_failure_leaves_no_trace_either(trainer, monkeypatch):
     before = state_of(trainer)
     monkeypatch.setattr(FiReOPDTrainer, "_generate_single_turn", out_of_memory)
     with pytest.raises(MemoryError):
-        Sampler(trainer).sample(PROMPTS, 5, Sampling(0.9, 0.8, 66))
+        Sampler(trainer).sample(PROMPTS, 5, 0.9, 66)
     assert state_of(trainer) == before
 
 
@@ -105,7 +104,7 @@ def test_rows_are_dealt_out_so_that_all_ranks_make_equally_many_calls(trainer, c
         monkeypatch.setattr(trainer, "world", world)
         calls.append([])
         try:
-            found = Sampler(trainer).sample(PROMPTS[:1] * count, 0, Sampling(max_new_tokens=99))
+            found = Sampler(trainer).sample(PROMPTS[:1] * count, 0, max_new_tokens=99)
         except KeyError:  # the rows of the other rank are not there yet
             assert rank == 0 and count > 1
     assert calls[0] == calls[1] and sum(calls[0]) == -(-count // 2)
@@ -114,7 +113,7 @@ def test_rows_are_dealt_out_so_that_all_ranks_make_equally_many_calls(trainer, c
 
 def test_an_engine_of_its_own_takes_all_rows_at_once_and_gets_its_settings_back(trainer, monkeypatch):
     engine = SimpleNamespace(
-        temperature=0.7, top_p=1.0, top_k=3, min_p=0.1, repetition_penalty=1.1, max_completion_length=33,
+        temperature=0.7, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.1, max_completion_length=33,
         structured_outputs_regex="[0-9]", generation_kwargs={"seed": 3, "stop": ["x"]},
     )  # fmt: skip
     before, seen = dict(vars(engine)), []
@@ -127,10 +126,10 @@ def test_an_engine_of_its_own_takes_all_rows_at_once_and_gets_its_settings_back(
     monkeypatch.setattr(trainer, "use_vllm", True)
     monkeypatch.setattr(trainer.args, "generation_kwargs", {"seed": 3, "stop": ["x"]})
     monkeypatch.setattr(trainer, "_generate_single_turn", answered)
-    Sampler(trainer).sample(PROMPTS * 9, 0, Sampling(0.6, 0.9, 100))
+    Sampler(trainer).sample(PROMPTS * 9, 0, 0.6, 100)
     ((rows, settings),) = seen
     assert rows == 63 and vars(engine) == before
-    assert (settings["temperature"], settings["top_p"], settings["max_completion_length"]) == (0.6, 0.9, 100)
+    assert (settings["temperature"], settings["top_p"], settings["max_completion_length"]) == (0.6, 1.0, 100)
     assert (settings["top_k"], settings["min_p"], settings["repetition_penalty"]) == (0, None, 1.0)
     # A seed would give all answers to a problem the same random numbers.
     assert settings["generation_kwargs"] == {"stop": ["x"]} and settings["structured_outputs_regex"] is None

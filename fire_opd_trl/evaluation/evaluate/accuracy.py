@@ -5,9 +5,9 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,18 +16,22 @@ from tqdm.auto import tqdm
 
 from ...config import FiReOPDConfig
 from ...trainer.record import now
-from ...trainer.sampling import Completion, Sampler, Sampling, SamplingCallback
+from ...trainer.sampling import Completion, Sampler, SamplingCallback
+from ..files import write_json
 from ..statistics import scipy_special
 from .answers import found_answer
 from .grading import Graders, exact
 from .problems import Task
-from .prompts import STYLES, prompt_text
+from .prompts import prompt_text
+from .results import plain
 from .samples import Sample, seed_of
 from .summary import Summary, summarize
 from .tasks import load_task
 
 
-CHUNK = 16  # answers that the main process grades before it tells the other ranks that it lives
+Grade = Callable[[tuple[str, ...], str], str]
+GRADERS = 2  # processes, on the main process's machine
+SIGN_OF_LIFE = 10.0  # seconds after which the main process tells the other ranks that it still grades
 BEST_OF_MANY = (
     "This is the best of several noisy numbers, so that it looks better than the model is. Measure it again with "
     "`fire-opd evaluate`, on other seeds."
@@ -48,10 +52,6 @@ class AccuracyCallback(SamplingCallback):
         data_dir (`str`, *optional*): Folder with the files of the tasks.
         max_new_tokens (`int`, *optional*): Longest answer; by default that of training.
         temperature (`float`, *optional*, defaults to 1.0): 0 takes the likeliest token.
-        top_p (`float`, *optional*, defaults to 1.0): Share of the distribution that is sampled from.
-        prompt_style (`str`, *optional*): What is added to a problem; by default that of the task.
-        at_start (`bool`, *optional*, defaults to `True`): Measure before the first step, too.
-        graders (`int`, *optional*, defaults to 2): Processes that grade, on the main process's machine.
 
     Example:
 
@@ -71,19 +71,12 @@ class AccuracyCallback(SamplingCallback):
         data_dir: str | Path | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 1.0,
-        top_p: float = 1.0,
-        prompt_style: str | None = None,
-        at_start: bool = True,
-        graders: int = 2,
     ):
-        for name, value in {"every": every, "n": n, "graders": graders}.items():
+        for name, value in {"every": every, "n": n}.items():
             if value < 1:
                 raise ValueError(f"{name}={value!r} is refused. Give a whole number of at least 1.")
-        if not temperature >= 0 or not 0 < top_p <= 1:
-            wrong = f"temperature={temperature!r}, top_p={top_p!r}"
-            raise ValueError(f"{wrong}: give a temperature of at least 0, and a share in (0, 1].")
-        if prompt_style is not None and prompt_style not in STYLES:
-            raise ValueError(f"prompt_style={prompt_style!r} is none of: {', '.join(STYLES)}.")
+        if not temperature >= 0:
+            raise ValueError(f"temperature={temperature!r} is refused. Give a number of at least 0.")
         if isinstance(task, str):
             task = load_task(task, None if data_dir is None else Path(data_dir), limit)
         elif limit is not None:
@@ -96,10 +89,9 @@ class AccuracyCallback(SamplingCallback):
         if task.kind == "math" and importlib.util.find_spec("math_verify") is None:
             raise ImportError("Grading needs math-verify: pip install fire-opd-trl[eval]", name="math_verify")
         scipy_special()  # intervals need it
-        self.task, self.every, self.n, self.keeps_best, self.at_start = task, every, n, keep_best, at_start
-        self.sampling = Sampling(temperature, top_p, max_new_tokens)
-        self.style, self.graders = prompt_style or task.prompt_style, graders
-        self.prompts = [prompt_text(problem, task, self.style) for problem in task.problems]
+        self.task, self.every, self.n, self.keeps_best = task, every, n, keep_best
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.prompts = [prompt_text(problem, task, task.prompt_style) for problem in task.problems]
         self.bar: float | None = None  # the value to beat; only the main process knows it
 
     @classmethod
@@ -114,9 +106,6 @@ class AccuracyCallback(SamplingCallback):
             keep_best=args.keep_best,
             data_dir=args.accuracy_data_dir,
             max_new_tokens=args.accuracy_max_new_tokens,
-            temperature=args.accuracy_temperature,
-            top_p=args.accuracy_top_p,
-            prompt_style=args.accuracy_prompt_style,
         )
 
     def described(self) -> str:
@@ -132,11 +121,11 @@ class AccuracyCallback(SamplingCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.sampler is None:
             raise ValueError("AccuracyCallback samples through FiReOPDTrainer; other trainers give it no sampler.")
-        self.sampler.refuse_overlong(self.prompts, self.sampling)
+        self.sampler.refuse_overlong(self.prompts, self.max_new_tokens)
         with self.sampler.alike():
             if self.keeps_best and self.sampler.main:
                 self.bar = self.bar_of(best_folder(args), resumed=state.global_step > 0)
-        if self.at_start and state.global_step == 0:
+        if state.global_step == 0:
             self.measure(args, state)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -159,52 +148,52 @@ class AccuracyCallback(SamplingCallback):
 
     def measure(self, args: FiReOPDConfig, state: Any) -> None:
         """Sample, grade, log, and keep the model if it is the best so far. All ranks do this together."""
-        sampler, started = self.sampler, perf_counter()
+        sampler, step, started = self.sampler, state.global_step, perf_counter()
         assert sampler is not None
         prompts = [prompt for prompt in self.prompts for _ in range(self.n)]
-        # Another at each step, and the same again after a resume.
-        seed = seed_of(args.seed, self.task.name, state.global_step)
-        completions = sampler.sample(prompts, seed, self.sampling)
-        summary = self.graded(sampler, completions, seed, state.global_step)
-        found: dict[str, Any] = {}
-        if summary is not None:
-            found = {"values": self.values(summary, perf_counter() - started)}
-            found["best"] = self.keeps_best and (self.bar is None or summary.avg > self.bar)
-        found = sampler.from_main(found)
-        if not found:
+        seed = seed_of(args.seed, self.task.name, step)  # another at each step, and the same again after a resume
+        completions = sampler.sample(prompts, seed, self.temperature, self.max_new_tokens)
+        summary = self.graded(sampler, completions, seed, step)
+        values = facts = None
+        if summary is not None:  # on the main process
+            values = self.values(summary, perf_counter() - started)
+            if self.keeps_best and (self.bar is None or summary.avg > self.bar):
+                facts = self.told(args, step, summary)
+        values, facts = sampler.from_main((values, facts))
+        if values is None:
             return
-        state.stateful_callbacks[self.kept_as] = state.global_step
-        sampler.log(dict(found["values"]))
+        state.stateful_callbacks[self.kept_as] = step
+        sampler.log(values)
         if summary is not None and args.print_metrics == "line":
-            tqdm.write(self.line(state, summary, found["best"]))
-        if found["best"] and self.keep(sampler, args, self.told(args, state, summary)) and summary is not None:
-            self.bar = summary.avg
+            tqdm.write(self.line(state, summary, facts is not None))
+        if facts is not None and self.keep(sampler, best_folder(args), facts):
+            self.bar = facts["value"]
 
     def graded(self, sampler: Sampler, completions: list[Completion], seed: int, step: int) -> Summary | None:
         """
         Returns what the answers come to, on the main process. Meanwhile the other ranks hear from it again and again,
         since they would take a long silence for a fault. What fails here costs one measurement, and not the run.
         """
-        samples: list[Sample] = []
+        futures: list[Future[Sample]] = []
         fault: Exception | None = None
         with ExitStack() as opened:
-            judge: Callable[[int, Completion], Sample] | None = None
-            threads = opened.enter_context(ThreadPoolExecutor(self.graders))
-            for start in range(0, len(completions), CHUNK):
-                try:
-                    if sampler.main and fault is None:
-                        judge = judge or opened.enter_context(self.judge(seed))
-                        part = completions[start : start + CHUNK]
-                        samples += threads.map(judge, range(start, start + len(part)), part)
-                except Exception as error:
-                    fault = error
-                sampler.any_failed(fault is not None)
+            try:
+                if sampler.main:
+                    threads = opened.enter_context(ThreadPoolExecutor(GRADERS))
+                    grade: Grade = exact
+                    if self.task.kind != "exact":
+                        grade = opened.enter_context(Graders(GRADERS)).grade
+                    futures = [threads.submit(self.judged, seed, grade, *row) for row in enumerate(completions)]
+            except Exception as error:
+                fault = error
+            while sampler.from_main(bool(wait(futures, SIGN_OF_LIFE).not_done)):
+                pass
         if not sampler.main:
             return None
         try:
             if fault is not None:
                 raise fault
-            return summarize(samples, self.n)
+            return summarize([future.result() for future in futures], self.n)
         except Exception as error:
             warnings.warn(
                 f"step {step}: the accuracy on {self.task.name} could not be measured ({type(error).__name__}: "
@@ -213,32 +202,21 @@ class AccuracyCallback(SamplingCallback):
             )
             return None
 
-    @contextmanager
-    def judge(self, seed: int) -> Iterator[Callable[[int, Completion], Sample]]:
-        """Gives a function that makes a sample of a numbered completion, in any thread; its workers end with it."""
-
-        def judged(row: int, completion: Completion) -> Sample:
-            problem = self.task.problems[row // self.n]
-            answer = found_answer(completion.text, self.task)
-            return Sample(
-                task=self.task.name,
-                problem=problem.id,
-                sample=row % self.n + 1,
-                seed=seed,
-                text=completion.text,
-                answer=answer,
-                verdict="no answer" if answer is None else grade(problem.gold, answer),
-                stop="stop" if completion.finished else "length",
-                tokens=completion.tokens,
-                seconds=None,
-            )
-
-        with ExitStack() as opened:
-            if self.task.kind == "exact":
-                grade: Callable[[tuple[str, ...], str], str] = exact
-            else:
-                grade = opened.enter_context(Graders(self.graders)).grade
-            yield judged
+    def judged(self, seed: int, grade: Grade, row: int, completion: Completion) -> Sample:
+        """Returns the sample of a numbered completion, in any thread."""
+        problem = self.task.problems[row // self.n]
+        answer = found_answer(completion.text, self.task)
+        return Sample(
+            task=self.task.name,
+            problem=problem.id,
+            sample=row % self.n + 1,
+            seed=seed,
+            text=completion.text,
+            answer=answer,
+            verdict="no answer" if answer is None else grade(problem.gold, answer),
+            stop="stop" if completion.finished else "length",
+            tokens=completion.tokens,
+        )
 
     # What is said of it
 
@@ -269,16 +247,14 @@ class AccuracyCallback(SamplingCallback):
             + ("  best so far" if best else "")
         )
 
-    def told(self, args: FiReOPDConfig, state: Any, summary: Summary | None) -> dict[str, Any]:
-        """Returns what best.json says, on the main process."""
-        if summary is None:
-            return {}
+    def told(self, args: FiReOPDConfig, step: int, summary: Summary) -> dict[str, Any]:
+        """Returns what best.json says."""
         return {
-            "step": state.global_step,
+            "step": step,
             "metric": f"accuracy/{self.task.name}/avg@{self.n}",
             "value": summary.avg,
-            "stderr": number(summary.stderr),
-            "interval": [number(end) for end in summary.interval],
+            "stderr": plain(summary.stderr),
+            "interval": plain(summary.interval),
             "note": BEST_OF_MANY,
             "seed": args.seed,
             **self.measured_as(),
@@ -291,10 +267,9 @@ class AccuracyCallback(SamplingCallback):
             "sha256": self.task.sha256,
             "problems": len(self.task.problems),
             "n": self.n,
-            "prompt_style": self.style,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "max_new_tokens": self.sampling.max_new_tokens,
+            "prompt_style": self.task.prompt_style,
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
         }
 
     # The best model
@@ -318,51 +293,45 @@ class AccuracyCallback(SamplingCallback):
         folder.rename(folder.with_name(f"best-before-{now().replace(':', '')}"))
         return None
 
-    def keep(self, sampler: Sampler, args: FiReOPDConfig, facts: dict[str, Any]) -> bool:
+    def keep(self, sampler: Sampler, folder: Path, facts: dict[str, Any]) -> bool:
         """
         Save the model in the place of the best one, whole or not at all; returns whether that went well. All ranks
         call this. A disk that is full costs the best model, and not the run.
         """
-        folder = best_folder(args)
         part, old = folder.with_name("best.part"), folder.with_name("best.old")
-        fault: Exception | None = None
-        try:
+
+        def make() -> None:
             if sampler.main:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
-        except OSError as error:
-            fault = error
-        if not sampler.any_failed(fault is not None):
+
+        def exchange() -> None:
+            if sampler.main:
+                if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+                    raise OSError("no weights were written; FSDP saves a whole model with FULL_STATE_DICT alone")
+                write_json(part / "best.json", facts)
+                shutil.rmtree(old, ignore_errors=True)
+                if folder.exists():
+                    folder.rename(old)
+                part.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+
+        for act in (make, lambda: sampler.save(str(part)), exchange):
+            fault: Exception | None = None
             try:
-                sampler.save(str(part))
+                act()
             except Exception as error:
                 fault = error
-            sampler.any_failed(False)  # all files are written
-            try:
-                if sampler.main and fault is None:
-                    if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
-                        raise OSError("no weights were written; FSDP saves a whole model with FULL_STATE_DICT alone")
-                    (part / "best.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-                    shutil.rmtree(old, ignore_errors=True)
-                    if folder.exists():
-                        folder.rename(old)
-                    part.rename(folder)
-                    shutil.rmtree(old, ignore_errors=True)
-            except OSError as error:
-                fault = error
-        if fault is not None:
-            shutil.rmtree(part, ignore_errors=True)
-            warnings.warn(
-                f"step {facts.get('step')}: the best model could not be kept in {folder} ({type(fault).__name__}: "
-                f"{fault}). Training goes on; the next better one is tried again.",
-                stacklevel=3,
-            )
-        return not sampler.any_failed(fault is not None)
-
-
-def number(value: float) -> float | None:
-    """Returns a number that JSON can have: what one problem cannot tell is `None`."""
-    return None if math.isnan(value) else value
+                warnings.warn(
+                    f"step {facts['step']}: the best model could not be kept in {folder} ({type(error).__name__}: "
+                    f"{error}). Training goes on; the next better one is tried again.",
+                    stacklevel=3,
+                )
+            if sampler.any_failed(fault is not None):
+                if sampler.main:
+                    shutil.rmtree(part, ignore_errors=True)
+                return False
+        return True
 
 
 def best_folder(args: FiReOPDConfig) -> Path:

@@ -18,7 +18,6 @@ A program can thus say what it returns, and nothing else. What is left of evalpl
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -32,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from ...trainer.ending import Refusal
-from .sandbox import START_SECONDS, Ended, Limits, Running, Sandbox, SandboxFailed, TimedOut, TooLong
+from .sandbox import START_SECONDS, Ended, Limits, NoAnswer, Running, Sandbox, SandboxFailed, TimedOut, TooLong
+from .tasks import json_lines
 
 
 INSIDE = Path(__file__).with_name("inside.py")
@@ -48,8 +48,9 @@ JUDGE_LIMITS = Limits(memory=8 << 30, processes=64, disk=256 << 20, cpu_seconds=
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads count as processes
 HIDDEN = re.compile(r"human_?eval|mbpp", re.IGNORECASE)
 DATA = (".jsonl", ".gz", ".json", ".parquet", ".pkl")
+NEEDED = "task_id prompt entry_point canonical_solution contract base_input plus_input atol".split()
 ENVIRONMENT = Path(".venv-evalplus/bin/python")
-HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks_code.md has the commands."
+HOW = "`make evalplus` makes it in a copy of this package's repository; docs/benchmarks.md has the commands."
 
 
 @dataclass(frozen=True)
@@ -83,38 +84,47 @@ class Interpreter:
     hidden: tuple[Path, ...] = ()
 
 
+# Says which versions of Python and evalplus there are, and the folders that this Python needs.
 WHAT_IS_THERE = """
 import importlib.metadata as metadata, json, sys
-print(json.dumps({
-    "version": sys.version.split()[0], "prefix": sys.prefix, "base": sys.base_prefix,
-    "packages": {each.metadata["Name"]: each.version for each in metadata.distributions()},
-}))
+found = [each.version for each in metadata.distributions() if each.metadata["Name"] == "evalplus"]
+print(json.dumps([sys.version.split()[0], "".join(found[:1]), sys.prefix, sys.base_prefix]), flush=True)
 """
 
 
-def find_interpreter(path: str | Path | None, sandbox: Sandbox | None = None) -> Interpreter:
+def find_interpreter(path: str | Path | None, sandbox: Sandbox) -> Interpreter:
     """
     Returns the interpreter of evalplus. The command calls this before it loads a model. Nothing is installed.
 
     Args:
         path (`str` or `Path`, *optional*):
             `--evalplus_python`. By default that of `.venv-evalplus` in this folder, and in a container `python3`.
-        sandbox ([`Sandbox`], *optional*): Docker has the interpreter in its image; else it is one of this machine.
+        sandbox ([`Sandbox`]): Docker has the interpreter in its image; else it is one of this machine.
     """
-    if sandbox is not None and sandbox.name == "docker":
-        return interpreter_inside(str(path or "python3"), sandbox)
-    python = Path(path or ENVIRONMENT).expanduser()
-    option = f"--evalplus_python {str(python)!r}"
-    if not python.is_file():
+    in_image = sandbox.name == "docker"
+    # Not resolved: the link of an environment says which one it is.
+    python = str(path or "python3") if in_image else os.path.abspath(Path(path or ENVIRONMENT).expanduser())
+    option, command = f"--evalplus_python {python!r}", [python, "-I", "-c", WHAT_IS_THERE]
+    if not in_image and not Path(python).is_file():
         raise Refusal(f"{option} is no file. evalplus {EVALPLUS} judges code, in an environment of its own: {HOW}")
-    python = Path(os.path.abspath(python))  # not resolved: the link of an environment says which one it is
+    if in_image:
+        with sandbox.start(command) as running:
+            try:
+                said = running.line(START_SECONDS)
+            except NoAnswer as error:
+                raise sandbox.broken(running, error) from None
     try:
-        command = [str(python), "-I", "-c", WHAT_IS_THERE]
-        there = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout)
+        if not in_image:
+            said = subprocess.run(command, capture_output=True, timeout=START_SECONDS).stdout
+        version, evalplus, *prefixes = json.loads(said)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise Refusal(f"{option} is no Python that runs ({error}). {HOW}") from error
-    checked_packages(there["packages"], option)
-    folders = {Path(there[name]) for name in ("prefix", "base") if not Path(there[name]).is_relative_to("/usr")}
+    if evalplus != EVALPLUS:
+        has = f"evalplus {evalplus}" if evalplus else "no evalplus"
+        raise Refusal(f"{option} has {has}; version {EVALPLUS} is needed. {HOW}")
+    if in_image:
+        return Interpreter(python, version)
+    folders = {Path(prefix) for prefix in prefixes if not Path(prefix).is_relative_to("/usr")}
     for folder in folders:
         if Path.home().is_relative_to(folder):
             raise Refusal(
@@ -122,27 +132,7 @@ def find_interpreter(path: str | Path | None, sandbox: Sandbox | None = None) ->
                 f"environment of its own. {HOW}"
             )
     hidden = [found for folder in folders for found in data_files(folder)]
-    return Interpreter(str(python), there["version"], tuple(sorted(folders)), tuple(hidden))
-
-
-def interpreter_inside(python: str, sandbox: Sandbox) -> Interpreter:
-    """Returns the interpreter of evalplus in an image of docker."""
-    with sandbox.start([python, "-I", "-c", WHAT_IS_THERE]) as running:
-        try:
-            there = json.loads(running.line(START_SECONDS))
-        except (Ended, TimedOut, TooLong, ValueError):
-            complaint = running.complaint()
-            raise Refusal(f"{sandbox.name} does not work here: {complaint}. {sandbox.advice(complaint)}") from None
-    checked_packages(there["packages"], f"{python} of the image")
-    return Interpreter(python, there["version"])
-
-
-def checked_packages(packages: dict[str, str], where: str) -> None:
-    """Refuses an environment without evalplus, or with another version of it."""
-    found = packages.get("evalplus")
-    if found != EVALPLUS:
-        has = f"has evalplus {found}" if found else "has no evalplus"
-        raise Refusal(f"{where} {has}; version {EVALPLUS} is needed. {HOW}")
+    return Interpreter(python, version, tuple(sorted(folders)), tuple(hidden))
 
 
 def data_files(folder: Path) -> Iterable[Path]:
@@ -156,28 +146,16 @@ def data_files(folder: Path) -> Iterable[Path]:
 
 def read_problems(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file in evalplus' format: `HumanEvalPlus.jsonl` or `MbppPlus.jsonl`, perhaps packed."""
-    rows = []
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"{path}: evalplus reads .jsonl or .jsonl.gz, as it publishes them, and nothing else.")
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    needed = "task_id prompt entry_point canonical_solution contract base_input plus_input atol".split()
-    with opened as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                absent = [name for name in needed if name not in row]
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: no JSON object ({error}).") from error
-            if absent:
-                raise ValueError(
-                    f"{path}, line {number}: no {', '.join(absent)}. The file must be HumanEvalPlus.jsonl or "
-                    "MbppPlus.jsonl as evalplus publishes them, not the original benchmark."
-                )
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} holds no problem.")
+    rows = []
+    for place, row in json_lines(path):
+        if absent := [name for name in NEEDED if name not in row]:
+            raise ValueError(
+                f"{path} {place}: no {', '.join(absent)}. The file must be HumanEvalPlus.jsonl or MbppPlus.jsonl as "
+                "evalplus publishes them, not the original benchmark."
+            )
+        rows.append(row)
     return rows
 
 
@@ -224,9 +202,8 @@ class CodeGraders:
         sandbox.check(interpreter.path, interpreter.folders)
         try:
             self._start_judge()
-        except (TimedOut, Ended, TooLong) as error:
-            assert self.judge is not None
-            complaint = self.judge.complaint().rpartition("\n")[2] or type(error).__name__
+        except NoAnswer as error:
+            complaint = self._end_judge().rpartition("\n")[2] or type(error).__name__
             raise Refusal(f"evalplus does not start with {self.file}: {complaint}. {HOW}") from None
 
     def __enter__(self) -> CodeGraders:
@@ -316,39 +293,31 @@ class CodeGraders:
 
     def _start_program(self) -> Running:
         """Starts the process of a program, which has not seen the program yet."""
-        for _attempt in range(2):
-            hide = [self.file, *self.interpreter.hidden]
-            folders = self.interpreter.folders
-            running = self.sandbox.start([*self.command, "program"], Limits(), folders, QUIET, hide)
-            try:
-                if running.line(START_SECONDS) == b"ready":
-                    return running
-            except (TimedOut, Ended, TooLong):
-                pass
-            complaint = running.complaint()
-        raise SandboxFailed(f"{self.sandbox.name} no longer starts: {complaint or 'it says nothing'}")
+        hide = [self.file, *self.interpreter.hidden]
+        running = self.sandbox.start([*self.command, "program"], None, self.interpreter.folders, QUIET, hide)
+        try:
+            if running.line(START_SECONDS) == b"ready":
+                return running
+        except NoAnswer:
+            pass
+        raise SandboxFailed(f"{self.sandbox.name} no longer starts: {running.kill() or 'it says nothing'}")
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Returns the judge's answer. A judge that has died is started again, once."""
-        line = json.dumps(order).encode()
         with self.turn:
             for _attempt in range(2):
                 try:
-                    if self.judge is None:
-                        self._start_judge()
-                    assert self.judge is not None
-                    self.judge.send(line, JUDGE_SECONDS)
-                    answer = json.loads(self.judge.line(JUDGE_SECONDS))
+                    judge = self.judge or self._start_judge()
+                    judge.send(json.dumps(order).encode(), JUDGE_SECONDS)
+                    answer = json.loads(judge.line(JUDGE_SECONDS))
                     break
-                except (TimedOut, Ended, TooLong, ValueError) as error:
-                    complaint = self.judge.complaint() if self.judge is not None else ""
-                    failure = f"{type(error).__name__} {complaint[-500:]}"
-                    self.judge, answer = None, {"failed": failure}
+                except (NoAnswer, ValueError) as error:
+                    answer = {"failed": f"{type(error).__name__} {self._end_judge()[-500:]}"}
         if "failed" in answer:
             raise SandboxFailed(f"evalplus cannot {order['do']} {order['name']} of {self.file}: {answer['failed']}")
         return answer
 
-    def _start_judge(self) -> None:
+    def _start_judge(self) -> Running:
         path = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}[self.dataset]
         environment = {path: str(self.file), "EVALPLUS_MAX_MEMORY_BYTES": "-1", **QUIET}  # -1: the sandbox has limits
         arguments = ["judge", self.dataset, str(self.seconds), str(self.factor)]
@@ -356,11 +325,12 @@ class CodeGraders:
         self.judge = self.sandbox.start([*self.command, *arguments], JUDGE_LIMITS, see, environment)
         if self.judge.line(JUDGE_SECONDS) != b"ready":
             raise Ended
+        return self.judge
 
-    def _end_judge(self) -> None:
-        if self.judge is not None:
-            self.judge.kill()
-            self.judge = None
+    def _end_judge(self) -> str:
+        """Ends the judge, and returns what it complained of."""
+        judge, self.judge = self.judge, None
+        return judge.kill() if judge is not None else ""
 
 
 def ask(running: Running, order: str, seconds: float) -> tuple[str, str]:
@@ -381,39 +351,18 @@ def ask(running: Running, order: str, seconds: float) -> tuple[str, str]:
     return word[:20].decode("ascii", "replace"), data.decode("ascii", "replace")
 
 
-def programs_of(samples: Path) -> dict[str, list[str | None]]:
+def write_livecodebench(samples: Path, path: Path) -> None:
     """
-    Returns the programs in a file `OUT/samples/MODEL.livecodebench.jsonl`, for each `question_id` in the order of its
-    samples. `None` stands for a completion that holds no program.
-    """
-    found: dict[str, dict[int, str | None]] = {}
-    with open(samples, encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            found.setdefault(str(row["problem"]), {})[row["sample"]] = row["answer"]
-    return {question: [programs[number] for number in sorted(programs)] for question, programs in found.items()}
-
-
-def write_livecodebench(path: Path, programs: dict[str, list[str | None]]) -> Path:
-    """
-    Writes what LiveCodeBench's own `lcb_runner.runner.custom_evaluator` reads, and returns the path. Nothing here runs
-    its tests: docs/benchmarks_code.md says how to, in a sandbox.
-
-    Its evaluator takes a list for each question, in the order of their `question_id` as text. It also names a form
-    that holds the names of the questions, which ends in a TypeError in its own code.
+    Writes what LiveCodeBench's own `lcb_runner.runner.custom_evaluator` reads: for each question a list of programs,
+    in the order of the `question_id` as text. Nothing here runs its tests: docs/benchmarks.md says how to, in a
+    sandbox.
 
     Args:
-        programs (`dict[str, list[str]]`): For each `question_id` the programs, `None` where a completion held none.
+        samples (`Path`): A file `OUT/samples/MODEL.livecodebench.jsonl`, in which each line is a sample.
+        path (`Path`): What is written. A completion without a program is an empty one.
     """
-    ordered = [[program or "" for program in programs[question]] for question in sorted(programs)]
-    path.write_text(json.dumps(ordered, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def read_livecodebench(path: Path) -> dict[str, list[bool]]:
-    """
-    Returns for each `question_id` whether its programs are right: the `graded_list` of the file
-    `..._codegeneration_output_eval_all.json` that the evaluator writes.
-    """
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return {row["question_id"]: [bool(right) for right in row["graded_list"]] for row in rows}
+    found: dict[str, list[tuple[int, str]]] = {}
+    for _, row in json_lines(samples):
+        found.setdefault(str(row["problem"]), []).append((row["sample"], row["answer"] or ""))
+    ordered = [[program for _, program in sorted(found[question])] for question in sorted(found)]
+    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")

@@ -6,42 +6,19 @@ interrupted; with another model or task it adds to what is there.
 """
 
 import argparse
-import inspect
 import shlex
 import sys
 import textwrap
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...spelling import did_you_mean
+from .settings import Settings, kind_of
 
 
 PARTIAL = 3
-NOT_OPTIONS = ("models", "tasks", "command")
-HELP = {
-    "data_dir": "where the files of the benchmarks lie (docs/benchmarks.md says how to get them)",
-    "n": "samples of each problem",
-    "temperature": "0 takes the likeliest token",
-    "top_p": "1 samples from the whole distribution",
-    "max_new_tokens": "where a completion is cut, and counted as truncated",
-    "seed": "each sample of each problem has a seed made of this one",
-    "prompt_style": "boxed, authors or none (default: the task's own)",
-    "thinking": "on or off: what a chat template that knows enable_thinking is told",
-    "backend": "transformers or vllm",
-    "limit": "the first so many problems of each task",
-    "output_dir": "the folder of the results",
-    "batch_size": "completions sampled at once; it changes no sample",
-    "dtype": "of the weights; auto is what the model's config names",
-    "device": "for example cuda:1 (default: the GPU, if there is one)",
-    "graders": "processes that grade",
-    "sandbox": "bubblewrap or docker: where code that the model wrote runs; without it code tasks are refused",
-    "evalplus_python": "the Python of an environment with evalplus, for tasks of code",
-    "vllm_args": "further arguments of `vllm serve`, for example '--tensor-parallel-size 2'",
-    "vllm_url": "the address of a vLLM server that runs already, in place of one of its own",
-    "trust_remote_code": "on or off: whether Python files in the model's folder may run",
-    "overwrite": "throw away what is there of these models and tasks, and run it again",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,53 +34,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", nargs="+", action="extend", metavar="DIR", help="folders of models, or names on the Hub")
     add("--tasks", metavar="TASKS", help="names, or .jsonl files with problem and answer, separated by commas")
     add("--config", type=Path, metavar="YAML", help="a file with any of these options; the command line wins")
-    for name, default in defaults().items():
-        shown = (
-            HELP[name] if default in (None, "") or isinstance(default, bool) else f"{HELP[name]} (default: {default})"
-        )
-        if name == "overwrite":
-            add("--overwrite", action="store_true", help=shown)
-        else:
-            add(f"--{name}", type=partial(read, name), metavar=kind_of(name).upper(), help=shown)
+    for one in fields(Settings):
+        said, default = one.metadata["help"], one.default
+        if one.name == "overwrite":
+            add("--overwrite", action="store_true", help=said)
+            continue
+        kind = kind_of(one.name)
+        shown = said if kind is bool or default in (None, "") else f"{said} (default: {default})"
+        name = "ON|OFF" if kind is bool else kind.__name__.upper().replace("STR", "TEXT")
+        add(f"--{one.name}", type=partial(read, one.name), metavar=name, help=shown)
     return parser
 
 
-def defaults() -> dict[str, Any]:
-    """Returns the options of `evaluate` and what they are if nobody says."""
-    from .run import evaluate
-
-    parameters = inspect.signature(evaluate).parameters
-    return {name: one.default for name, one in parameters.items() if name not in NOT_OPTIONS}
-
-
-def kind_of(name: str) -> str:
-    """Returns what kind of value an option has: a number, a switch, or text."""
-    default = defaults()[name]
-    if isinstance(default, bool):
-        return "on|off"
-    if name == "limit" or isinstance(default, int):
-        return "int"
-    return "float" if isinstance(default, float) else "text"
-
-
 def read(name: str, value: Any) -> Any:
-    """Returns an option's value from text, or from what YAML has read. Raises `ArgumentTypeError` if it is none."""
-    kind = kind_of(name)
-    text = str(value).strip()
-    if value is None:
-        return None
-    if kind == "on|off":
-        if text.lower() in ("on", "true", "yes"):
-            return True
-        if text.lower() in ("off", "false", "no"):
-            return False
-        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off.")
-    if kind == "text":
-        return text
+    """Returns a setting's value from text, or from what YAML has read. Raises `ArgumentTypeError` if it is none."""
+    kind, text = kind_of(name), str(value).strip()
+    switches = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+    if kind is bool:
+        if text.lower() not in switches:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off.")
+        return switches[text.lower()]
     try:
-        return int(text) if kind == "int" else float(text)
+        return kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind == 'int' else ''}number.") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number.") from None
 
 
 def from_yaml(path: Path) -> dict[str, Any]:
@@ -116,17 +70,17 @@ def from_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path}: it cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--config {path}: it must hold options, one a line: `n: 8`.")
-    known = ["model", "tasks", *defaults()]
+    known = ["model", "tasks", *(one.name for one in fields(Settings))]
     found: dict[str, Any] = {}
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"--config {path}: there is no option {name!r}.{hint} Options: {', '.join(known)}.")
-        if name in ("model", "tasks"):
-            found[name] = [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
-            continue
         try:
-            found[name] = read(name, value)
+            if name in ("model", "tasks"):
+                found[name] = [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
+            elif value is not None:
+                found[name] = read(name, value)
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"--config {path}: {name}: {error}") from error
     return found
@@ -135,7 +89,9 @@ def from_yaml(path: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd evaluate`; the exit code is 0 of whole results and 3 of partial ones."""
     argv = sys.argv[1:] if argv is None else argv
-    asked = vars(build_parser().parse_args(argv))
+    rest = iter(argv)  # argparse would take `--enforce-eager` behind --vllm_args for an option of its own
+    joined = [f"{one}={next(rest, '')}" if one == "--vllm_args" else one for one in rest]
+    asked = vars(build_parser().parse_args(joined))
     config = asked.pop("config", None)
     options = {**(from_yaml(config) if config is not None else {}), **asked}
     models, tasks = options.pop("model", []), options.pop("tasks", "")
@@ -147,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         results = evaluate(models, tasks, **options, command=shlex.join(["fire-opd", "evaluate", *argv]))
     except Interrupted as error:
         results, stopped = error.results, True
-    return report(results, Path(options.get("output_dir", defaults()["output_dir"])), stopped)
+    return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped)
 
 
 def report(results: dict[str, Any], folder: Path, stopped: bool) -> int:

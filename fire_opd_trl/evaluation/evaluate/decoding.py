@@ -10,7 +10,6 @@ random number falls that close to the border between two tokens becomes the othe
 """
 
 import inspect
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,13 +40,10 @@ class Row:
     key: Any = None
     tokens: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
-    started: float = 0.0
-    ended: float = 0.0
 
     def begin(self) -> None:
         """The decoder calls this when the row enters a batch, which may be again after a batch that failed."""
         self.tokens, self.generator = [], torch.Generator().manual_seed(self.seed)
-        self.started = self.started or time.monotonic()
 
     def uniform(self) -> float:
         """Returns the random number of the next token."""
@@ -133,17 +129,16 @@ class Decoder:
                     self._forward()
         except Exception as error:  # whose row it is nobody knows, unless there is but one
             failed, self.rows, self.cache, self.mask_BT = self.rows, [], None, None
-            if len(failed) > 1:
-                if isinstance(error, torch.OutOfMemoryError):
-                    self.batch_size = len(failed) // 2
-                    torch.cuda.empty_cache()
-                else:
-                    self.alone = max(self.alone, 0) + len(failed)
-                self.waiting.extendleft(reversed(failed))  # the same seeds give the same tokens again
+            if len(failed) == 1:
+                self.alone = max(self.alone - 1, 0)
+                self.on_end(failed[0], error)
+                return
+            if isinstance(error, torch.OutOfMemoryError):
+                self.batch_size = len(failed) // 2
+                torch.cuda.empty_cache()
             else:
-                self.alone = max(self.alone - len(failed), 0)
-                for row in failed:
-                    self.on_end(row, error)
+                self.alone += len(failed)
+            self.waiting.extendleft(reversed(failed))  # the same seeds give the same tokens again
 
     def _accepted(self, **arguments: Any) -> dict[str, Any]:
         """Returns those arguments that the model has: one without positions of its own has no `position_ids`."""
@@ -152,7 +147,7 @@ class Decoder:
 
     def _room(self) -> int:
         """How many rows may enter now. A batch is entered in groups: each entry costs a forward over prompts."""
-        self.waiting = deque(row for row in self.waiting if not self.dropped(row)) if self.waiting else self.waiting
+        self.waiting = deque(row for row in self.waiting if not self.dropped(row))
         size = 1 if self.alone else self.batch_size
         room = min(len(self.waiting), size - len(self.rows))
         if not self.rows:
@@ -189,14 +184,12 @@ class Decoder:
             **self._accepted(position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0), logits_to_keep=1),
         )
         if old:
-            width = max(self.mask_BT.shape[1], longest)
-            self.mask_BT = torch.cat([_widened(self.mask_BT, width, -1), _widened(mask_BT, width, -1)])
+            self.mask_BT = _joined(self.mask_BT, mask_BT, -1)
             for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                ours.keys = torch.cat([_widened(ours.keys, width, -2), _widened(theirs.keys, width, -2)])
-                ours.values = torch.cat([_widened(ours.values, width, -2), _widened(theirs.values, width, -2)])
+                ours.keys, ours.values = _joined(ours.keys, theirs.keys, -2), _joined(ours.values, theirs.values, -2)
         else:
             self.cache, self.mask_BT = output.past_key_values, mask_BT
-        self._take(new, output.logits[:, -1], offset=len(old))
+        self._take(output.logits[:, -1], first=len(old))
 
     def _forward(self) -> None:
         """One step: the last token of each row goes in, and its next one is sampled."""
@@ -210,35 +203,37 @@ class Decoder:
             **self._accepted(position_ids=self.mask_BT.sum(-1, keepdim=True) - 1),
         )
         self.cache = output.past_key_values
-        self._take(self.rows, output.logits[:, -1], offset=0)
+        self._take(output.logits[:, -1], first=0)
 
-    def _take(self, rows: list[Row], logits_BV: torch.Tensor, offset: int) -> None:
-        """Samples a token for each of `rows`, which start at `offset` of the batch; those that end leave."""
-        ended: list[tuple[int, Exception | None]] = []
-        for index, (row, token) in enumerate(zip(rows, next_tokens(logits_BV, rows), strict=True)):
+    def _take(self, logits_BV: torch.Tensor, first: int) -> None:
+        """Samples a token for each row of the batch from the first one on; those that end leave."""
+        leaving: list[tuple[Row, Exception | None]] = []
+        kept = list(range(first))
+        for index, token in enumerate(next_tokens(logits_BV, self.rows[first:]), first):
+            row = self.rows[index]
+            error: Exception | None = None
             if token is None:
                 what = f"after {len(row.tokens)} tokens the model's logits are not finite: nothing can be sampled."
-                ended.append((offset + index, ValueError(what)))
-                continue
-            row.tokens.append(token)
-            if token in self.end_tokens or len(row.tokens) >= row.max_new_tokens or self.dropped(row):
-                ended.append((offset + index, None))
-        if not ended:
+                error = ValueError(what)
+            else:
+                row.tokens.append(token)
+            full = len(row.tokens) >= row.max_new_tokens
+            if error is not None or full or token in self.end_tokens or self.dropped(row):
+                leaving.append((row, error))
+            else:
+                kept.append(index)
+        if not leaving:
             return
-        gone = {index for index, _ in ended}
-        leaving = [(self.rows[index], error) for index, error in ended]
-        kept = [index for index in range(len(self.rows)) if index not in gone]
         self.rows = [self.rows[index] for index in kept]
         if kept:
             kept_B = torch.tensor(kept, device=self.mask_BT.device)
             self.cache.reorder_cache(kept_B)
             self.mask_BT = self.mask_BT[kept_B]
-            if self._can_be_joined():  # columns that are now padding in all rows
-                spare = int(self.mask_BT.argmax(-1).min())
-                if spare:
-                    self.mask_BT = self.mask_BT[:, spare:]
-                    for layer in self.cache.layers:
-                        layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+            spare = int(self.mask_BT.argmax(-1).min())  # columns that are now padding in all rows
+            if spare and self._can_be_joined():
+                self.mask_BT = self.mask_BT[:, spare:]
+                for layer in self.cache.layers:
+                    layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
         else:
             self.cache = self.mask_BT = None
         self.alone = max(self.alone - len(leaving), 0)
@@ -246,11 +241,7 @@ class Decoder:
             self.on_end(row, error)
 
 
-def _widened(tensor: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Returns a tensor with zeros in front, so that its axis is `width` long."""
-    missing = width - tensor.shape[axis]
-    if not missing:
-        return tensor
-    shape = list(tensor.shape)
-    shape[axis] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], axis)
+def _joined(ours: torch.Tensor, theirs: torch.Tensor, axis: int) -> torch.Tensor:
+    """Returns the rows of both, with zeros in front of those that are shorter on the axis."""
+    width, behind = max(ours.shape[axis], theirs.shape[axis]), (0, 0) * (-1 - axis)
+    return torch.cat([torch.nn.functional.pad(one, (*behind, width - one.shape[axis], 0)) for one in (ours, theirs)])

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from .problems import Problem, Task
 from .samples import Sample, in_order, seed_of
+from .settings import Settings
 
 
 class Graded(NamedTuple):
@@ -27,6 +29,11 @@ Grade = Callable[[Problem, str], Awaitable[Graded]]
 STOPS = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 
+# What only tells where numbers came from may differ: a finished log keeps its own. So may how vLLM uses its GPUs.
+MAY_DIFFER = {"versions", "path", "label", "device", "source", "tp", "dp", "pp", "gpu-memory-utilization"}
+MAY_DIFFER |= {f"{kind}-parallel-size" for kind in ("tensor", "data", "pipeline")} | {"max-num-seqs", "enforce-eager"}
+
+
 @dataclass(frozen=True)
 class Job:
     """
@@ -37,9 +44,7 @@ class Job:
         folder (`Path`): Where the logs of this model lie.
         facts (`dict`): All that makes the numbers; what is compared when a log is taken up.
         prompts (`tuple[str, ...]`): The prompt of each problem, before the chat template.
-        n (`int`): Samples of each problem.
-        seed (`int`): The seed that [`seed_of`] starts from.
-        sampling (`dict`): `temperature`, `top_p`, `max_tokens`, and what else inspect-ai's `GenerateConfig` gets.
+        settings ([`Settings`]): Those of the evaluation.
         connections (`int`): How many samples are under way at once.
     """
 
@@ -47,14 +52,15 @@ class Job:
     folder: Path
     facts: dict[str, Any]
     prompts: tuple[str, ...]
-    n: int
-    seed: int
-    sampling: dict[str, Any]
+    settings: Settings
     connections: int
 
     @property
     def total(self) -> int:
-        return len(self.task.problems) * self.n
+        return len(self.task.problems) * self.settings.n
+
+    def seed_of(self, problem: str, sample: int) -> int:
+        return seed_of(self.settings.seed, problem, sample)
 
 
 @dataclass(frozen=True)
@@ -69,67 +75,50 @@ class Found:
     def done(self) -> int:
         return len(self.whole)
 
+    @property
+    def path(self) -> Path:
+        return Path(unquote(self.info.name.removeprefix("file://")))
+
+
+def logs(job: Job) -> list[Found]:
+    """Returns the logs of a job, oldest first. One that cannot be read, as a kill may leave it, has no header."""
+    from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
+
+    found = []
+    infos = list_eval_logs(str(job.folder), descending=False, recursive=False) if job.folder.is_dir() else []
+    for info in infos:
+        try:
+            header = read_eval_log(info, header_only=True)
+            rows = read_eval_log_sample_summaries(info)
+        except Exception:  # whatever a broken archive makes of its reader
+            found.append(Found(None, info, frozenset()))
+            continue
+        if header.eval.task == job.task.name:
+            found.append(Found(header, info, frozenset((str(one.id), one.epoch) for one in rows if one.error is None)))
+    return found
+
 
 def find(job: Job) -> Found | None:
-    """
-    Returns the log of a job that has most samples; `None` if there is none. `run` calls this before a model is loaded.
-
-    A log that was cut off before its first sample, and one that cannot be read, are as good as none.
-    """
-    best = None
-    for info in _logs(job.folder):
-        header = _header(info)
-        if header is None or header.eval.task != job.task.name:
-            continue
-        found = Found(header, info, _whole(info))
-        if best is None or found.done >= best.done:
-            best = found
-    return best
-
-
-def _logs(folder: Path) -> list[Any]:
-    from inspect_ai.log import list_eval_logs
-
-    return list_eval_logs(str(folder), descending=False, recursive=False) if folder.is_dir() else []
-
-
-def _header(info: Any) -> Any:
-    """Returns the head of a log; `None` of a file that a kill has left without one."""
-    from inspect_ai.log import read_eval_log
-
-    try:
-        return read_eval_log(info, header_only=True)
-    except Exception:  # whatever a broken archive makes of its reader
-        return None
-
-
-def _whole(info: Any) -> frozenset[tuple[str, int]]:
-    from inspect_ai.log import read_eval_log_sample_summaries
-
-    try:
-        return frozenset((str(one.id), one.epoch) for one in read_eval_log_sample_summaries(info) if one.error is None)
-    except Exception:
-        return frozenset()
+    """Returns the newest of the logs of a job that have most samples; `None` if there is none."""
+    readable = [one for one in logs(job) if one.header is not None]
+    return max(reversed(readable), key=lambda one: one.done, default=None)
 
 
 def missing(job: Job, found: Found | None) -> list[tuple[str, int]]:
     """Returns prompt and seed of the samples that are not there yet, in the order in which inspect-ai runs them."""
     there = found.whole if found is not None else frozenset()
     return [
-        (prompt, seed_of(job.seed, problem.id, number))
-        for number in range(1, job.n + 1)
+        (prompt, job.seed_of(problem.id, number))
+        for number in range(1, job.settings.n + 1)
         for problem, prompt in zip(job.task.problems, job.prompts, strict=True)
         if (problem.id, number) not in there
     ]
 
 
 def differing(asked: dict[str, Any], there: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Returns what two records of facts do not agree in: the name, what is asked, and what is there. What only tells
-    where numbers came from (`versions`, `path`, `device`) may differ: a finished log keeps its own."""
-    for name in sorted(asked.keys() | there.keys()):
+    """Returns what two records of facts do not agree in: the name, what is asked, and what is there."""
+    for name in sorted((asked.keys() | there.keys()) - MAY_DIFFER):
         ours, theirs = asked.get(name), there.get(name)
-        if name in ("versions", "path", "label", "device", "source", "example_prompt", "trust_remote_code"):
-            continue
         if isinstance(ours, dict) and isinstance(theirs, dict):
             yield from differing(ours, theirs, f"{above}{name}.")
         elif ours != theirs:
@@ -166,13 +155,14 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
         )
     job.folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        logs = run_eval(
+        ended = run_eval(
             task,
             model=model,
             log_dir=str(job.folder),
             metadata=job.facts,
             display="none",
             log_level="error",
+            ctl_server=False,  # or it listens on a socket in the user's home
             log_realtime=False,  # or it keeps a database of the samples in the user's home
             # The whole log is copied at each write: every sample of a small task, every hundredth part of a large one.
             log_buffer=max(1, job.total // 100),
@@ -184,85 +174,55 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             max_tasks=1,
             score_display=False,
         )
-    if not logs or any(
-        log.status in ("cancelled", "started") for log in logs
-    ):  # Ctrl-C: it returns as if all were well
+    if not ended or ended[0].status in ("cancelled", "started"):  # Ctrl-C: it returns as if all were well
         raise KeyboardInterrupt
-    for log in logs:
-        if log.status == "error":
-            raise RuntimeError(f"{job.task.name}: {log.error.message if log.error else 'inspect-ai failed.'}")
+    if ended[0].error is not None:
+        raise RuntimeError(f"{job.task.name}: {ended[0].error.message}")
 
 
-def discard(job: Job) -> None:
-    """Removes the logs of a job: `run` calls this for `--overwrite`."""
-    for info in _logs(job.folder):
-        header = _header(info)
-        if header is None or header.eval.task == job.task.name:
-            _path(info).unlink(missing_ok=True)
-
-
-def _path(info: Any) -> Path:
-    from urllib.parse import unquote
-
-    return Path(unquote(info.name.removeprefix("file://")))
+def discard(job: Job, keep: Found | None = None) -> None:
+    """Removes the logs of a job, those that cannot be read among them, but for one."""
+    for one in logs(job):
+        if keep is None or one.path != keep.path:
+            one.path.unlink(missing_ok=True)
 
 
 def tidy(job: Job) -> None:
     """Removes the logs of earlier attempts when one holds every sample: `run` calls this at the end of a task."""
     found = find(job)
-    if found is None or found.done < job.total:
-        return
-    for info in _logs(job.folder):
-        header = _header(info)
-        if info.name != found.info.name and (header is None or header.eval.task == job.task.name):
-            _path(info).unlink(missing_ok=True)
+    if found is not None and found.done == job.total:
+        discard(job, keep=found)
 
 
 def samples(job: Job, found: Found) -> list[Sample]:
     """Returns the samples of a log in the order of the problems, those with an error among them."""
     from inspect_ai.log import read_eval_log_samples
 
-    known = {problem.id for problem in job.task.problems}
-    rows = []
-    for one in read_eval_log_samples(found.info, all_samples_required=False):
-        if one.id in known:
-            rows.append(_sample(job, one))
+    rows = [_sample(job, one) for one in read_eval_log_samples(found.info, all_samples_required=False)]
     return in_order(rows, [problem.id for problem in job.task.problems])
 
 
 def _sample(job: Job, one: Any) -> Sample:
     """Returns our record of a sample of inspect-ai's."""
-    seed = seed_of(job.seed, one.id, one.epoch)
+    seed = job.seed_of(one.id, one.epoch)
     score = (one.scores or {}).get("graded")
     if one.error is not None or score is None:
         what = one.error.message if one.error is not None else "it was not graded"
         return Sample(job.task.name, one.id, one.epoch, seed, what, None, "wrong", "error", 0)
-    known = score.metadata
-    return Sample(
-        task=job.task.name,
-        problem=one.id,
-        sample=one.epoch,
-        seed=seed,
-        text=one.output.completion,
-        answer=score.answer,
-        verdict=known["verdict"],
-        stop=known["stop"],
-        tokens=known["tokens"],
-        seconds=one.output.time,
-    )
+    text, seconds = one.output.completion, one.output.time
+    return Sample(job.task.name, one.id, one.epoch, seed, text, score.answer, seconds=seconds, **score.metadata)
 
 
 def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
     """Returns the task as inspect-ai knows it: an epoch is the number of a sample."""
-    from inspect_ai import Epochs
-    from inspect_ai import Task as InspectTask
+    import inspect_ai
     from inspect_ai.dataset import MemoryDataset
     from inspect_ai.dataset import Sample as Row
     from inspect_ai.model import GenerateConfig
     from inspect_ai.scorer import Score, mean, scorer, stderr
     from inspect_ai.solver import solver
 
-    problems = {problem.id: problem for problem in job.task.problems}
+    asked, problems = job.settings, {problem.id: problem for problem in job.task.problems}
     rows = [
         Row(id=problem.id, input=prompt, target=list(problem.gold))
         for problem, prompt in zip(job.task.problems, job.prompts, strict=True)
@@ -271,7 +231,7 @@ def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
     @solver
     def seeded() -> Any:
         async def solve(state: Any, generate: Any) -> Any:
-            return await generate(state, seed=seed_of(job.seed, state.sample_id, state.epoch))
+            return await generate(state, seed=job.seed_of(state.sample_id, state.epoch))
 
         return solve
 
@@ -289,13 +249,13 @@ def _inspect_task(job: Job, grade: Grade, on_sample: Callable[[], None]) -> Any:
 
         return score
 
-    return InspectTask(
+    return inspect_ai.Task(
         name=job.task.name,
         dataset=MemoryDataset(rows, name=job.task.name, location=job.task.source),
         solver=seeded(),
         scorer=graded(),
-        epochs=Epochs(job.n, "mean"),
-        config=GenerateConfig(**job.sampling),
+        epochs=inspect_ai.Epochs(asked.n, "mean"),
+        config=GenerateConfig(temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_new_tokens),
     )
 
 

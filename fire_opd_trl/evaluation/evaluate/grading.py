@@ -22,6 +22,7 @@ one for the last number, and then `\neq 5` is 5. And some ways to write are made
 
 import importlib.metadata
 import importlib.util
+import logging
 import queue
 import re
 import resource
@@ -124,8 +125,6 @@ def as_words(answer: str) -> str | None:
 
 def serve(link, limit: float, memory: int) -> None:
     """What a worker runs: sends "ready", then the verdict on each (gold, answer), and whether it is worn out."""
-    import logging
-
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     verdict(("1",), r"\frac{1}{2}+x")  # the first one builds the tables of the grammar
@@ -194,9 +193,10 @@ class Graders:
         self.limit, self.memory, self.counts, self.replaced = limit, memory, Counter[str](), 0
         self._lock, self._closed = threading.Lock(), False
         self._all: set[Worker] = set()
-        self._free: queue.Queue[tuple[Worker | None, bool]] = queue.Queue()  # is it ready? `None`: all are closed
+        self._places: queue.Queue[Worker | None] = queue.Queue()  # `None`: whoever takes it starts a worker
+        self._workers = workers
         for _ in range(workers):
-            self._free.put((self._start(), False))
+            self._places.put(None)
 
     def __enter__(self) -> "Graders":
         return self
@@ -210,22 +210,21 @@ class Graders:
             self._closed = True
             for worker in self._all:
                 worker.process.kill()
-        with suppress(queue.Empty):
-            while idle := self._free.get_nowait()[0]:  # a busy one is buried by the thread that waits for it
-                idle.kill()
-        self._free.put((None, False))
+        places = [self._places.get() for _ in range(self._workers)]  # the busy ones, too: they are dead
+        for place in places:
+            self._end(place)
+            self._places.put(None)
 
     def grade(self, gold: tuple[str, ...], answer: str) -> str:
         """Returns the verdict on an answer: right if it is equal to any of the gold answers."""
         if not answer.strip():
             found = "no answer"
-        elif answer.strip() in {one.strip() for one in gold}:
+        elif exact(gold, answer) == "right":
             found = "right"
         elif len(answer.strip()) > LONGEST:
             found = "unparsed"
-        elif all(as_words(tidy(one)) for one in gold):
-            words = as_words(tidy(answer)) or tidy(answer).casefold()
-            found = "right" if words in {as_words(tidy(one)) for one in gold} else "wrong"
+        elif all(words := {as_words(tidy(one)) for one in gold}):
+            found = "right" if (as_words(tidy(answer)) or tidy(answer).casefold()) in words else "wrong"
         else:
             found = self._ask(gold, answer)
         with self._lock:
@@ -237,48 +236,41 @@ class Graders:
         return "right" if as_words(tidy(gold)) else self._ask((gold,), gold)
 
     def _ask(self, gold: tuple[str, ...], answer: str) -> str:
-        worker, ready = self._free.get()
-        keep = False
+        worker, ready, worn = self._places.get(), False, True
         try:
-            if worker is not None and ready and worker.process.poll() is not None:
-                worker, ready = self._replacement(worker), False  # it died after its last answer: no fault of this one
-            if worker is None:
-                raise RuntimeError(CLOSED)
-            try:
-                if not ready:
-                    worker.receive(READY_SECONDS)  # its imports are not part of the limit
-                    ready = True
-                worker.send((gold, answer))
-                found, worn = worker.receive(CLOCK * self.limit)
-                keep = not worn
-            except WorkerFailed:
-                if self._closed:
-                    raise RuntimeError(CLOSED) from None
-                if not ready:
-                    raise
-                found = "timeout" if worker.process.poll() in (None, -signal.SIGPROF) else "died"
+            if worker is None or worker.process.poll() is not None:  # it died after its last answer
+                self._end(worker)
+                worker = self._start()
+                worker.receive(READY_SECONDS)  # its imports are not part of the limit
+            ready = True
+            worker.send((gold, answer))
+            found, worn = worker.receive(CLOCK * self.limit)
             return found
-        finally:
-            self._free.put((worker, True) if keep else (self._replacement(worker), False))
-
-    def _replacement(self, worker: Worker | None) -> Worker | None:
-        """Returns the worker that takes the place of one that has ended, or must end; none after the end of all."""
-        if worker is not None:
-            worker.kill()
-        with self._lock:
-            self._all = {one for one in self._all if one is not worker}
+        except WorkerFailed:
             if self._closed:
-                return None
-            self.replaced += 1
-        return self._start()
+                raise RuntimeError(CLOSED) from None
+            if worker is None or not ready:
+                raise
+            return "timeout" if worker.process.poll() in (None, -signal.SIGPROF) else "died"
+        finally:
+            if worn:
+                self._end(worker)
+            self._places.put(None if worn else worker)
 
-    def _start(self) -> Worker | None:
+    def _start(self) -> Worker:
         # Sets of sympy are ordered by hashes in places: the same ones in every worker of every run.
         environment = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        worker = Worker("A grader", f"{__name__}:serve", (self.limit, self.memory), environment)
         with self._lock:
-            if not self._closed:
-                self._all.add(worker)
-                return worker
-        worker.kill()  # closed in the meantime
-        return None
+            if self._closed:
+                raise RuntimeError(CLOSED)
+            worker = Worker("A grader", f"{__name__}:serve", (self.limit, self.memory), environment)
+            self._all.add(worker)
+            return worker
+
+    def _end(self, worker: Worker | None) -> None:
+        """Ends a worker whose place is free; the next answer there gets another."""
+        if worker is not None:
+            worker.kill()
+            with self._lock:
+                self._all.discard(worker)
+                self.replaced += not self._closed

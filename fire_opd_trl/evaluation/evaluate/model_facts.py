@@ -8,27 +8,19 @@ from importlib import metadata
 from pathlib import Path
 
 
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors", "*model*.bin")  # not training_args.bin, nor an optimizer's
 TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-)
-PACKAGES = (
-    "fire-opd-trl",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "inspect-ai",
-    "math-verify",
-    "latex2sympy2_extended",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model", "*.tiktoken",
+)  # fmt: skip
+PACKAGES = "fire-opd-trl torch transformers tokenizers inspect-ai math-verify latex2sympy2_extended".split()
+CONFIG = ("config.json", "adapter_config.json")
+HASHED = {
+    "weights": WEIGHTS,
+    "config": CONFIG,
+    "generation_config": ("generation_config.json",),
+    "tokenizer": TOKENIZER,
+}
 
 
 def model_folder(name: str) -> Path:
@@ -40,7 +32,7 @@ def model_folder(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not _files(path, CONFIG):
             raise ValueError(f"--model {name}: the folder has no config.json, so that it is no model. {_inside(path)}")
         if not _files(path, WEIGHTS):
             raise ValueError(f"--model {name}: the folder has no weights (*.safetensors or *.bin). {_inside(path)}")
@@ -64,13 +56,8 @@ def _inside(path: Path) -> str:
 
 def model_facts(path: Path) -> dict[str, str | None]:
     """Returns the hashes of a model's files; `None` for what it does not have."""
-    facts = {
-        "weights_sha256": _hash(_files(path, WEIGHTS)),
-        "config_sha256": _hash(_files(path, ("config.json", "adapter_config.json"))),
-        "generation_config_sha256": _hash(_files(path, ("generation_config.json",))),
-        "tokenizer_sha256": _hash(_files(path, TOKENIZER)),
-        "chat_template_sha256": _chat_template(path),
-    }
+    facts = {f"{name}_sha256": _hash(_files(path, patterns)) for name, patterns in HASHED.items()}
+    facts["chat_template_sha256"] = _chat_template(path)
     adapter = path / "adapter_config.json"
     if adapter.is_file() and not (path / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""

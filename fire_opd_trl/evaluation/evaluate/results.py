@@ -4,107 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_json
-from ..statistics import LEVEL
+from .summary import by_problem, compare_all, majority_answer, summarize
 
 
 if TYPE_CHECKING:
-    from .problems import Task
+    from .problems import Problem, Task
     from .samples import Sample
-    from .summary import Difference, Summary
 
 
-SCHEMA = "fire-opd-evaluation/1"
-STATES = ("complete", "partial")
-# What results.json holds; docs/results_schema.md says what each key means. A leaf is a type, or several; `[x]` is a
-# list of any length, and `{str: x}` has any keys. There may be more keys than these.
-NUMBER, TEXT = (int, float), (str, type(None))
-MAYBE = (int, float, type(None))
-INTERVAL = [MAYBE]
-ROW = {
-    "id": str,
-    "n": int,
-    "right": int,
-    "truncated": int,
-    "no_answer": int,
-    "ungraded": int,
-    "mean_tokens": MAYBE,
-    "majority": TEXT,
-    "gold": [str],
-}
-SUMMARY = {
-    "problems": int,
-    "n": int,
-    "avg": MAYBE,
-    "stderr": MAYBE,
-    "interval": INTERVAL,
-    "pass_at": {str: MAYBE},
-    "pass_at_stderr": {str: MAYBE},
-    "maj_at_n": MAYBE,
-    "maj_stderr": MAYBE,
-    "truncated": MAYBE,
-    "no_answer": MAYBE,
-    "timeouts": int,
-    "deaths": int,
-    "unparsed": int,
-    "mean_tokens": MAYBE,
-    "tokens_stderr": MAYBE,
-    "missing": int,
-}
-ENTRY = {
-    "table": int,
-    "status": str,
-    "model": {"label": str, "path": str, "hashes": {str: TEXT}},
-    "task": {
-        "name": str,
-        "kind": str,
-        "answer": str,
-        "source": str,
-        "sha256": str,
-        "problems": int,
-        "limit": (int, type(None)),
-    },
-    "prompt": {"style": str, "thinking": bool, "example": str},
-    "backend": {"name": str, "versions": {str: str}, "dtype": str, "device": str},
-    "sampling": {
-        "n": int,
-        "temperature": NUMBER,
-        "top_p": NUMBER,
-        "top_k": (int, type(None)),
-        "max_new_tokens": int,
-        "seed": int,
-    },
-    "grader": {"name": str, "version": TEXT, "limit": MAYBE},
-    "versions": {str: str},
-    "summary": SUMMARY,
-    "rows": [ROW],
-}
-DIFFERENCE = {
-    "table": int,
-    "task": str,
-    "first": str,
-    "second": str,
-    "difference": MAYBE,
-    "interval": INTERVAL,
-    "p": MAYBE,
-    "p_holm": MAYBE,
-    "problems": int,
-    "verdict": str,
-}
-RESULTS = {
-    "schema": str,
-    "command": TEXT,
-    "status": str,
-    "entries": [ENTRY],
-    "differences": [DIFFERENCE],
-    "times": dict,
-}
-VERDICTS = ("higher", "lower", "unclear", "none")  # of `second` against `first`; the keys of evaluation/style.py
+SCHEMA = "fire-opd-evaluation/1"  # docs/results_schema.md says what each key means
 
 
 @dataclass(frozen=True)
@@ -126,13 +40,11 @@ class Table:
 
     @property
     def models(self) -> list[str]:
-        """The labels of the models, in the order in which they were asked for."""
-        return list(dict.fromkeys(entry["model"]["label"] for entry in self.entries))
+        return models_of(self.entries)
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks, in the order in which they were asked for."""
-        return list(dict.fromkeys(entry["task"]["name"] for entry in self.entries))
+        return tasks_of(self.entries)
 
     def of_task(self, task: str) -> list[dict]:
         """Returns the entries of one task, in the order of the models."""
@@ -140,88 +52,62 @@ class Table:
 
     def difference(self, task: str, second: str) -> dict | None:
         """Returns the difference of one model to the first on one task; `None` for the first itself."""
-        first = self.of_task(task)[0]["model"]["label"]
-        found = (
-            one for one in self.differences if (one["task"], one["first"], one["second"]) == (task, first, second)
-        )
-        return next(found, None)
+        return next((one for one in self.differences if (one["task"], one["second"]) == (task, second)), None)
+
+
+def models_of(entries: list[dict]) -> list[str]:
+    """Returns the labels of the models, in the order in which they were asked for."""
+    return list(dict.fromkeys(entry["model"]["label"] for entry in entries))
+
+
+def tasks_of(entries: list[dict]) -> list[str]:
+    """Returns the names of the tasks, in the order in which they were asked for."""
+    return list(dict.fromkeys(entry["task"]["name"] for entry in entries))
 
 
 # Made
 
 
-def entry(
-    *,
-    model: dict,
-    task: Task,
-    limit: int | None,
-    prompt: dict,
-    backend: dict,
-    sampling: dict,
-    grader: dict,
-    versions: dict[str, str],
-    samples: Sequence[Sample],
-    summary: Summary,
-) -> dict:
+def entry(facts: dict, task: Task, samples: Sequence[Sample]) -> dict:
     """
     Returns what results.json says of one model on one task, for [`build`].
 
     Args:
-        model (`dict`): `label`, `path` as the user typed it, `hashes` by name (weights, config, chat template, ...).
+        facts (`dict`):
+            What makes the numbers: `model`, `prompt`, `backend`, `sampling`, `grader` and `versions` as
+            docs/results_schema.md has them, and the `limit` of `task`. `run` takes it from the log.
         task ([`Task`]): The task as it was loaded; its problems say the order of the rows and the golds.
-        limit (`int`, *optional*): The `--limit` that shortened the task.
-        prompt (`dict`): `style`, `thinking`, and one rendered `example`.
-        backend (`dict`): `name`, `versions`, `dtype`, `device` (its kind, not its number).
-        sampling (`dict`): `n`, `temperature`, `top_p`, `top_k` (`None` is off), `max_new_tokens`, `seed`.
-        grader (`dict`): `name`, `version`, `limit` in seconds, and what else decides what is right.
-        versions (`dict`): Versions of the packages that take part.
         samples (`list[Sample]`): All samples of this model on this task that there are.
-        summary ([`Summary`]): Their summary.
     """
-    from .summary import majority_answer
-
-    by_problem: dict[str, list[Sample]] = {problem.id: [] for problem in task.problems}
-    for sample in samples:
-        if sample.stop != "error":
-            by_problem[sample.problem].append(sample)
-    rows = [row(problem.id, problem.gold, by_problem[problem.id], majority_answer) for problem in task.problems]
-    missing = sampling["n"] * len(rows) - sum(one["n"] for one in rows)  # also of problems without any sample
+    summary, rows = summarize(samples, facts["sampling"]["n"], len(task.problems)), by_problem(samples)
     return {
         "table": 0,  # `build` numbers the tables
-        "status": "partial" if missing else "complete",
-        "model": {"label": model["label"], "path": str(model["path"]), "hashes": dict(model["hashes"])},
+        "status": "partial" if summary.missing else "complete",
+        "model": facts["model"],
         "task": {
-            "name": task.name,
-            "kind": task.kind,
-            "answer": task.answer,
-            "source": str(task.source),
-            "sha256": task.sha256,
+            **{name: getattr(task, name) for name in ("name", "kind", "answer", "source", "sha256")},
             "problems": len(task.problems),
-            "limit": limit,
+            "limit": facts["task"]["limit"],
         },
-        "prompt": dict(prompt),
-        "backend": dict(backend),
-        "sampling": dict(sampling),
-        "grader": dict(grader),
-        "versions": dict(sorted(versions.items())),
-        "summary": {**{name: plain(getattr(summary, name)) for name in SUMMARY}, "missing": missing},
-        "rows": rows,
+        **{name: facts[name] for name in ("prompt", "backend", "sampling", "grader", "versions")},
+        "summary": plain(asdict(summary)),
+        "rows": [row(problem, rows.get(problem.id, [])) for problem in task.problems],
     }
 
 
-def row(problem: str, gold: Iterable[str], samples: Sequence[Sample], majority) -> dict:
+def row(problem: Problem, samples: Sequence[Sample]) -> dict:
     """Returns what results.json says of one problem."""
     tokens = [sample.tokens for sample in samples]
     return {
-        "id": problem,
+        "id": problem.id,
         "n": len(samples),
         "right": sum(sample.right for sample in samples),
         "truncated": sum(sample.stop == "length" for sample in samples),
         "no_answer": sum(sample.verdict == "no answer" for sample in samples),
         "ungraded": sum(sample.verdict in ("timeout", "died") for sample in samples),
         "mean_tokens": sum(tokens) / len(tokens) if tokens else None,
-        "majority": majority(samples),
-        "gold": list(gold),
+        "majority": majority_answer(samples),
+        "gold": list(problem.gold),
     }
 
 
@@ -231,8 +117,6 @@ def plain(value: Any) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    if hasattr(value, "item"):  # numpy's
-        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -251,36 +135,29 @@ def build(
         times (`dict`, *optional*): Everything that differs between two equal runs; nothing else may.
     """
     merged: dict[tuple, dict] = {}
+    hashes: dict[str, dict] = {}
     for one in [*(earlier["entries"] if earlier else []), *entries]:
-        same_label = (other for other in merged.values() if other["model"]["label"] == one["model"]["label"])
-        known = next(same_label, one)
-        if known["model"]["hashes"] != one["model"]["hashes"]:
+        label, now = one["model"]["label"], one["model"]["hashes"]
+        was = hashes.setdefault(label, now)
+        if was != now:
+            names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            changed = "; ".join(f"{name} was {was.get(name)}, and is {now.get(name)}" for name in names)
             raise ValueError(
-                f"The model {one['model']['label']!r} of results.json is not the one that was measured now: "
-                f"{changed(known['model'], one['model'])}. Take another --output_dir for it."
+                f"The model {label!r} of results.json is not the one that was measured now: {changed}. Take another "
+                "--output_dir for it."
             )
-        merged[one["model"]["label"], one["task"]["name"], frozen(settings_of(one)), data_of(one)] = one
+        merged[label, one["task"]["name"], frozen(settings_of(one)), frozen(data_of(one))] = one
     numbered = number_tables(list(merged.values()))
-    return {
+    built = {
         "schema": SCHEMA,
         "command": command,
         "status": "partial" if any(one["status"] == "partial" for one in numbered) else "complete",
         "entries": numbered,
-        "differences": [
-            difference
-            for table in grouped(numbered, [])
-            for task in table.tasks
-            for difference in compared(table, task)
-        ],
+        "differences": [],
         "times": {**(earlier["times"] if earlier else {}), **(times or {})},
     }
-
-
-def changed(old: dict, new: dict) -> str:
-    """Returns what differs between two records of a model, in words."""
-    was, now = old["hashes"], new["hashes"]
-    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    return "; ".join(f"{name} was {was.get(name)}, and is {now.get(name)}" for name in names)
+    built["differences"] = [one for table in tables(built) for task in table.tasks for one in compared(table, task)]
+    return built
 
 
 # Tables
@@ -296,105 +173,54 @@ def settings_of(entry: dict) -> dict[str, Any]:
     }
 
 
-def data_of(entry: dict) -> tuple:
+def data_of(entry: dict) -> list:
     """Returns what two numbers of a task must share beside the settings: its data, and who grades the answers."""
-    task = entry["task"]
-    return task["sha256"], task["problems"], task["kind"], task["answer"], frozen(entry["grader"])
+    return [*(entry["task"][name] for name in ("sha256", "problems", "kind", "answer")), entry["grader"]]
 
 
-def frozen(settings: dict[str, Any]) -> str:
+def frozen(settings: Any) -> str:
     """Returns settings as a key."""
     return json.dumps(settings, sort_keys=True)
 
 
 def number_tables(entries: list[dict]) -> list[dict]:
     """Returns entries with the number of their table. Other data under the name of a task make another table."""
-    data: dict[tuple, list[tuple]] = {}  # of a task with some settings
+    variants: dict[tuple[str, str], dict[str, int]] = {}  # of the data of a task with some settings
     numbers: dict[tuple[str, int], int] = {}
     numbered = []
     for one in entries:
-        known = data.setdefault((frozen(settings_of(one)), one["task"]["name"]), [])
-        if data_of(one) not in known:
-            known.append(data_of(one))
-        table = (frozen(settings_of(one)), known.index(data_of(one)))
-        numbered.append({**one, "table": numbers.setdefault(table, len(numbers) + 1)})
+        settings, data = frozen(settings_of(one)), frozen(data_of(one))
+        known = variants.setdefault((settings, one["task"]["name"]), {})
+        variant = known.setdefault(data, len(known))
+        numbered.append({**one, "table": numbers.setdefault((settings, variant), len(numbers) + 1)})
     return numbered
 
 
-def grouped(entries: list[dict], differences: list[dict]) -> list[Table]:
-    """Returns numbered entries as tables, ordered by task and by model as each came first."""
-    models = list(dict.fromkeys(entry["model"]["label"] for entry in entries))
-    tasks = list(dict.fromkeys(entry["task"]["name"] for entry in entries))
-    ordered = sorted(entries, key=lambda one: (tasks.index(one["task"]["name"]), models.index(one["model"]["label"])))
-    return [
-        Table(
-            number,
-            settings_of(next(one for one in ordered if one["table"] == number)),
-            [one for one in ordered if one["table"] == number],
-            [one for one in differences if one["table"] == number],
-        )
-        for number in sorted({one["table"] for one in entries})
-    ]
-
-
 def tables(results: dict) -> list[Table]:
-    """Returns the tables of results; the page and the terminal show them one after the other."""
-    return grouped(results["entries"], results["differences"])
-
-
-# Differences
+    """Returns the tables of results, in which tasks and models are ordered as each came first."""
+    models, tasks = models_of(results["entries"]), tasks_of(results["entries"])
+    of_table: dict[int, list[dict]] = {}
+    for one in sorted(
+        results["entries"], key=lambda one: (tasks.index(one["task"]["name"]), models.index(one["model"]["label"]))
+    ):
+        of_table.setdefault(one["table"], []).append(one)
+    return [
+        Table(number, settings_of(found[0]), found, [one for one in results["differences"] if one["table"] == number])
+        for number, found in sorted(of_table.items())
+    ]
 
 
 def compared(table: Table, task: str) -> list[dict]:
-    """Returns the differences to the first model on one task; `build` makes them anew whenever a model is added."""
-    from .summary import compare_all
-
-    entries = table.of_task(task)
-    if len(entries) < 2:
-        return []
-    found = compare_all({entry["model"]["label"]: counted(entry) for entry in entries})
-    return [
-        {
-            "table": table.number,
-            "task": task,
-            **{name: plain(getattr(one, name)) for name in DIFFERENCE if name not in ("table", "task", "verdict")},
-            "verdict": verdict(one),
-        }
-        for one in found
-    ]
-
-
-def verdict(difference: Difference) -> str:
-    """Returns which of `VERDICTS` a difference has: of the second model, seen from the first."""
-    p = plain(difference.p_holm)
-    if p is None or None in plain(difference.interval):
-        return "none"
-    return "unclear" if p > LEVEL else "higher" if difference.difference > 0 else "lower"
-
-
-def counted(entry: dict) -> list[Sample]:
     """
-    Returns as many right and wrong samples of each problem as the rows count. Differences need no more of a sample,
-    so that a model of an earlier call is compared without its texts.
+    Returns the differences to the first model on one task. They need no more of a sample than the rows count, so that
+    a model of an earlier call is compared without its texts.
     """
-    from .samples import Sample
-
-    return [
-        Sample(
-            task=entry["task"]["name"],
-            problem=row["id"],
-            sample=number,
-            seed=0,
-            text="",
-            answer=None,
-            verdict="right" if number <= row["right"] else "wrong",
-            stop="stop",
-            tokens=0,
-            seconds=None,
-        )
-        for row in entry["rows"]
-        for number in range(1, row["n"] + 1)
-    ]
+    counts = {
+        entry["model"]["label"]: {row["id"]: (row["right"], row["n"]) for row in entry["rows"] if row["n"]}
+        for entry in table.of_task(task)
+    }
+    known = {"table": table.number, "task": task}
+    return [{**known, **plain(asdict(one)), "verdict": one.verdict} for one in compare_all(counts)]
 
 
 # Files
@@ -402,9 +228,6 @@ def counted(entry: dict) -> list[Sample]:
 
 def write(results: dict, path: Path) -> None:
     """Writes results.json, whole or not at all; `run` calls it after every task."""
-    wrong = next(faults(results, RESULTS), None)
-    if wrong:  # of whoever made an entry; nobody could read it again
-        raise TypeError(f"These results are not of {SCHEMA}: {wrong}.")
     write_json(path, results)
 
 
@@ -412,7 +235,7 @@ def read(path: Path) -> dict:
     """Returns what a results.json holds. Raises `ValueError` where it is of another version or no results at all."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no results.json: it cannot be read as JSON ({error}).") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA:
@@ -420,34 +243,11 @@ def read(path: Path) -> dict:
             f"{path} has the schema {schema!r}, and this version of fire_opd_trl reads {SCHEMA!r}. Read it with the "
             "version that wrote it, or evaluate into another --output_dir."
         )
-    wrong = next(faults(results, RESULTS), None)
-    if wrong:
-        raise ValueError(f"{path} says {SCHEMA!r}, but {wrong}. It was changed by hand or cut off: evaluate again.")
+    try:
+        build([], earlier=results)  # which reads all that is compared
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} says {SCHEMA!r}, but its entries cannot be read ({type(error).__name__}: {error}). It was "
+            "changed by hand: evaluate again."
+        ) from error
     return results
-
-
-def faults(value: Any, shape: Any, where: str = "") -> Iterator[str]:
-    """Yields what is wrong with a value, one sentence without a full stop each; nothing if it has the shape."""
-    at = where.lstrip(".") or "the whole"
-    if isinstance(shape, dict) and list(shape) == [str]:
-        if not isinstance(value, dict):
-            yield f"{at} is {value!r}, and should be an object"
-        else:
-            for key, one in value.items():
-                yield from faults(one, shape[str], f"{where}.{key}")
-    elif isinstance(shape, dict):
-        missing = [key for key in shape if not isinstance(value, dict) or key not in value]
-        if missing:
-            yield f"{at} lacks {', '.join(missing)}"
-        else:
-            for key, one in shape.items():
-                yield from faults(value[key], one, f"{where}.{key}")
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            yield f"{at} is {value!r}, and should be a list"
-        else:
-            for number, one in enumerate(value):
-                yield from faults(one, shape[0], f"{where}[{number}]")
-    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
-        names = [kind.__name__ for kind in (shape if isinstance(shape, tuple) else (shape,))]
-        yield f"{at} is {value!r}, and should be of type {' or '.join(names)}"

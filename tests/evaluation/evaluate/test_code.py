@@ -17,16 +17,15 @@ from support.sandbox import REQUIRED, working_sandbox
 
 from fire_opd_trl.evaluation.evaluate.code import (
     CodeGraders,
+    Interpreter,
     data_files,
     dataset_of,
     find_interpreter,
-    programs_of,
-    read_livecodebench,
     read_problems,
     write_livecodebench,
 )
 from fire_opd_trl.evaluation.evaluate.inside import NoPlainData, decode, encode
-from fire_opd_trl.evaluation.evaluate.sandbox import Bubblewrap, SandboxFailed
+from fire_opd_trl.evaluation.evaluate.sandbox import Bubblewrap, Docker, SandboxFailed
 from fire_opd_trl.trainer.ending import Refusal
 
 
@@ -96,6 +95,10 @@ def written(folder, *rows):
     return path
 
 
+def solution(row):
+    return row["prompt"] + row["canonical_solution"]
+
+
 @pytest.fixture(scope="module")
 def graders(tmp_path_factory):
     sandbox = working_sandbox()
@@ -112,15 +115,10 @@ def mbpp(tmp_path_factory):
         yield opened
 
 
-def test_reference_solutions_are_right(graders):
-    for row in (WEAVE, KEPT, HALVED):
-        grade = graders.grade(row["task_id"], row["prompt"] + row["canonical_solution"])
-        assert (grade.base, grade.plus, grade.verdict) == ("right", "right", "right"), grade
-
-
 @pytest.mark.parametrize(
     "problem, program, base, plus",
     [
+        *((row["task_id"][-4:], solution(row), "right", "right") for row in (WEAVE, KEPT, HALVED)),
         (9001, "def weave(left, right):\n    return left + right", "wrong", "wrong"),
         (9001, "def weave(a, b):\n    return [1, 3, 2, 4] if a and a[0] else []", "right", "wrong"),
         (9001, "def weave(a, b):\n    return tuple(x for p in zip(a, b) for x in p)", "wrong", "wrong"),  # as evalplus
@@ -340,7 +338,7 @@ def kept(number):
 @pytest.fixture(scope="module")
 def inputs_of_kept(graders):
     """What the graders know of the problem that hostile programs are given, once an honest one has been there."""
-    assert graders.grade("HumanEval/9002", KEPT["prompt"] + KEPT["canonical_solution"]).verdict == "right"
+    assert graders.grade("HumanEval/9002", solution(KEPT)).verdict == "right"
     return graders.inputs["HumanEval/9002", "base"][0]
 
 
@@ -366,28 +364,25 @@ def test_hostile_programs_fail(graders, inputs_of_kept, kind, monkeypatch):
     assert grade.verdict == expected.get(kind, grade.verdict), grade
 
 
-def test_after_all_that_honest_programs_are_right(graders):
-    judge = graders.judge.process.pid
-    with ThreadPoolExecutor(4) as threads:  # more than the graders have places
-        grades = list(
-            threads.map(
-                lambda _: graders.grade("HumanEval/9002", KEPT["prompt"] + KEPT["canonical_solution"]), range(4)
-            )
-        )
-    assert {grade.verdict for grade in grades} == {"right"}
-    assert graders.judge.process.pid == judge
+def test_after_all_that_honest_programs_are_right_and_a_judge_that_dies_costs_nothing(graders):
+    for dies in (False, True):
+        judge = graders.judge.process.pid
+        if dies:
+            os.killpg(judge, signal.SIGKILL)
+        with ThreadPoolExecutor(4) as threads:  # more than the graders have places
+            grades = threads.map(lambda _: graders.grade("HumanEval/9002", solution(KEPT)), range(4))
+            assert {grade.verdict for grade in grades} == {"right"}
+        assert (graders.judge.process.pid != judge) is dies
 
 
-def test_a_judge_that_dies_costs_nothing(graders):
-    os.killpg(graders.judge.process.pid, signal.SIGKILL)
-    assert graders.grade("HumanEval/9001", WEAVE["prompt"] + WEAVE["canonical_solution"]).verdict == "right"
-
-
-def test_a_reference_that_fails_is_no_verdict(graders):
+def test_a_reference_that_fails_and_a_sandbox_that_does_not_start_are_no_verdict(graders, monkeypatch):
     with pytest.raises(SandboxFailed, match="inputs HumanEval/9006 of .*problems.jsonl: IndexError"):
         graders.grade("HumanEval/9006", WEAVE["prompt"])
     with pytest.raises(ValueError, match="no problem 'HumanEval/1'"):
         graders.grade("HumanEval/1", "x")
+    monkeypatch.setattr(graders, "command", ["/bin/sh", "-c", "echo torn >&2; exit 1"])
+    with pytest.raises(SandboxFailed, match="bubblewrap no longer starts: torn"):
+        graders.grade("HumanEval/9001", solution(WEAVE))
 
 
 def test_problems_that_evalplus_cannot_read_are_refused_at_once(tmp_path):
@@ -448,7 +443,7 @@ def test_the_file_of_problems_is_read_or_refused_with_its_line(tmp_path):
     with pytest.raises(ValueError, match="line 2: no plus_input. The file must be HumanEvalPlus.jsonl"):
         read_problems(written(tmp_path, WEAVE, {name: WEAVE[name] for name in WEAVE if name != "plus_input"}))
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="bad.jsonl, line 1: no JSON object"):
+    with pytest.raises(ValueError, match="bad.jsonl line 1 is not JSON"):
         read_problems(tmp_path / "bad.jsonl")
     with pytest.raises(ValueError, match="problems.parquet: evalplus reads .jsonl"):
         read_problems(tmp_path / "problems.parquet")
@@ -462,6 +457,23 @@ def test_an_interpreter_without_evalplus_is_refused(tmp_path):
         find_interpreter(tmp_path / "python", Bubblewrap())
     with pytest.raises(Refusal, match="has no evalplus; version 0.3.1 is needed"):
         find_interpreter(sys.executable, Bubblewrap())
+    (tmp_path / "text").write_text("no program")
+    with pytest.raises(Refusal, match="text' is no Python that runs"):
+        find_interpreter(tmp_path / "text", Bubblewrap())
+
+
+def test_an_image_of_docker_has_the_interpreter_or_the_refusal_says_how_to_build_it(tmp_path, monkeypatch):
+    """A stand-in for docker: no daemon runs where these tests run."""
+    docker = tmp_path / "docker"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for said, code in (('["3.11.7", "0.3.1", "/usr/local", "/usr/local"]', 0), ("Unable to find image", 125)):
+        docker.write_text(f"#!/bin/sh\necho '{said}' >&{2 if code else 1}; exit {code}\n")
+        docker.chmod(0o755)
+        if code:
+            with pytest.raises(Refusal, match="Unable to find image. Build the image fire-opd-evalplus"):
+                find_interpreter(None, Docker())
+        else:
+            assert find_interpreter(None, Docker()) == Interpreter("python3", "3.11.7")
 
 
 def test_data_of_a_benchmark_beside_the_interpreter_is_found(tmp_path):
@@ -472,18 +484,13 @@ def test_data_of_a_benchmark_beside_the_interpreter_is_found(tmp_path):
     assert sorted(path.name for path in data_files(tmp_path)) == ["HumanEval.jsonl.gz", "MbppPlus-v0.2.0.jsonl"]
 
 
-def test_livecodebench_gets_the_programs_of_each_question_in_its_order_and_its_verdicts_are_read(tmp_path):
+def test_livecodebench_gets_the_programs_of_each_question_in_its_order(tmp_path):
     samples = tmp_path / "student.livecodebench.jsonl"
     rows = [("b_1", 1, "two"), ("abc301_a", 2, None), ("abc301_a", 1, "one"), ("3", 1, "three"), ("3", 2, "four")]
     names = ("problem", "sample", "answer")
     samples.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
-    path = write_livecodebench(tmp_path / "samples.json", programs_of(samples))
-    assert json.loads(path.read_text()) == [["three", "four"], ["one", ""], ["two"]]
-    graded = tmp_path / "samples_codegeneration_output_eval_all.json"
-    graded.write_text(
-        json.dumps([{"question_id": name, "graded_list": [right]} for name, right in (("b", 1), ("a", 0))])
-    )
-    assert read_livecodebench(graded) == {"a": [False], "b": [True]}
+    write_livecodebench(samples, tmp_path / "student.json")
+    assert json.loads((tmp_path / "student.json").read_text()) == [["three", "four"], ["one", ""], ["two"]]
 
 
 def literal_inputs(test):
@@ -521,7 +528,7 @@ def test_all_reference_solutions_of_humaneval_are_right(tmp_path):
     with CodeGraders(Path(path), sandbox, interpreter) as graders, ThreadPoolExecutor(2) as threads:
 
         def grade(row):
-            return graders.grade(row["task_id"], row["prompt"] + row["canonical_solution"])
+            return graders.grade(row["task_id"], solution(row))
 
         verdicts = Counter(grade.verdict for grade in threads.map(grade, rows))
     assert verdicts == {"right": 164}

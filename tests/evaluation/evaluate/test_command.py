@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import fields
 
 import pytest
 
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import command, run
+from fire_opd_trl.evaluation.evaluate.settings import Settings
 
 
 @pytest.fixture
@@ -23,15 +25,15 @@ def called(monkeypatch):
         calls.append({"models": models, "tasks": tasks, **options})
         return {"entries": [], "status": "complete"}
 
-    defaults = command.defaults()
     monkeypatch.setattr(run, "evaluate", evaluate)
-    monkeypatch.setattr(command, "defaults", lambda: defaults)
     return calls
 
 
 def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins(called, tmp_path, capsys):
     config = tmp_path / "evaluate.yaml"
-    config.write_text("model: [a, b]\ntasks: math500,own.jsonl\nn: 4\nthinking: on\ntop_p: 0.9\nlimit: 10\n")
+    config.write_text(
+        "model: [a, b]\ntasks: math500,own.jsonl\nn: 4\nthinking: on\ntop_p: 0.9\nlimit: 10\nseed: null\n"
+    )
     assert command.main(["--config", str(config), "--n", "2", "--model", "c", "--model", "d", "e"]) == 0
     (call,) = called
     assert call.pop("command").startswith("fire-opd evaluate --config ")
@@ -41,6 +43,8 @@ def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins
     }  # fmt: skip
     command.main(["--model", "a", "--tasks", "math500", "--thinking", "off", "--overwrite"])
     assert called[1]["thinking"] is False and called[1]["overwrite"] is True
+    command.main(["--model", "a", "--tasks", "b", "--vllm_args", "--enforce-eager", "--n", "2"])
+    assert (called[2]["vllm_args"], called[2]["n"]) == ("--enforce-eager", 2)
     assert "inspect view --log-dir" in capsys.readouterr().out
 
 
@@ -66,7 +70,7 @@ def test_every_option_of_evaluate_is_an_option_with_help(capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and all(f"--{name} " in said for name in command.defaults())
+    assert ended.value.code == 0 and all(f"--{one.name} " in said for one in fields(Settings))
     assert "3 partial" in said
     with pytest.raises(SystemExit) as ended:
         command.main(["--n", "x"])

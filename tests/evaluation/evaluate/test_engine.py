@@ -7,6 +7,9 @@ import pytest
 from fire_opd_trl.evaluation.evaluate import engine
 from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
 from fire_opd_trl.evaluation.evaluate.samples import seed_of
+from fire_opd_trl.evaluation.evaluate.sandbox import SandboxFailed
+from fire_opd_trl.evaluation.evaluate.settings import Settings
+from fire_opd_trl.evaluation.evaluate.summary import summarize
 
 
 PROBLEMS = tuple(Problem(f"p{index}", f"{index}+1=", (str(index + 1),)) for index in range(3))
@@ -15,9 +18,8 @@ TASK = Task("sums", "exact", "semicolon", "here", "0", PROBLEMS, "none")
 
 @pytest.fixture
 def job(tmp_path):
-    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 9}
     prompts = tuple(problem.text for problem in PROBLEMS)
-    return engine.Job(TASK, tmp_path / "logs", {"a": {"b": 1}}, prompts, 2, 42, sampling, 4)
+    return engine.Job(TASK, tmp_path / "logs", {"a": {"b": 1}}, prompts, Settings(n=2, max_new_tokens=9), 4)
 
 
 def model(answer):
@@ -106,3 +108,20 @@ def test_facts_that_make_numbers_are_compared(job):
     there = {"model": {"hashes": {"weights": "1"}, "path": "a"}, "versions": {"torch": "1"}, "n": 1}
     asked = {"model": {"hashes": {"weights": "2"}, "path": "b"}, "versions": {"torch": "2"}, "n": 1, "new": 0}
     assert list(engine.differing(asked, there)) == [("model.hashes.weights", "2", "1"), ("new", 0, None)]
+    there = {"arguments": {"tensor-parallel-size": "2", "quantization": "fp8"}}
+    assert list(engine.differing({"arguments": {"dp": "4"}}, there)) == [("arguments.quantization", None, "fp8")]
+
+
+def test_a_grader_that_fails_makes_a_missing_sample_and_no_wrong_one(job):
+    async def broken(problem, text):
+        if problem.id == "p1":
+            raise SandboxFailed("bubblewrap no longer starts")
+        return await grade(problem, text)
+
+    engine.run(job, model(right), broken, lambda: None, None)
+    found = engine.find(job)
+    samples = engine.samples(job, found)
+    assert [one.failed for one in samples] == [False, False, True, True, False, False]
+    assert "no longer starts" in samples[2].text
+    summary = summarize(samples, job.settings.n, len(PROBLEMS))
+    assert summary.missing == 2 == len(engine.missing(job, found)) and summary.avg == 1.0

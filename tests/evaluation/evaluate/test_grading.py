@@ -168,18 +168,14 @@ x^2+1 | (x+i)(x-i)
 """)
 
 
-@pytest.mark.parametrize("expected", [True, False])
-def test_answers_are_graded_as_a_teacher_would(graders, expected):
-    pairs = RIGHT if expected else WRONG
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [(RIGHT, True), (WRONG, False), (FALSE_RIGHT, True), (FALSE_WRONG, False)],
+    ids=["right", "wrong", "right, says math-verify", "wrong, says math-verify"],
+)
+def test_answers_are_graded_as_a_teacher_would_or_as_math_verify_is_known_to(graders, pairs, expected):
     verdicts = [(gold, answer, graders.grade((gold,), answer)) for gold, answer in pairs]
     assert [one for one in verdicts if (one[2] == "right") is not expected] == []
-
-
-@pytest.mark.parametrize("says", [True, False])
-def test_what_math_verify_gets_wrong_is_known(graders, says):
-    pairs = FALSE_RIGHT if says else FALSE_WRONG
-    verdicts = [(gold, answer, graders.grade((gold,), answer)) for gold, answer in pairs]
-    assert [one for one in verdicts if (one[2] == "right") is not says] == []
 
 
 def test_any_of_several_gold_answers_is_right(graders):
@@ -254,20 +250,15 @@ def test_hostile_answers_cost_a_timeout_each_and_nothing_else(graders):
     work = [(name, ("10",), answer) for name, (answer, _) in HOSTILE.items()]
     work += [("right", (str(k),), f"{k}.0") for k in range(20)] + [("wrong", (str(k),), str(k + 1)) for k in range(20)]
     random.Random(0).shuffle(work)
-    costs: dict[str, float] = {}
 
     def grade(job: tuple[str, tuple[str, ...], str]) -> tuple[str, str]:
         return job[0], graders.grade(*job[1:])
 
-    start = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(grade, work))
-    costs["all"] = time.monotonic() - start
     hostile = {name: verdict for name, verdict in verdicts if name in HOSTILE}
-    print(f"{len(work)} answers in {costs['all']:.1f} s: {hostile}")
     assert [one for one in verdicts if one[0] not in HOSTILE and one[0] != one[1]] == []
-    assert {name for name, (_, slow) in HOSTILE.items() if slow} <= {n for n, v in hostile.items() if v == "timeout"}
-    assert not {name for name, (_, slow) in HOSTILE.items() if slow is False and hostile[name] == "timeout"}
+    assert all(slow is None or (hostile[name] == "timeout") is slow for name, (_, slow) in HOSTILE.items()), hostile
     assert set(hostile.values()) <= {"timeout", "unparsed", "wrong", "died"}
     timeouts = sum(verdict in ("timeout", "died") for verdict in hostile.values())
     found = graders.counts - counted
@@ -322,7 +313,7 @@ def is_running(pid: int) -> bool:
 
 def test_no_process_outlives_its_graders():
     graders = Graders(workers=2, limit=60)
-    assert graders.grade(("10",), "10.0") == "right"
+    assert [graders.grade(("10",), "10.0") for _ in range(2)] == ["right"] * 2
     found = list(graders._all)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(graders.grade, ("10",), "9^{9^{9^9}}") for _ in range(3)]  # one of them waits

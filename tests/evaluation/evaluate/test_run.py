@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import engine, provider, run
 from fire_opd_trl.evaluation.evaluate.problems import Problem, Task
 from fire_opd_trl.evaluation.evaluate.run import Interrupted, evaluate
+from fire_opd_trl.evaluation.evaluate.settings import Settings
 
 
 TASK = Task("sums", "exact", "semicolon", "here", "0", (Problem("p", "1+1=", ("2",)),), "none")
@@ -75,10 +77,10 @@ def test_an_interrupted_evaluation_is_partial_and_goes_on_with_the_missing_sampl
     first, student, tmp_path, monkeypatch
 ):
     asked = []
-    grade, seen = run.by_text, []
+    grader, seen = run.grader, []
 
-    def counting(task):
-        inner = grade(task)
+    def counting(task, judge):
+        inner = grader(task, judge)
 
         async def counted(problem, text):
             seen.append(problem.id)
@@ -86,14 +88,14 @@ def test_an_interrupted_evaluation_is_partial_and_goes_on_with_the_missing_sampl
 
         return counted
 
-    monkeypatch.setattr(run, "by_text", counting)
+    monkeypatch.setattr(run, "grader", counting)
     sample = engine.run
 
     def stopped(job, model, grade, on_sample, found):
         """A run whose last four samples are lost, as by a kill: those that its log has are all there is."""
         asked.append(len(engine.missing(job, found)))
         if found is None:
-            part = engine.Job(**{**vars(job), "n": 1})
+            part = replace(job, settings=replace(job.settings, n=1))
             sample(part, model, grade, on_sample, None)
             raise KeyboardInterrupt
         sample(job, model, grade, on_sample, found)
@@ -111,10 +113,10 @@ def test_an_interrupted_evaluation_is_partial_and_goes_on_with_the_missing_sampl
 
 
 def test_an_error_in_one_sample_costs_that_sample_and_is_run_again(first, student, tmp_path, monkeypatch):
-    grade, broken = run.by_text, [True]
+    grader, broken = run.grader, [True]
 
-    def breaking(task):
-        inner = grade(task)
+    def breaking(task, judge):
+        inner = grader(task, judge)
 
         async def maybe(problem, text):
             if problem.id == task.problems[2].id and broken:
@@ -124,7 +126,7 @@ def test_an_error_in_one_sample_costs_that_sample_and_is_run_again(first, studen
 
         return maybe
 
-    monkeypatch.setattr(run, "by_text", breaking)
+    monkeypatch.setattr(run, "grader", breaking)
     results = evaluate(student, "embedded", output_dir=tmp_path, **SETTINGS)
     assert results["status"] == "partial" and results["entries"][0]["summary"]["missing"] == 1
     rows = samples_of(tmp_path)
@@ -186,27 +188,27 @@ def test_a_second_model_and_a_file_of_ones_own_are_added_and_compared(first, stu
 def test_models_of_one_name_have_labels_of_their_own(student, tmp_path):
     other = shutil.copytree(student, tmp_path / "b" / "student")
     names = [str(student), str(other)]
-    labels = [label for _, _, label, _ in run.named_models(names, tmp_path / "out")]
+    labels = [model.label for model in run.models_of(names, tmp_path / "out")]
     assert labels == [f"{student.parent.name}-student", "b-student"]
-    model = run.Model(str(other), other, "student", {})
-    run.remember([model], tmp_path / "out")  # an earlier call knew it alone, and by this name
-    labels = [label for _, _, label, _ in run.named_models(names, tmp_path / "out")]
+    run.write_whole(
+        tmp_path / "out/logs/student/model.txt", f"{str(other).strip('/')}\n"
+    )  # known alone, by an earlier call
+    labels = [model.label for model in run.models_of(names, tmp_path / "out")]
     assert labels == [f"{student.parent.name}-student", "student"]
+    run.write_whole(tmp_path / "out/logs/b-student/model.txt", "another/b/student\n")
+    assert [model.label for model in run.models_of(names[1:], tmp_path / "out")] == ["student"]
+    with pytest.raises(ValueError, match="student is named twice"):
+        run.models_of([names[0], names[0] + "/"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"n": 0}, "--n 0: give at least 1"),
-        ({"temperature": 0.0}, "--temperature 0 gives the same answer each time: --n 2"),
-        ({"top_p": 0.0}, "--top_p 0.0"),
-        ({"limit": 0}, "--limit 0"),
-        ({"prompt_style": "boxd"}, "there are boxed, authors, none. Did you mean"),
-        ({"backend": "vlm"}, "there are transformers, vllm. Did you mean"),
-        ({"sandbox": "chroot"}, "--sandbox chroot: there are bubblewrap, docker"),
+        ({"device": "cudda"}, "--device cudda: "),
         ({"tasks": "embeded"}, "embedded"),
         ({"tasks": ""}, "--tasks: name at least one task"),
-        ({"tasks": "embedded,embedded"}, "embedded is named twice"),
+        ({"tasks": "embedded,embedded"}, "two tasks are called embedded"),
         ({"models": "no/such/folder"}, "there is no such folder"),
     ],
 )  # fmt: skip
@@ -228,17 +230,13 @@ def test_an_old_python_and_a_missing_extra_are_one_sentence_each(monkeypatch):
         evaluate("student", "embedded")
 
 
-def test_prompts_without_room_for_an_answer_are_refused(student, tmp_path, monkeypatch, capsys):
+def test_prompts_without_room_for_an_answer_are_refused(student, tmp_path, monkeypatch):
     monkeypatch.setattr(provider, "load", lambda *arguments: pytest.fail("a model was loaded"))
     own = tmp_path / "own.jsonl"
     for problem, said in (("1" * 200, "has 200 tokens of 128"), ("words", "has no token")):
         own.write_text(json.dumps({"problem": problem, "answer": "1"}) + "\n")
         with pytest.raises(ValueError, match=said):
             evaluate(student, str(own), output_dir=tmp_path / "out", prompt_style="none", **SETTINGS)
-    example, context = provider.read_prompts(student, ["1+1="], 200, False, False)
-    assert (example, context) == ("1+1=", 128) and provider.read_prompts(student, ["1+1="], 20, False, False)[
-        1
-    ] is None
 
 
 def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
@@ -262,12 +260,12 @@ def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
 
     problem = Problem("HumanEval/0", "def one(): ...", (), {"entry_point": "one"})
     own = Task("own", "code", "code", "Own.jsonl", "", (problem,), "boxed")
-    with pytest.raises(ValueError, match="needs a sandbox"), run.graders_of([own], 3, None, None):
+    with pytest.raises(ValueError, match="needs a sandbox"), run.graders_of([own], Settings(graders=3)):
         pass
     monkeypatch.setattr(code, "CodeGraders", Tests)
-    monkeypatch.setattr(code, "find_interpreter", lambda path: "a python")
+    monkeypatch.setattr(code, "find_interpreter", lambda path, where: "a python")
     monkeypatch.setattr(sandbox, "make_sandbox", lambda name: "a sandbox")
-    with run.graders_of([own], 3, "bubblewrap", None) as graded:
+    with run.graders_of([own], Settings(graders=3, sandbox="bubblewrap")) as graded:
         grade, facts = graded["own"]
         found = asyncio.run(grade(problem, "Here:\n```python\ndef one(): return 1\n```"))
         assert (found.verdict, found.note) == ("wrong", "base: right. HumanEval/0: def one(): return 1")
@@ -277,7 +275,7 @@ def test_code_is_graded_by_its_tests_and_refused_without_a_sandbox(monkeypatch):
 def test_mathematics_is_graded_by_processes(tmp_path):
     problem = Problem("p", "1/2 as a decimal?", ("\\frac{1}{2}",), {})
     own = Task("own", "math", "boxed", "own.jsonl", "", (problem,), "boxed")
-    with run.graders_of([own], 1, None, None) as graded:
+    with run.graders_of([own], Settings(graders=1)) as graded:
         grade, facts = graded["own"]
         texts = ["\\boxed{1} or \\boxed{0.5}", "\\boxed{2}", "0.5"]
         verdicts = [asyncio.run(grade(problem, text)).verdict for text in texts]
@@ -303,8 +301,8 @@ def test_a_log_that_is_not_whole_is_not_gone_on_with_by_another_engine(monkeypat
     def facts(version):
         return {"backend": {"name": "transformers", "versions": {"torch": version}}}
 
-    asked = engine.Job(TASK, tmp_path, facts("2.1"), ("1+1=",), 1, 0, {}, 1)
-    model = run.Model("a", tmp_path, "a", {})
+    asked = engine.Job(TASK, tmp_path, facts("2.1"), ("1+1=",), Settings(n=1), 1)
+    model = run.Model("a", tmp_path, "a", "a")
 
     def found(*whole):
         header = SimpleNamespace(eval=SimpleNamespace(metadata=facts("2.0")))

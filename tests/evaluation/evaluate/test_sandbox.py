@@ -18,6 +18,7 @@ from fire_opd_trl.evaluation.evaluate.sandbox import (
     Docker,
     Ended,
     Limits,
+    Order,
     TimedOut,
     TooLong,
     make_sandbox,
@@ -63,7 +64,7 @@ def said(sandbox, code, limits=None, **options):
         try:
             return json.loads(running.line(SECONDS))
         except Ended:
-            pytest.fail(running.complaint())
+            pytest.fail(running.kill())
 
 
 def processes_with(mark):
@@ -89,106 +90,23 @@ def gone(mark):
     return True
 
 
-def test_it_reaches_no_network(sandbox, tmp_path):
-    with (
-        closing(socket.create_server(("127.0.0.1", 0))) as server,
-        closing(socket.socket(socket.AF_UNIX)) as named,
-        closing(socket.socket(socket.AF_UNIX)) as abstract,
-    ):
-        named.bind(str(tmp_path / "socket"))
-        named.listen()
-        abstract.bind(f"\0fire-opd-{os.getpid()}")
-        abstract.listen()
-        port = server.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port), 2).close()  # from outside it is there
-        found = said(
-            sandbox,
-            f"""
-def unix(name):
-    with socket.socket(socket.AF_UNIX) as link:
+LOOK = """
+def connect(family, name):
+    with socket.socket(family) as link:
+        link.settimeout(2)
         return link.connect(name)
-say(port=outcome(lambda: str(socket.create_connection(("127.0.0.1", {port}), 2))),
-    name=outcome(lambda: socket.gethostbyname("example.com")),
-    far=outcome(lambda: str(socket.create_connection(("192.0.2.1", 80), 2))),
-    named=outcome(lambda: unix({str(tmp_path / "socket")!r})),
-    abstract=outcome(lambda: unix("\\0fire-opd-{os.getpid()}")),
-    interfaces=[line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]])
-""",
-        )
-    assert found == {
-        "port": "ConnectionRefusedError",
-        "name": "gaierror",
-        "far": "OSError",
-        "named": "FileNotFoundError",
-        "abstract": "ConnectionRefusedError",
-        "interfaces": ["lo"],
-    }
-
-
-def test_it_reads_no_file_of_the_user(either, tmp_path, monkeypatch):
-    monkeypatch.setenv("FIRE_OPD_CANARY", "a-secret-of-this-process")
-    (tmp_path / "secret").write_text("x")
-    places = ["/etc/passwd", "/etc/shadow", str(Path.home()), str(tmp_path), "/home", "/var", "/sys", "/run", "/boot"]
-    found = said(
-        either,
-        f"""
 def everything():
     texts = [repr(dict(os.environ))]
     for name in os.listdir("/proc"):
         if name.isdecimal():
-            texts.append(outcome(lambda: open(f"/proc/{{name}}/environ", "rb").read().decode()))
+            texts.append(outcome(lambda: open(f"/proc/{name}/environ", "rb").read().decode()))
     return " ".join(texts)
-seen = [path for path in {places!r} if os.path.exists(path)]
-say(seen=[path for path in seen if os.path.isfile(path) or os.listdir(path) not in ([], [".pyenv"])],
-    canary="a-secret" in everything(), root=sorted(os.listdir("/")))
-""",
-    )
-    assert found["seen"] == [] and not found["canary"]
-    assert set(found["root"]) <= {
-        "usr",
-        "bin",
-        "sbin",
-        "lib",
-        "lib32",
-        "lib64",
-        "libx32",
-        "proc",
-        "dev",
-        "tmp",
-        "etc",
-    } | {folder.parts[1] for folder in FOLDERS}
-
-
-def test_it_reads_only_what_it_is_shown_and_not_what_is_hidden_in_it(sandbox, tmp_path):
-    tmp_path.chmod(0o755)
-    shown = tmp_path / "shown"
-    (shown / "hidden").mkdir(parents=True)
-    for name in ("open", "closed", "hidden/inner"):
-        (shown / name).write_text("text")
-    code = f"""
-os.chdir({str(shown)!r})
-say(open=open("open").read(), closed=outcome(lambda: open("closed").read()), hidden=os.listdir("hidden"),
-    write=outcome(lambda: open("open", "w")))
-"""
-    with sandbox.start(
-        [PYTHON, "-I", "-S", "-c", HELP + code], None, [*FOLDERS, shown], hide=[shown / "closed", shown / "hidden"]
-    ) as running:
-        found = json.loads(running.line(SECONDS))
-    assert found["open"] == "text" and found["closed"] in ("", "PermissionError") and found["hidden"] == []
-    assert found["write"] == "OSError" and (shown / "open").read_text() == "text"
-
-
-def test_it_writes_nothing_outside_and_little_inside(either, tmp_path):
-    tmp_path.chmod(0o777)
-    found = said(
-        either,
-        f"""
-def fill(folder, size=1 << 20):
+def fill(folder):
     written = 0
     for number in range(300):
         try:
-            with open(f"{{folder}}/{{number}}", "wb") as file:
-                written += file.write(bytes(size))
+            with open(f"{folder}/{number}", "wb") as file:
+                written += file.write(bytes(1 << 20))
         except OSError as error:
             return written
     return written
@@ -196,37 +114,96 @@ def grow():
     with open("/tmp/big", "wb", buffering=0) as file:
         for _ in range(100):
             file.write(bytes(1 << 20))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-where = ["/", "/usr", "/usr/lib", "/etc", "/dev", "/proc", {str(tmp_path)!r}, {str(Path.home())!r}]
-say(written=[path for path in where if outcome(lambda: open(path + "/x", "w").close() or "yes") == "yes"],
-    grow=outcome(grow), size=os.path.getsize("/tmp/big"), removed=os.remove("/tmp/big"),
-    filled=fill("/tmp"), shared=fill("/dev/shm"),
-    memory=outcome(lambda: os.memfd_create("x")))
-""",
-    )
-    assert found["written"] == [] and list(tmp_path.iterdir()) == []
-    assert found["grow"] == "OSError" and found["size"] == Limits().file_size
-    assert 1 << 24 < found["filled"] <= Limits().disk and found["shared"] <= Limits().disk
-    assert seccomp_filter() is None or found["memory"] == "PermissionError"
-
-
-def test_memory_is_bounded(sandbox):
-    found = said(
-        sandbox,
-        """
 def slowly():
     kept = []
     while len(kept) < 8000:
         kept.append(bytearray(1 << 20))
-def shared():
-    return ctypes.CDLL(None, use_errno=True).shmget(0, ctypes.c_size_t(1 << 30), 0o1600)
-say(at_once=outcome(lambda: bytearray(8 << 30)), slowly=outcome(slowly),
-    mapped=outcome(lambda: mmap.mmap(-1, 8 << 30)), shared=shared())
-""",
-        Limits(memory=256 << 20),
-    )
-    assert found["at_once"] == found["slowly"] == "MemoryError" and found["mapped"] == "OSError"
-    assert seccomp_filter() is None or found["shared"] == -1
+asked = json.loads(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+library = ctypes.CDLL(None, use_errno=True)
+os.chdir(asked["shown"])
+seen = [path for path in asked["closed"] if os.path.exists(path)]
+say(
+    network=[
+        outcome(lambda: connect(socket.AF_INET, ("127.0.0.1", asked["port"]))),
+        outcome(lambda: socket.gethostbyname("example.com")),
+        outcome(lambda: connect(socket.AF_INET, ("192.0.2.1", 80))),
+        outcome(lambda: connect(socket.AF_UNIX, asked["named"])),
+        outcome(lambda: connect(socket.AF_UNIX, "\\0" + asked["abstract"])),
+    ],
+    interfaces=[line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]],
+    seen=[path for path in seen if os.path.isfile(path) or os.listdir(path) not in ([], [".pyenv"])],
+    canary="a-secret" in everything(), root=os.listdir("/"),
+    open=open("open").read(), hidden=[outcome(lambda: open("closed").read()), os.listdir("hidden")],
+    written=[path for path in asked["write"] if outcome(lambda: open(path + "/x", "w").close() or "yes") == "yes"],
+    opened=outcome(lambda: open("open", "w")),
+    outside=outcome(lambda: os.kill(asked["pid"], 9) or "killed"), first=outcome(lambda: os.kill(1, 9) or "killed"),
+    root_user=outcome(lambda: os.setuid(0) or "root"), user=os.getuid(),
+    raised=outcome(lambda: __import__("resource").setrlimit(7, (1000, 1000)) or "raised"),
+    refused=[library.unshare(0x10000000), library.mount(b"x", b"/tmp", b"tmpfs", 0, None)],
+    filtered=[library.ptrace(0, 0, 0, 0), library.shmget(0, ctypes.c_size_t(1 << 30), 0o1600),
+              outcome(lambda: os.memfd_create("x"))],
+    terminal=outcome(lambda: os.open("/dev/tty", os.O_RDWR)),
+    grow=outcome(grow), size=os.path.getsize("/tmp/big"), removed=os.remove("/tmp/big"),
+    filled=fill("/tmp"), shared=fill("/dev/shm"),
+    memory=[outcome(lambda: bytearray(8 << 30)), outcome(slowly), outcome(lambda: mmap.mmap(-1, 8 << 30))],
+)
+"""
+
+
+def test_it_reaches_reads_writes_and_gains_nothing(either, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIRE_OPD_CANARY", "a-secret-of-this-process")
+    shown, limits = tmp_path / "shown", Limits(memory=256 << 20)
+    (shown / "hidden").mkdir(parents=True)
+    for path in ("secret", "shown/open", "shown/closed", "shown/hidden/inner"):
+        (tmp_path / path).write_text("text")
+    for folder in (tmp_path, shown):
+        folder.chmod(0o777)
+    closed = ["/etc/passwd", "/etc/shadow", "/home", "/var", "/sys", "/run", "/boot"]
+    asked = {
+        "pid": os.getpid(),
+        "shown": str(shown),
+        "named": str(tmp_path / "socket"),
+        "abstract": f"fire-opd-{os.getpid()}",
+        "closed": [*closed, str(Path.home()), str(tmp_path / "secret")],
+        "write": ["/", "/usr", "/usr/lib", "/etc", "/dev", "/proc", str(shown), str(Path.home())],
+    }
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as server,
+        closing(socket.socket(socket.AF_UNIX)) as named,
+        closing(socket.socket(socket.AF_UNIX)) as abstract,
+    ):
+        for link, name in ((named, asked["named"]), (abstract, "\0" + asked["abstract"])):
+            link.bind(name)
+            link.listen()
+        asked["port"] = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", asked["port"]), 2).close()  # from outside it is there
+        command = [PYTHON, "-I", "-S", "-c", HELP + LOOK, json.dumps(asked)]
+        hide = [shown / "closed", shown / "hidden"]
+        with either.start(command, limits, [*FOLDERS, shown], hide=hide) as running:
+            try:
+                found = json.loads(running.line(SECONDS))
+            except Ended:
+                pytest.fail(running.kill())
+    refused = "ConnectionRefusedError"
+    assert found["network"] == [refused, "gaierror", "OSError", "FileNotFoundError", refused]
+    assert found["interfaces"] == ["lo"]
+    assert found["seen"] == [] and not found["canary"]
+    assert set(found["root"]) <= {
+        *("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "proc", "dev", "tmp", "etc"),
+        *(folder.parts[1] for folder in FOLDERS),
+    }
+    assert found["open"] == "text" and found["hidden"] in (["", []], ["PermissionError", []])
+    assert found["written"] == [] and found["opened"] == "OSError" and (shown / "open").read_text() == "text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "shown", "socket"]
+    assert found["outside"] in ("ProcessLookupError", "PermissionError")
+    assert found["first"] in ("PermissionError", "killed")  # the first process of a namespace ignores its own children
+    assert found["root_user"] in ("PermissionError", "OSError") and found["user"] != 0
+    assert found["raised"] == "ValueError" and found["refused"] == [-1, -1] and found["terminal"] == "OSError"
+    assert seccomp_filter() is None or found["filtered"] == [-1, -1, "PermissionError"]
+    assert found["grow"] == "OSError" and found["size"] == limits.file_size
+    assert 1 << 24 < found["filled"] <= limits.disk and found["shared"] <= limits.disk
+    assert found["memory"] == ["MemoryError", "MemoryError", "OSError"]
 
 
 def test_a_fork_bomb_stays_small_and_goes_with_the_sandbox(sandbox):
@@ -318,7 +295,7 @@ def test_a_gigabyte_of_output_costs_a_line(sandbox):
 def test_what_nobody_reads_is_not_kept_and_errors_end_with_the_pipe(sandbox):
     with start(sandbox, "for _ in range(99): os.write(2, b'x' * (1 << 20))") as running:
         time.sleep(0.2)
-        assert len(running.complaint()) <= 4000
+        assert len(running.kill()) <= 4000
 
 
 def test_a_process_that_does_not_read_stops_nobody(sandbox):
@@ -398,10 +375,8 @@ def test_no_sandbox_is_no_choice(name):
 def test_docker_gets_the_same_bounds(monkeypatch, tmp_path):
     """Only the command line: no daemon runs where these tests run."""
     limits = Limits(memory=100, processes=5, file_size=7, disk=9, files=11, cpu_seconds=13)
-    line = Docker(image="picture").arguments(
-        "docker", "name", ["python3", "-c", "x"], limits, [Path("/data")], {"A": "b"}, []
-    )
-    text = " ".join(line)
+    order = Order(["python3", "-c", "x"], limits, [Path("/data")], {"A": "b"}, [])
+    text = " ".join(Docker(image="picture").arguments(order, "name"))
     for flag in (
         "run --rm --interactive",
         "--pull never",

@@ -10,7 +10,9 @@ import pytest
 
 from fire_opd_trl.demo import task as demo
 from fire_opd_trl.evaluation.evaluate import tasks
-from fire_opd_trl.evaluation.evaluate.prompts import AS_WRITTEN, INSTRUCTION
+from fire_opd_trl.evaluation.evaluate.grading import Graders, verdict
+from fire_opd_trl.evaluation.evaluate.prompts import AS_WRITTEN, INSTRUCTION, prompt_text
+from fire_opd_trl.real_pair import sums
 
 
 def write(path: Path, rows: list) -> Path:
@@ -79,11 +81,8 @@ LAYOUTS = [  # task, file below the folder of data, row, the problem's text, gol
     ("minerva", "minervamath/data/test-00000-of-00001.parquet", {"question": "What?", "answer": "4.5e33"}, "What?",
      ("4.5e33", r"4.5 \times 10^{33}"), None),
     ("hmmt_feb_2025", "hmmt_feb_2025/data/" + SHARD, ARENA, "How many?", ("12",), "1"),
-    ("hmmt_nov_2025", "hmmt_nov_2025/data/" + SHARD, ARENA, "How many?", ("12",), "1"),
     # the folder of the authors: problem with the instruction, and answer
     ("aime24", "aime24/test.jsonl", {"problem": ASKED, "answer": "1"}, "How many?", ("1",), None),
-    ("aime25", "aime25/test.jsonl", {"problem": ASKED, "answer": "1"}, "How many?", ("1",), None),
-    ("math500", "math500/test.jsonl", {"problem": ASKED, "answer": "1"}, "How many?", ("1",), None),
     ("amc23", "amc2023/test.jsonl", {"problem": ASKED, "answer": "1"}, "How many?", ("1",), None),
     ("olympiadbench", "olympiadbench/test.jsonl", {"problem": ASKED, "answer": "$1$"}, "How many?", ("$1$",), None),
     ("minerva", "minervamath/test.jsonl", {"problem": ASKED, "answer": "np.arcsin(10/13)"}, "How many?",
@@ -98,18 +97,13 @@ LAYOUTS = [  # task, file below the folder of data, row, the problem's text, gol
      "type": "Astronomy", "idx": 0}, "What?", ("1.6",), "0"),
     ("minerva", "minerva_math/test.jsonl", {"idx": 0, "question": "What?", "gt_cot": "So.", "gt": "1.6"}, "What?",
      ("1.6",), "0"),
-    ("olympiadbench", "olympiadbench/test.jsonl", OLYMPIAD, "Find all.", ("$3$,$4$",), "1"),
     # plain files beside each other
     ("amc23", "amc23.csv", {"question": "How far?", "answer": "27"}, "How far?", ("27",), None),
     ("aime25", "AIME-2025.jsonl.gz", {"question": "How far?", "answer": 27}, "How far?", ("27",), None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "row", "text", "gold", "own"),
-    LAYOUTS,
-    ids=[f"{number}-{row[1]}" for number, row in enumerate(LAYOUTS)],
-)
+@pytest.mark.parametrize(("name", "file", "row", "text", "gold", "own"), LAYOUTS)
 def test_layouts(tmp_path, name, file, row, text, gold, own):
     path = write(tmp_path / "data" / file, [row])
     with pytest.warns(UserWarning, match=rf"{name}: .* has 1 problems, and the usual copy"):
@@ -166,39 +160,33 @@ def test_a_file_of_ones_own(tmp_path):
     assert (beside.sha256, beside.source) == (task.sha256, str(path))
     first = tasks.load_task(str(path), limit=2)
     assert first.problems == task.problems[:2] and first.sha256 != task.sha256
-    other = write(tmp_path / "set" / "test.jsonl", [{"frage": "1+1?", "gold": ["2", "two"], "level": 3}])
-    task = tasks.load_task(str(other.parent), problem_column="frage", answer_column="gold")
+    other = write(tmp_path / "set" / "test.jsonl", [{"question": "1+1?", "gt": ["2", "two"], "level": 3}])
+    task = tasks.load_task(str(other.parent))
     assert task.name == "set" and task.problems[0].gold == ("2", "two") and task.problems[0].fields == {"level": 3}
-    assert tasks.load_task(str(other), problem_column="frage", answer_column="gold").name == "set_test"
+    assert tasks.load_task(str(other)).name == "set_test"
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        (7, ("7",)),
-        (7.0, ("7",)),
-        (7.5, ("7.5",)),
-        ("0.50", ("0.50",)),
-        (r"\boxed{7}", ("7",)),
-        (["7", "seven"], ("7", "seven")),
-        (["7", "7"], ("7",)),
-        ("1.07e+16", ("1.07e+16", r"1.07 \times 10^{16}")),
-        ("-2.88e-09", ("-2.88e-09", r"-2.88 \times 10^{-9}")),
-        ("2e", ("2e",)),
-        ("x sqrt", ("x sqrt",)),
-        (r"\sqrt{2}", (r"\sqrt{2}",)),
-    ],
-)
-def test_answers_as_people_write_them(tmp_path, answer, gold):
-    path = write(tmp_path / "own.jsonl", [{"problem": "What?", "answer": answer}])
-    assert tasks.load_task(str(path)).problems[0].gold == gold
+ANSWERS = [
+    (7, ("7",)),
+    (7.0, ("7",)),
+    (7.5, ("7.5",)),
+    ("0.50", ("0.50",)),
+    (r"\boxed{7}", ("7",)),
+    (["7", "seven"], ("7", "seven")),
+    (["7", "7"], ("7",)),
+    ("1.07e+16", ("1.07e+16", r"1.07 \times 10^{16}")),
+    ("-2.88e-09", ("-2.88e-09", r"-2.88 \times 10^{-9}")),
+    ("2e", ("2e",)),
+    ("x sqrt", ("x sqrt",)),
+    (r"\sqrt{2}", (r"\sqrt{2}",)),
+]
 
 
-def test_several_answers_that_belong_together_are_one(tmp_path):
-    path = write(
-        tmp_path / "own.jsonl", [{"problem": "Which?", "final_answer": ["1", "-2"], "is_multiple_answer": True}]
-    )
-    assert tasks.load_task(str(path)).problems[0].gold == ("1, -2",)
+def test_answers_as_people_write_them(tmp_path):
+    rows = [{"problem": f"What is {number}?", "answer": answer} for number, (answer, _) in enumerate(ANSWERS)]
+    rows.append({"problem": "Which?", "final_answer": ["1", "-2"], "is_multiple_answer": True})  # one answer
+    found = tasks.load_task(str(write(tmp_path / "own.jsonl", rows))).problems
+    assert [problem.gold for problem in found] == [*(gold for _, gold in ANSWERS), ("1, -2",)]
 
 
 GOOD = b'{"problem": "1+1?", "answer": "2"}\n'
@@ -228,13 +216,13 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "message"), BAD.items(), ids=[str(number) for number in range(len(BAD))])
-def test_a_malformed_row_is_refused_with_its_line(tmp_path, line, message):
+def test_a_malformed_row_is_refused_with_its_line(tmp_path):
     path = tmp_path / "own.jsonl"
-    path.write_bytes(GOOD + line + b"\n")
-    with pytest.raises(ValueError) as refusal:
-        tasks.load_task(str(path))
-    assert message in str(refusal.value) and "line 2" in str(refusal.value)
+    for line, message in BAD.items():
+        path.write_bytes(GOOD + line + b"\n")
+        with pytest.raises(ValueError) as refusal:
+            tasks.load_task(str(path))
+        assert message in str(refusal.value) and "line 2" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +232,10 @@ def test_a_malformed_row_is_refused_with_its_line(tmp_path, line, message):
         ("own.jsonl", b"\n\n", "holds no problem"),
         ("own.json", b"{}", "holds dict and not a list"),
         ("own.json", GOOD + GOOD, "belongs into a .jsonl file"),
-        ("own.json", b"[" * 100_000, "is not JSON"),
+        ("own.json", b"[" * 100_000, "cannot be read as json"),
         ("own.json", b'[{"problem": "1?"}]', "row 1: no column 'answer'"),
         ("own.parquet", b"PAR1 no", "cannot be read as parquet"),
-        ("own.csv", b"problem,answer\n\xff,2\n", "cannot be read as comma-separated values"),
+        ("own.csv", b"problem,answer\n\xff,2\n", "cannot be read as csv"),
         ("own.csv", b"problem,answer\n1+1?\n", "row 1: no column 'answer'"),
         ("own.txt", b"1+1=2", "own.txt ends in none of .jsonl"),
     ],
@@ -330,10 +318,9 @@ def test_what_is_not_there_is_said(tmp_path, name, message):
         tasks.load_task(name, tmp_path)
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(ValueError, match=f"limit is {limit}"):
-        tasks.load_task("embedded", limit=limit)
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(ValueError, match="limit is 0"):
+        tasks.load_task("embedded", limit=0)
 
 
 def test_the_hub_is_asked_only_by_name_and_where_no_folder_is_given(tmp_path, monkeypatch):
@@ -407,64 +394,41 @@ def test_generators_of_reasoning_gym():
         tasks.load_task("reasoning_gym:chainsum")
 
 
-GOLDS = [  # gold, answer, right: what the files of benchmarks hold, with other numbers
-    ("033", "33", True),
-    ("-7", "-7", True),
-    ("7", "-7", False),
-    (r"\frac{9}{4}", "2.25", True),
-    (r"\frac 59", r"\dfrac{5}{9}", True),
-    (r"11\sqrt2", r"11 \sqrt{2}", True),
-    (r"5\pi + 6\sqrt{3}", r"6\sqrt3+5\pi", True),
-    ("6 - 5i", "-5i+6", True),
-    ("p - q", "q - p", False),
-    ("x=5", "5", True),
-    ("$k=1$", "1", True),
-    ("$2^{109}$", "2^{109}", True),
-    ("$69$,$84$", "84, 69", True),
-    ("$69$,$84$", "69", False),
-    ("1,-2", "-2,1", True),
-    ("3, 5, 7", r"\{3,5,7\}", True),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19},1-\sqrt{19}", True),
-    ("$(1,8), (2,7)$", "(2,7),(1,8)", True),
-    ("(2,4)", "(4,2)", False),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)", True),
-    (r"(3,\infty)", r"(3, \infty)", True),
-    ("[-2,7]", "(-2,7)", False),
-    (r"x \in [-2,7]", "[-2,7]", True),
-    (r"70 \%", "70", True),
-    (r"36^\circ", "36", True),
-    (r"2\sqrt{5}\text{ cm}", r"2\sqrt{5}", True),
-    ("10", r"10\text{ cm}", True),
-    (r"\$32,\!348", "32348", True),
-    (r"\text{Evelyn}", "Evelyn", True),
-    (r"\text{Evelyn}", "Briana", False),
-    (r"\text{(C)}", "C", True),
-    (r"f(x)=2 x", "f(x)=2x", True),
-    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
-    ("4.5e33", r"4.5 \times 10^{33}", True),
-    ("4.5e33", "4.5e33", True),
-    ("4.5e33", r"4.5 \times 10^{32}", False),
-    ("2.88e-19", r"2.88\cdot 10^{-19}", True),
-    ("np.arcsin(10/13)", r"\arcsin\frac{10}{13}", True),
-    ("-1./3", r"-\frac{1}{3}", True),
-    ("5.", "5", True),
-    (r"\frac{sqrt{7} + 1}{2}", r"\frac{1+\sqrt7}{2}", True),
-]
+# Gold, answer, whether it is right: what the files of benchmarks hold, with other numbers.
+GOLDS = r"""
+033 | 33 | yes
+\frac 59 | \dfrac{5}{9} | yes
+11\sqrt2 | 11 \sqrt{2} | yes
+6 - 5i | -5i+6 | yes
+p - q | q - p | no
+$k=1$ | 1 | yes
+$69$,$84$ | 84, 69 | yes
+$69$,$84$ | 69 | no
+3, 5, 7 | \{3,5,7\} | yes
+1 \pm \sqrt{19} | 1+\sqrt{19},1-\sqrt{19} | yes
+$(1,8), (2,7)$ | (2,7),(1,8) | yes
+\left( 3, \frac{\pi}{2} \right) | (3, \pi/2) | yes
+(3,\infty) | (3, \infty) | yes
+x \in [-2,7] | [-2,7] | yes
+2\sqrt{5}\text{ cm} | 2\sqrt{5} | yes
+\$32,\!348 | 32348 | yes
+f(x)=2 x | f(x)=2x | yes
+4.5e33 | 4.5 \times 10^{33} | yes
+4.5e33 | 4.5e33 | yes
+4.5e33 | 4.5 \times 10^{32} | no
+2.88e-19 | 2.88\cdot 10^{-19} | yes
+np.arcsin(10/13) | \arcsin\frac{10}{13} | yes
+-1./3 | -\frac{1}{3} | yes
+5. | 5 | yes
+\frac{sqrt{7} + 1}{2} | \frac{1+\sqrt7}{2} | yes
+"""
 
 
-def agrees(golds: tuple[str, ...], answer: str) -> bool:
-    """Says whether math-verify finds the answer equal to one of the golds, in a box as the grader puts both."""
-    from math_verify import parse, verify
-
-    boxed = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (answer, *golds)]
-    return any(gold and verify(gold, boxed[0], timeout_seconds=None) for gold in boxed[1:])
-
-
-@pytest.mark.parametrize(("gold", "answer", "right"), GOLDS)
-def test_golds_of_every_form_are_what_the_grader_takes(gold, answer, right):
+def test_golds_of_every_form_are_what_the_grader_takes():
     pytest.importorskip("math_verify")
-    golds = tuple(tasks.spellings(gold))
-    assert agrees(golds, gold) and agrees(golds, answer) is right
+    for line in GOLDS.strip().splitlines():
+        gold, answer, right = line.split(" | ")
+        assert (verdict(tuple(tasks.spellings(gold)), answer) == "right") is (right == "yes"), line
 
 
 @pytest.mark.nightly
@@ -477,19 +441,16 @@ def test_all_golds_of_a_benchmark_verify_against_themselves(name):
     folder = Path(os.environ["FIRE_OPD_BENCHMARKS"])
     if not tasks.benchmark_files(name, folder):
         pytest.skip(f"{name} is not in {folder}")
-    wrong = [
-        (problem.id, gold)
-        for problem in tasks.load_task(name, folder).problems
-        for gold in problem.gold
-        if not agrees((gold,), gold)
-    ]
+    with Graders(workers=1) as graders:
+        wrong = [
+            (problem.id, problem.gold)
+            for problem in tasks.load_task(name, folder).problems
+            if not any(graders.check(gold) == "right" for gold in problem.gold)
+        ]
     assert not wrong
 
 
 def test_the_sums_are_asked_as_the_teacher_of_the_real_pair_has_learned_them():
-    from fire_opd_trl.evaluation.evaluate.prompts import prompt_text
-    from fire_opd_trl.real_pair import sums
-
     task = tasks.load_task("sums", limit=5)
     drawn = sums.problems("test", 5)
     assert [prompt_text(problem, task, "boxed") for problem in task.problems] == [

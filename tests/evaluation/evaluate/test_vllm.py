@@ -6,6 +6,7 @@ what a user reads when it fails. A script stands for the server; the real one is
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -15,11 +16,11 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from tokenizers import processors
 
-from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.evaluate import evaluate, vllm
+from fire_opd_trl.evaluation.evaluate.backend import Reader
+from fire_opd_trl.evaluation.evaluate.settings import Settings
 from fire_opd_trl.trainer.ending import Refusal
 
 
@@ -90,6 +91,10 @@ def fake(script, monkeypatch):
     return lambda how: monkeypatch.setenv("FAKE", how)
 
 
+def serving(folder, further=""):
+    return vllm.serving(folder / "new" / "vllm.log", str(folder), 40, "auto", False, further)
+
+
 def alive(pids) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
@@ -108,36 +113,37 @@ def wait_until(condition, seconds=10.0) -> bool:
 # The command
 
 
-def test_the_server_listens_on_the_loopback_interface_and_takes_nothing_of_the_generation_config(fake):
-    command = vllm.command_line("models/one", 4711, 20480, "bfloat16", arguments=["--tensor-parallel-size", "2"])
+def test_the_command_takes_nothing_of_the_generation_config_and_ends_with_the_users_arguments(fake):
+    command = vllm.command_line("models/one", 4711, 20480, "bfloat16", False, "--tensor-parallel-size 2")
     asked = dict(zip(command[3::2], command[4::2], strict=False))
     assert command[1:3] == ["serve", "models/one"] and asked["--host"] == "127.0.0.1" and asked["--port"] == "4711"
     assert (asked["--generation-config"], asked["--max-model-len"], asked["--dtype"]) == ("vllm", "20480", "bfloat16")
     assert command[-2:] == ["--tensor-parallel-size", "2"] and "--trust-remote-code" not in command
-    assert "--trust-remote-code" in vllm.command_line("one", 1, 2, trust_remote_code=True)
+    assert vllm.command_line("one", 1, 2, "auto", True, "")[-1] == "--trust-remote-code"
 
 
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("--host 0.0.0.0", r"--host cannot be given: the server listens on 127\.0\.0\.1 alone"),
-        (["--api_key=x"], "--api_key cannot be given: a random key is made"),
-        ("--generation-config auto", "nothing of the model's generation config"),
-        ("--no-trust-remote-code", "--trust_remote_code says it"),
+        ("--host 0.0.0.0", "--host cannot be given"),
+        ("--enforce-eager --api_key=x", "--api-key cannot be given"),
+        ("--no-trust-remote-code", "--no-trust-remote-code cannot be given"),
         ("tensor-parallel-size 2", "'tensor-parallel-size': these are arguments of `vllm serve`"),
         ("--quantization 'fp8", "No closing quotation"),
     ],
 )
 def test_arguments_that_are_not_the_users_to_give(given, why):
     with pytest.raises(Refusal, match=why):
-        vllm.checked_arguments(given)
+        vllm.arguments_of(given)
 
 
-def test_other_arguments_pass_through():
-    text = "--tensor-parallel-size 2 -dp=4 --max-model-len 4096 --hf-overrides '{\"a\": 1}'"
-    assert vllm.checked_arguments(text)[:3] == ["--tensor-parallel-size", "2", "-dp=4"]
-    assert vllm.checked_arguments(text)[-1] == '{"a": 1}'
-    assert vllm.checked_arguments("") == []
+def test_other_arguments_pass_through_and_are_known_by_name():
+    given = vllm.arguments_of("--tensor-parallel-size 2 -dp=4 --enforce_eager --a -0.5 --hf-overrides '{\"a\": 1}'")
+    assert given[:3] == ["--tensor-parallel-size", "2", "-dp=4"] and given[-1] == '{"a": 1}'
+    assert vllm.by_name(given) == {
+        "tensor-parallel-size": "2", "dp": "4", "enforce-eager": "", "a": "-0.5", "hf-overrides": '{"a": 1}',
+    }  # fmt: skip
+    assert vllm.arguments_of("") == []
 
 
 def test_without_vllm_the_refusal_says_what_to_do(monkeypatch, tmp_path):
@@ -152,26 +158,26 @@ def test_without_vllm_the_refusal_says_what_to_do(monkeypatch, tmp_path):
 # Start and end
 
 
-def test_a_server_is_ready_is_asked_with_its_key_and_ends_with_the_block(fake, tmp_path, monkeypatch):
+def test_a_server_is_ready_is_asked_with_its_key_and_ends_with_the_block(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # no proxy stands before the own server
-    log, said = tmp_path / "new" / "vllm.log", []
-    with vllm.serving(str(tmp_path), 40, log, say=said.append) as server:
+    with serving(tmp_path) as server:
         assert (server.model, server.max_model_len, server.version) == ("model", 40, "0.0")
         started = with_children(server.process)
         listening = [one.laddr for pid in started for one in psutil.Process(pid).net_connections("tcp")]
         assert [address.ip for address in listening if f":{address.port}" in server.url] == ["127.0.0.1"]
-        seen = server.get("/seen").json()
+        seen = server.client.get("/seen").json()
         assert not any(server.key in argument for argument in seen["arguments"]) and len(server.key) > 40
         expected = {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
         assert expected.items() <= seen["environment"].items() and "VLLM_SERVER_DEV_MODE" not in seen["environment"]
         assert os.getpgid(server.process.pid) == server.process.pid != os.getpgid(0)
     assert len(started) == 2 and not alive(started)
-    assert str(log) in said[0] and "serve" in log.read_text() and server.key not in log.read_text()
+    assert str(server.log) in capsys.readouterr().out
+    assert "serve" in server.log.read_text() and server.key not in server.log.read_text()
 
 
 def test_a_server_ends_when_the_block_raises(fake, tmp_path):
-    with pytest.raises(KeyboardInterrupt), vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+    with pytest.raises(KeyboardInterrupt), serving(tmp_path) as server:
         started = with_children(server.process)
         raise KeyboardInterrupt
     assert len(started) == 2 and not alive(started)
@@ -181,7 +187,7 @@ def test_a_server_ends_when_its_owner_is_killed(fake, tmp_path):
     reader, writer = os.pipe()
     owner = os.fork()
     if owner == 0:
-        with vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+        with serving(tmp_path) as server:
             os.write(writer, json.dumps(with_children(server.process)).encode())
             time.sleep(60)
         os._exit(0)
@@ -197,11 +203,11 @@ def test_a_server_ends_when_its_owner_is_killed(fake, tmp_path):
 
 def test_a_server_that_dies_says_the_first_cause_what_helps_and_its_last_lines(fake, tmp_path):
     fake("dies")
-    with pytest.raises(RuntimeError) as error, vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str):
+    with pytest.raises(RuntimeError) as error, serving(tmp_path):
         pass
     sentence, *last = str(error.value).splitlines()
     assert sentence.startswith("vLLM's server has ended with exit code 1. torch.OutOfMemoryError: CUDA out of memory.")
-    assert "--gpu-memory-utilization" in sentence and str(tmp_path / "log") in last[0]
+    assert "--gpu-memory-utilization" in sentence and str(tmp_path / "new/vllm.log") in last[0]
     assert last[-1].endswith("See root cause above.") and len(last) <= 16
 
 
@@ -211,24 +217,26 @@ def test_an_argument_that_vllm_does_not_know_is_named(fake, tmp_path):
         pytest.raises(
             RuntimeError, match=r"exit code 2\. vllm: error: .* --no-such-thing 1 .*`vllm serve --help=all`"
         ),
-        vllm.serving(str(tmp_path), 40, tmp_path / "log", arguments=["--no-such-thing", "1"], say=str),
+        serving(tmp_path, "--no-such-thing 1"),
     ):
         pass
 
 
-def test_a_server_that_is_not_ready_in_time_is_ended_and_says_meanwhile_what_it_does(fake, tmp_path, monkeypatch):
+def test_a_server_that_is_not_ready_in_time_is_ended_and_says_meanwhile_what_it_does(
+    fake, tmp_path, monkeypatch, capsys
+):
     fake("hangs")
-    pids, said, end = [], [], vllm.end
+    pids, end = [], vllm.end
     monkeypatch.setattr(vllm, "end", lambda process: (pids.extend(with_children(process)), end(process)))
-    wait = vllm.wait_until_ready
-    monkeypatch.setattr(vllm, "wait_until_ready", lambda *args: wait(*args, every=0.1))
+    monkeypatch.setattr(vllm, "START_WITHIN", 0.8)
+    monkeypatch.setattr(vllm, "SAY_EVERY", 0.1)
     with (
         pytest.raises(RuntimeError, match=r"not become ready within 1 s(.|\n)*INFO loading weights"),
-        vllm.serving(str(tmp_path), 40, tmp_path / "log", start_within=0.8, say=said.append),
+        serving(tmp_path),
     ):
         pass
     assert len(pids) == 2 and not alive(pids)
-    assert any(line.endswith("INFO loading weights") for line in said)
+    assert any(line.endswith("INFO loading weights") for line in capsys.readouterr().out.splitlines())
 
 
 # Requests
@@ -237,16 +245,16 @@ def test_a_server_that_is_not_ready_in_time_is_ended_and_says_meanwhile_what_it_
 PROMPT = [5, 6, 7]
 
 
-def asking(server, seed, **settings):
-    sampler = vllm.Sampler(server, task.build_tokenizer(), {1, 9}, **settings)
-    config = SimpleNamespace(seed=seed, max_tokens=100, temperature=0.7, top_p=None)
+def asking(server, seed):
+    sampler = vllm.Sampler(server, {1, 9})
+    config = SimpleNamespace(seed=seed, max_tokens=100, temperature=0.7, top_p=1.0)
     return lambda: asyncio.run(sampler.answer(sampler.request(PROMPT, config)))
 
 
 @pytest.fixture
 def server(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm, "PAUSE", 0.1)
-    with vllm.serving(str(tmp_path), 40, tmp_path / "log", say=str) as server:
+    with serving(tmp_path) as server:
         yield server
 
 
@@ -260,13 +268,14 @@ def test_a_request_names_every_setting_and_another_loop_may_ask(server):
     assert asked["prompt"] == PROMPT and asked["stop_token_ids"] == [1, 9]
 
 
-def test_a_slow_answer_has_two_hours_or_what_is_said(server):
+def test_a_slow_answer_has_two_hours_or_what_is_said(server, monkeypatch):
     async def timeouts():
-        return vllm.Sampler(server, None, {1}).connected().timeout
+        return vllm.Sampler(server, {1}).connected().timeout
 
     assert set(asyncio.run(timeouts()).as_dict().values()) == {7200.0}
-    with pytest.raises(RuntimeError, match="did not answer, 3 times: no answer within 0 s"):
-        asking(server, seed=2, timeout=0.1)()
+    monkeypatch.setattr(vllm, "CLIENT_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match="did not answer, 3 times: ReadTimeout"):
+        asking(server, seed=2)()
 
 
 def test_a_refused_request_is_not_repeated_and_a_dead_server_is_named(server):
@@ -276,57 +285,31 @@ def test_a_refused_request_is_not_repeated_and_a_dead_server_is_named(server):
         asking(server, seed=1)()
 
 
-def test_a_prompt_that_leaves_no_room_is_refused():
-    sampler = vllm.Sampler(vllm.Server("http://127.0.0.1:1", max_model_len=4), None, {1})
-    config = SimpleNamespace(seed=0, max_tokens=8, temperature=1.0, top_p=1.0)
-    assert sampler.request([1, 2, 3], config)["max_tokens"] == 1
-    with pytest.raises(ValueError, match="4 tokens, and the server's limit is 4"):
-        sampler.request([1, 2, 3, 4], config)
-    with pytest.raises(ValueError, match="empty"):
-        sampler.request([], config)
-
-
-def test_prompts_have_one_beginning_token_and_know_whether_to_think():
-    tokenizer = task.build_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
-    )
-    messages = [{"role": "user", "content": "1+2="}]
-    read = lambda thinking: vllm.render(tokenizer, messages, thinking)  # noqa: E731
-    ids = lambda thinking: tokenizer.decode(vllm.prompt_ids(tokenizer, read(thinking)))  # noqa: E731
-    assert ids(False) == "<eos>1+2="
-    tokenizer.chat_template = "<eos>{{ messages[0].content }}{% if not enable_thinking %};;{% endif %}"
-    assert (ids(False), ids(True)) == ("<eos>1+2=;;", "<eos>1+2=")
-
-
 # A server that runs elsewhere
 
 
 def test_the_address_of_another_server(server, monkeypatch):
-    other = vllm.Server(server.url, "wrong")
+    def backend(**settings):
+        return vllm.VLLM(Settings(backend="vllm", **{"vllm_url": server.url + "/v1/", **settings}))
+
+    monkeypatch.setenv("VLLM_API_KEY", "wrong")
     with pytest.raises(Refusal, match="wants a key: set VLLM_API_KEY"):
-        vllm.check_reachable(other)
-    other = vllm.Server(server.url, server.key)
-    vllm.check_reachable(other)
-    assert (other.model, other.max_model_len, other.dead) == ("model", 40, False)
-    with pytest.raises(Refusal, match="serves 1 models, and it must be one: 'model'"):
-        vllm.check_reachable(vllm.Server(server.url, server.key, model="another"))
-    with pytest.raises(Refusal, match="--vllm_url http://127.0.0.1:9: no vLLM server answers there"):
-        vllm.check_reachable(vllm.Server("http://127.0.0.1:9"))
-
-
-def test_what_cannot_work_is_refused_before_a_model_is_loaded(server, monkeypatch):
+        backend().check()
     monkeypatch.setenv("VLLM_API_KEY", server.key)
-    vllm.check()
-    vllm.check(url=server.url + "/v1/")
-    assert vllm.versions(url=server.url) == {"vllm": "0.0"}
+    backend().check()
+    assert backend().versions() == {"vllm": "0.0"}
+    for url in ("http://127.0.0.1:9", "127.0.0.1:9"):
+        with pytest.raises(Refusal, match=f"--vllm_url {url}: no vLLM server answers there"):
+            backend(vllm_url=url).check()
     with pytest.raises(Refusal, match="--vllm_args are for a server that the command starts"):
-        vllm.check("--enforce-eager", url=server.url)
+        backend(vllm_args="--enforce-eager").check()
     with pytest.raises(Refusal, match="--host cannot be given"):
-        vllm.check("--host 0.0.0.0")
+        backend(vllm_url=None, vllm_args="--host 0.0.0.0").check()
     with pytest.raises(Refusal, match="--device cuda:1: .*CUDA_VISIBLE_DEVICES"):
-        vllm.check(device="cuda:1")
-    assert vllm.connections(32) == 256 and vllm.connections(1000) == 1000
+        backend(device="cuda:1").check()
+    assert backend().connections == 256 and backend(batch_size=1000).connections == 1000
+    facts = backend(vllm_url=None, vllm_args="--quantization fp8").facts(SimpleNamespace(dtype="float32"))
+    assert (facts["dtype"], facts["arguments"]) == ("float32", {"quantization": "fp8"})
 
 
 # The whole backend
@@ -339,35 +322,27 @@ def sampled(model, prompt="1+2=", **settings):
     return asyncio.run(model.generate(prompt, config=config))
 
 
+def served(folder, problems, **settings):
+    backend = vllm.VLLM(Settings(backend="vllm", max_new_tokens=32, **settings))
+    reader = Reader(Path(model_path("student")), backend.settings)
+    return backend.served(folder, "small", reader, problems, folder / "log")
+
+
 def test_a_model_is_served_with_as_much_context_as_its_prompts_need(fake, tmp_path):
-    settings = {"thinking": False, "max_new_tokens": 32, "log": tmp_path / "log", "say": str}
-    folder = Path(model_path("student"))
-    with vllm.served(folder, "small", dtype="auto", prompts=["1+2=", "123+45="], **settings) as model:
+    folder = shutil.copytree(model_path("student"), tmp_path / "student")
+    with served(folder, ["1+2=", "123+45="]) as model:
         output = sampled(model)
     assert output.completion == "56" and output.stop_reason == "stop"  # tokens 7 and 8, and the end token
     assert (output.usage.input_tokens, output.usage.output_tokens) == (4, 3)
-    command = (tmp_path / "log").read_text().splitlines()[0]
+    command = (folder / "log").read_text().splitlines()[0]
     assert "--max-model-len 39 " in command and "--dtype bfloat16" in command
-    with vllm.served(folder, "small", dtype="float32", **settings):
+    with served(folder, ["1" * 120], dtype="float32"):
         pass
-    command = (tmp_path / "log").read_text().splitlines()[0]
+    command = (folder / "log").read_text().splitlines()[0]
     assert "--max-model-len 128 " in command and "--dtype float32" in command, "no more than the model has"
-
-
-def test_an_adapter_alone_is_refused(fake, tmp_path):
-    with (
-        pytest.raises(Refusal, match="is an adapter. Merge it"),
-        vllm.served(tmp_path, "one", dtype="auto", thinking=False, max_new_tokens=1),
-    ):
+    (folder / "config.json").unlink()
+    with pytest.raises(Refusal, match="is an adapter. Merge it"), served(folder, ["1"]):
         pass
-
-
-def test_a_server_elsewhere_serves_a_model(server, monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", server.key)
-    settings = {"dtype": "auto", "thinking": False, "max_new_tokens": 32}
-    with vllm.served(Path(model_path("student")), "small", url=server.url, **settings) as model:
-        assert sampled(model).completion == "56"
-    assert not server.dead
 
 
 def test_an_evaluation_goes_all_the_way_through_it(server, tmp_path, monkeypatch):

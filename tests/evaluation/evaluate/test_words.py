@@ -1,17 +1,13 @@
 """The sentences on what the numbers say: each kind of verdict, each thing that is wrong, and what cannot be said."""
 
-from support.evaluations import entry, evaluation, samples, task
+from dataclasses import replace
+
+from support.evaluations import entry, evaluation, only_table, samples, task
 
 from fire_opd_trl.evaluation.evaluate import results, words
-from fire_opd_trl.evaluation.evaluate.terminal import in_terminal
 
 
 SUMS = task("sums", 60)
-
-
-def only_table(made: dict) -> results.Table:
-    (table,) = results.tables(made)
-    return table
 
 
 def difference(points: float | None, low=None, high=None, verdict="higher", **more) -> dict:
@@ -44,6 +40,9 @@ def test_one_model_alone_is_not_said_to_be_better():
     (sentence,) = words.what_can_be_said(table)
     assert sentence.startswith("student answers ") and "(Avg@1), 95 % interval [" in sentence
     assert sentence.endswith("60 problems × 1 sample.") and "One model alone" in words.what_cannot_be_said(table)[0]
+    entries = [entry(one, one.name, samples(one, one.name, 0.5)) for one in (SUMS, task("few", 5))]
+    apart = words.what_can_be_said(only_table(results.build(entries)))  # two models that share no task
+    assert [sentence.split()[:2] for sentence in apart] == [["sums", "answers"], ["few", "answers"]]
 
 
 def test_clear_differences_come_first_and_many_are_gathered_by_model():
@@ -72,7 +71,7 @@ def test_what_cannot_be_said():
 def test_missing_samples_timeouts_and_deaths_are_said_when_there_are_any():
     assert words.warnings(only_table(evaluation({"student": 0.5}, [SUMS]))) == []
     given = samples(SUMS, "student", 0.5, missing=2, verdict="timeout")
-    given[1] = type(given[1])(**{**given[1].__dict__, "verdict": "died"})
+    given[1] = replace(given[1], verdict="died")
     sentences = words.warnings(only_table(results.build([entry(SUMS, "student", given)])))
     assert sentences[0].startswith("student on sums is partial: 2 of 480 samples are missing")
     assert sentences[1] == (
@@ -114,11 +113,13 @@ def test_numbers_have_signs_and_no_minus_zero():
         "–",
     ]
     assert words.interval([None, None]) == "" and words.interval([0.5, 1.0]) == "[50.0, 100.0]"
-    assert words.verdict_in_words(difference(4.0, 1.0, 7.0, p_holm=0.0001)) == "above, p < 0.001"
-    assert (
-        words.verdict_in_words(difference(4.0, -1.0, 7.0, "unclear", p_holm=0.25)) == "not distinguishable, p = 0.250"
-    )
-    assert words.verdict_in_words(difference(4.0, verdict="none", p=None, p_holm=None)) == "no interval"
+    start = ["teacher", "sums", "student"]
+    assert words.compared(difference(4.1, 1.2, 7.0, p_holm=0.0001)) == [
+        *start, "+4.1", "[+1.2, +7.0]", "above, p < 0.001",
+    ]  # fmt: skip
+    unclear = words.compared(difference(-4.0, -9.0, 1.0, "unclear", p_holm=0.25))
+    assert unclear[3:] == ["−4.0", "[−9.0, +1.0]", "not distinguishable, p = 0.250"]
+    assert words.compared(difference(4.0, verdict="none", p=None, p_holm=None))[4:] == ["–", "no interval"]
 
 
 def test_each_difference_names_the_model_that_it_is_to():
@@ -129,5 +130,6 @@ def test_each_difference_names_the_model_that_it_is_to():
     assert [sentence.split(":")[0] for sentence in words.what_can_be_said(table)] == [
         "x against student", "y against student", "y against x",
     ]  # fmt: skip
-    text = in_terminal(results.build([*first, *others]))
-    assert text.index("Differences to student") < text.index("Differences to x in points")
+    _, differences = words.grids(table, [])
+    against = {(cells[1], cells[0]): cells[2] for _, cells in differences.lines}
+    assert [against["a", "x"], against["a", "y"], against["b", "y"]] == ["student", "student", "x"]
