@@ -63,6 +63,7 @@ def entry(task: Task, model: str, samples: list[Sample], n: int = 8, **changes) 
             "versions": {"torch": "2.13.0"},
             "dtype": changes.get("dtype", "bfloat16"),
             "device": "cpu",
+            **({"arguments": {}} if changes.get("backend") == "vllm" else {}),
         },
         "sampling": {name: changes.get(name, value) for name, value in sampling.items()},
         "grader": {"name": "math-verify", "version": "0.9.0", "limit": 5.0},

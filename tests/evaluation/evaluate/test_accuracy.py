@@ -200,8 +200,9 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
 
     class Counts(accuracy.Graders):
         def grade(self, gold, answer):
+            found = super().grade((f"{gold[0]}.0",), answer)  # equal, but not as a text
             seen.append(len(psutil.Process().children(recursive=True)))
-            return super().grade((f"{gold[0]}.0",), answer)  # equal, but not as a text
+            return found
 
     monkeypatch.setattr(accuracy, "Graders", Counts)
     before = len(psutil.Process().children(recursive=True))
@@ -218,7 +219,7 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
     logs = {key: value for log in trainer.state.log_history for key, value in log.items()}
     assert logs["accuracy/my_file/no_answer"] == 1.0 and logs["accuracy/my_file/avg@2"] == 0.0
     assert 0 < logs["accuracy/embedded/avg@1"] == logs["accuracy/same/avg@1"]
-    assert len(seen) == 8 and set(seen) == {before + 2}
+    assert len(seen) == 8 and max(seen) == before + 2  # those two, which the first answers start
     assert len(psutil.Process().children(recursive=True)) == before
 
 
