@@ -65,7 +65,9 @@ def model(task, tmp_path_factory):
     student = shutil.copytree(model_path("student"), folder / "student")
     config = json.loads((student / "generation_config.json").read_text())
     (student / "generation_config.json").write_text(json.dumps({**config, **SPOILT}))
-    with served(vllm.VLLM(replace(SETTINGS, vllm_args=EAGER)), student, task, folder / "vllm.log") as model:
+    with served(
+        vllm.VLLM(replace(SETTINGS, backend="vllm", vllm_args=EAGER)), student, task, folder / "vllm.log"
+    ) as model:
         started = psutil.Process().children(recursive=True)
         yield model
     assert len(started) > 2, "vLLM has processes of its own"
