@@ -158,8 +158,17 @@ def test_other_settings_data_or_weights_are_not_added_to_a_log(first, student, t
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         assert "model.hashes.weights_sha256" in refused()
+        for settings in (SETTINGS, {**SETTINGS, "overwrite": True}):  # another task has numbers of the old weights
+            with pytest.raises(ValueError, match="is not the one that is measured now: weights_sha256 was"):
+                evaluate(student, "sums", output_dir=folder, **settings)
     finally:
         weights.write_bytes(whole)
+
+
+def test_no_two_tasks_write_one_file():
+    names = ["a b", "a_b", "a.b", "a:b", "b"]
+    files = {f"{label}.{run.task_part(name)}.jsonl" for label in ("m", "m.a") for name in names}
+    assert len(files) == 10 and run.task_part("math500") == "math500"
 
 
 def test_what_is_overwritten_is_run_again(first, student, tmp_path):
