@@ -160,8 +160,8 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             log_level="error",
             ctl_server=False,  # or it listens on a socket in the user's home
             log_realtime=False,  # or it keeps a database of the samples in the user's home
-            # The whole log is copied at each write: every sample of a small task, every hundredth part of a large one.
-            log_buffer=max(1, job.total // 100),
+            # The whole log is copied at each write: every sample of a small task, half a percent of a large one.
+            log_buffer=max(1, job.total // 200),
             log_format="eval",
             fail_on_error=False,
             continue_on_fail=True,
