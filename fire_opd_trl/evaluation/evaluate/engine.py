@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from .problems import Problem, Task
 from .samples import Sample, in_order, seed_of
@@ -68,33 +67,29 @@ class Found:
     """A log that was found: its header, where it is, and which of its samples, (problem, number), are whole."""
 
     header: Any
-    info: Any
+    path: Path
     whole: frozenset[tuple[str, int]]
 
     @property
     def done(self) -> int:
         return len(self.whole)
 
-    @property
-    def path(self) -> Path:
-        return Path(unquote(self.info.name.removeprefix("file://")))
-
 
 def logs(job: Job) -> list[Found]:
     """Returns the logs of a job, oldest first. One that cannot be read, as a kill may leave it, has no header."""
-    from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
+    from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries
 
     found = []
-    infos = list_eval_logs(str(job.folder), descending=False, recursive=False) if job.folder.is_dir() else []
-    for info in infos:
+    # inspect-ai would list them as URLs, in which `#`, `?` and `%20` of a folder mean something else.
+    for path in sorted(job.folder.absolute().glob("*.eval"), key=lambda path: (path.stat().st_mtime, path.name)):
         try:
-            header = read_eval_log(info, header_only=True)
-            rows = read_eval_log_sample_summaries(info)
+            header = read_eval_log(path, header_only=True)
+            rows = read_eval_log_sample_summaries(path)
         except Exception:  # whatever a broken archive makes of its reader
-            found.append(Found(None, info, frozenset()))
+            found.append(Found(None, path, frozenset()))
             continue
         if header.eval.task == job.task.name:
-            found.append(Found(header, info, frozenset((str(one.id), one.epoch) for one in rows if one.error is None)))
+            found.append(Found(header, path, frozenset((str(one.id), one.epoch) for one in rows if one.error is None)))
     return found
 
 
@@ -137,9 +132,8 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
         found (`Found`, *optional*): The log to go on from.
     """
     from inspect_ai import eval as run_eval
-    from inspect_ai._eval.task import (
-        PreviousTask,
-    )  # takes up a log with a task and a model made here, as eval_set does
+    from inspect_ai._eval.task import PreviousTask  # takes up a log with a task and a model made here
+    from inspect_ai.log import EvalLogInfo
 
     task: Any = _inspect_task(job, grade, on_sample)
     if found is not None:
@@ -151,21 +145,23 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
             model_roles=None,
             sandbox=None,
             log=found.header,
-            log_info=found.info,
+            log_info=EvalLogInfo(
+                name=str(found.path), type="file", size=0, mtime=None, task="", task_id="", suffix=None
+            ),
         )
     job.folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
         ended = run_eval(
             task,
             model=model,
-            log_dir=str(job.folder),
+            log_dir=str(job.folder.absolute()),
             metadata=job.facts,
             display="none",
             log_level="error",
             ctl_server=False,  # or it listens on a socket in the user's home
             log_realtime=False,  # or it keeps a database of the samples in the user's home
-            # The whole log is copied at each write: every sample of a small task, every hundredth part of a large one.
-            log_buffer=max(1, job.total // 100),
+            # The whole log is copied at each write: every sample of a small task, half a percent of a large one.
+            log_buffer=max(1, job.total // 200),
             log_format="eval",
             fail_on_error=False,
             continue_on_fail=True,
@@ -198,7 +194,7 @@ def samples(job: Job, found: Found) -> list[Sample]:
     """Returns the samples of a log in the order of the problems, those with an error among them."""
     from inspect_ai.log import read_eval_log_samples
 
-    rows = [_sample(job, one) for one in read_eval_log_samples(found.info, all_samples_required=False)]
+    rows = [_sample(job, one) for one in read_eval_log_samples(found.path, all_samples_required=False)]
     return in_order(rows, [problem.id for problem in job.task.problems])
 
 

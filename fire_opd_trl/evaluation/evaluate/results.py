@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,19 +134,12 @@ def build(
         command (`str`, *optional*): The command that makes the whole again, for the page.
         times (`dict`, *optional*): Everything that differs between two equal runs; nothing else may.
     """
+    together = [*(earlier["entries"] if earlier else []), *entries]
+    refuse_changed(one["model"] for one in together)
     merged: dict[tuple, dict] = {}
-    hashes: dict[str, dict] = {}
-    for one in [*(earlier["entries"] if earlier else []), *entries]:
-        label, now = one["model"]["label"], one["model"]["hashes"]
-        was = hashes.setdefault(label, now)
-        if was != now:
-            names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-            changed = "; ".join(f"{name} was {was.get(name)}, and is {now.get(name)}" for name in names)
-            raise ValueError(
-                f"The model {label!r} of results.json is not the one that was measured now: {changed}. Take another "
-                "--output_dir for it."
-            )
-        merged[label, one["task"]["name"], frozen(settings_of(one)), frozen(data_of(one))] = one
+    for one in together:
+        label, task = one["model"]["label"], one["task"]["name"]
+        merged[label, task, frozen(settings_of(one)), frozen(data_of(one))] = one
     numbered = number_tables(list(merged.values()))
     built = {
         "schema": SCHEMA,
@@ -158,6 +151,21 @@ def build(
     }
     built["differences"] = [one for table in tables(built) for task in table.tasks for one in compared(table, task)]
     return built
+
+
+def refuse_changed(models: Iterable[dict]) -> None:
+    """Refuses two models of one label. `run` calls this also before a model is loaded."""
+    hashes: dict[str, dict] = {}
+    for model in models:
+        label, now = model["label"], model["hashes"]
+        was = hashes.setdefault(label, now)
+        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        if names:
+            changed = "; ".join(f"{name} was {was.get(name)}, and is {now.get(name)}" for name in names)
+            raise ValueError(
+                f"The model {label!r} of results.json is not the one that is measured now: {changed}. Take another "
+                "--output_dir for it, or evaluate all its tasks again with --overwrite."
+            )
 
 
 # Tables

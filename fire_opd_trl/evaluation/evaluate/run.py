@@ -23,7 +23,7 @@ from .answers import found_answer
 from .backend import Backend, Reader
 from .engine import Job
 from .model_facts import model_facts, model_folder, versions
-from .problems import Problem, Task
+from .problems import Problem, Task, text_id
 from .prompts import prompt_text
 from .provider import Transformers
 from .samples import Sample, to_row
@@ -104,11 +104,15 @@ def evaluate(
         earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
         stack.enter_context(alone(folder))
         if asked.overwrite:
+            earlier = without(earlier, jobs)
+        else:
+            for model, job in each(jobs):
+                check_log(model, job)
+        there = [one["model"] for one in earlier["entries"]] if earlier else []
+        results.refuse_changed([*there, *(job.facts["model"] for _, job in each(jobs))])
+        if asked.overwrite:
             for _, job in each(jobs):
                 engine.discard(job)
-            earlier = without(earlier, jobs)
-        for model, job in each(jobs):
-            check_log(model, job)
         for model in found:
             write_whole(folder / "logs" / model.label / "model.txt", model.path + "\n")
         run = Run(jobs, folder, earlier, command)
@@ -187,7 +191,7 @@ class Run:
         """Returns the entry of one log in results.json and its times; writes the samples beside it."""
 
         samples = engine.samples(job, found)
-        path = self.folder / "samples" / f"{model.label}.{file_name(job.task.name)}.jsonl"
+        path = self.folder / "samples" / f"{model.label}.{task_part(job.task.name)}.jsonl"
         write_whole(path, "".join(json.dumps(to_row(one)) + "\n" for one in samples))
         self.samples[model.label, job.task.name] = samples
         made = results.entry(found.header.eval.metadata, job.task, samples)
@@ -241,9 +245,15 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def file_name(task: str) -> str:
-    """Returns the name of a task as a part of a file's name: `reasoning_gym:chain_sum` has a colon."""
-    return "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in task)
+def file_name(name: str) -> str:
+    """Returns a name as a part of a file's name."""
+    return "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in name)
+
+
+def task_part(task: str) -> str:
+    """Returns a task's name as a part of a file's name, without a dot; a hash keeps `a b` and `a_b` apart."""
+    plain = file_name(task).replace(".", "_")
+    return plain if plain == task else f"{plain}-{text_id(task)}"
 
 
 # Grading

@@ -25,7 +25,7 @@ class Summary:
     are left out. What cannot be said is `nan`: a spread needs two problems.
 
     Attributes:
-        problems (`int`): Number of problems that were asked.
+        problems (`int`): Number of problems that have samples: those that the numbers are over.
         n (`int`): Samples for each problem that were asked.
         avg (`float`): Avg@n, the mean share of right samples.
         stderr (`float`): Its standard error over the problems.
@@ -127,7 +127,7 @@ def summarize(samples: Iterable[Sample], n: int, problems: int | None = None) ->
         return sum(sample.verdict == verdict for sample in done)
 
     return Summary(
-        problems=asked,
+        problems=len(rows),
         n=n,
         avg=avg,
         stderr=stderr,

@@ -45,7 +45,7 @@ def grids(table: Table, ks: Iterable[int]) -> list[Grid]:
         many = len({one["second"] for one in table.differences}) > 1
         title = "Differences in points, paired over the problems" + ("; verdicts after Holm's correction" * many)
         head = ["model", "task", "against", "difference", "95 % interval", "verdict"]
-        found.append(Grid(title, head, 3, [(one["verdict"], compared(one)) for one in table.differences]))
+        found.append(Grid(title, head, 3, [(one["verdict"], compared(one, table)) for one in table.differences]))
     return found
 
 
@@ -65,12 +65,15 @@ def numbers(entry: dict, ks: Iterable[int]) -> list[str]:
     ]
 
 
-def compared(one: dict) -> list[str]:
-    """Returns the cells of a difference."""
+def compared(one: dict, table: Table) -> list[str]:
+    """Returns the cells of a difference; one over some of the problems says so."""
     p = one["p_holm"] if one["p_holm"] is not None else one["p"]
     verdict = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}[one["verdict"]]
     if p is not None:
         verdict += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    entry = table.of_task(one["task"])[0]
+    if one["problems"] != entry["task"]["problems"]:
+        verdict += f", {over(one['problems'], entry)}"
     ends = interval(one["interval"], points) or "–"
     return [one["second"], one["task"], one["first"], points(one["difference"]), ends, verdict]
 
@@ -122,9 +125,16 @@ def counted(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def size(entry: dict) -> str:
-    """Returns how much was asked."""
-    return f"{counted(entry['task']['problems'], 'problem')} × {counted(entry['sampling']['n'], 'sample')}"
+def size(problems: int, *entries: dict) -> str:
+    """Returns how many problems and samples a number of some entries is over."""
+    of, n = over(problems, entries[0]), counted(entries[0]["sampling"]["n"], "sample")
+    return f"{of} × {'up to ' * any(one['status'] == 'partial' for one in entries)}{n}"
+
+
+def over(problems: int, entry: dict) -> str:
+    """Returns a number of problems, and of how many they are if not of all."""
+    asked = counted(entry["task"]["problems"], "problem")
+    return asked if problems == entry["task"]["problems"] else f"{problems} of {asked}"
 
 
 def name_of(entry: dict) -> str:
@@ -147,16 +157,17 @@ def what_can_be_said(table: Table) -> list[str]:
 def of_one_model(entry: dict) -> str:
     """Returns the sentence about a model that nothing is compared with."""
     summary, ends = entry["summary"], interval(entry["summary"]["interval"])
+    asked = size(summary["problems"], entry)
     return (
         f"{entry['model']['label']} answers {percent(summary['avg'])} % of {entry['task']['name']} rightly "
-        f"(Avg@{summary['n']}), {f'95 % interval {ends}' if ends else 'without an interval'}, {size(entry)}."
+        f"(Avg@{summary['n']}), {f'95 % interval {ends}' if ends else 'without an interval'}, {asked}."
     )
 
 
 def of_difference(table: Table, one: dict) -> str:
     """Returns the sentence about one difference."""
     first, second, task = one["first"], one["second"], one["task"]
-    asked = size(table.of_task(task)[0])
+    asked = size(one["problems"], *(of for of in table.of_task(task) if of["model"]["label"] in (first, second)))
     if one["difference"] is None:
         return f"{first} and {second} have no problem of {task} in common: nothing can be said."
     far = f"{abs(100 * one['difference']):.1f} points"
@@ -229,7 +240,7 @@ def warnings(table: Table) -> list[str]:
         if entry["status"] == "partial":
             sentences.append(
                 f"{name} is partial: {summary['missing']} of {asked} samples are missing, and all its numbers are "
-                "over the others. The same command goes on where it was."
+                f"over the others ({over(summary['problems'], entry)}). The same command goes on where it was."
             )
         for count, what in (
             (summary["timeouts"], "took the grader longer than its limit"),

@@ -18,8 +18,9 @@ TASK = Task("sums", "exact", "semicolon", "here", "0", PROBLEMS, "none")
 
 @pytest.fixture
 def job(tmp_path):
+    """In a folder whose name means something else in a URL."""
     prompts = tuple(problem.text for problem in PROBLEMS)
-    return engine.Job(TASK, tmp_path / "logs", {"a": {"b": 1}}, prompts, Settings(n=2, max_new_tokens=9), 4)
+    return engine.Job(TASK, tmp_path / "a#b?c%20d e", {"a": {"b": 1}}, prompts, Settings(n=2, max_new_tokens=9), 4)
 
 
 def model(answer):

@@ -76,7 +76,7 @@ def test_a_whole_evaluation_is_not_run_again_and_loads_no_model(first, student, 
 def test_an_interrupted_evaluation_is_partial_and_goes_on_with_the_missing_samples(
     first, student, tmp_path, monkeypatch
 ):
-    asked = []
+    asked, folder = [], tmp_path / "a#b?c%20d e"  # which means something else in a URL
     grader, seen = run.grader, []
 
     def counting(task, judge):
@@ -102,14 +102,14 @@ def test_an_interrupted_evaluation_is_partial_and_goes_on_with_the_missing_sampl
 
     monkeypatch.setattr(engine, "run", stopped)
     with pytest.raises(Interrupted) as interrupted:
-        evaluate(student, "embedded", output_dir=tmp_path, **SETTINGS)
+        evaluate(student, "embedded", output_dir=folder, **SETTINGS)
     assert interrupted.value.results["status"] == "partial"
-    assert json.loads((tmp_path / "results.json").read_text())["status"] == "partial"
-    assert evaluate(student, "embedded", output_dir=tmp_path, **SETTINGS)["status"] == "complete"
+    assert json.loads((folder / "results.json").read_text())["status"] == "partial"
+    assert evaluate(student, "embedded", output_dir=folder, **SETTINGS)["status"] == "complete"
     assert asked == [12, 6] and len(seen) == 12  # no sample was graded twice
-    assert without_times(tmp_path) == without_times(first[1])
-    assert samples_of(tmp_path) == samples_of(first[1])
-    assert len(list((tmp_path / "logs" / "student").glob("*.eval"))) == 1  # that of the first call is superseded
+    assert without_times(folder) == without_times(first[1])
+    assert samples_of(folder) == samples_of(first[1])
+    assert len(list((folder / "logs" / "student").glob("*.eval"))) == 1  # that of the first call is superseded
 
 
 def test_an_error_in_one_sample_costs_that_sample_and_is_run_again(first, student, tmp_path, monkeypatch):
@@ -158,8 +158,17 @@ def test_other_settings_data_or_weights_are_not_added_to_a_log(first, student, t
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         assert "model.hashes.weights_sha256" in refused()
+        for settings in (SETTINGS, {**SETTINGS, "overwrite": True}):  # another task has numbers of the old weights
+            with pytest.raises(ValueError, match="is not the one that is measured now: weights_sha256 was"):
+                evaluate(student, "sums", output_dir=folder, **settings)
     finally:
         weights.write_bytes(whole)
+
+
+def test_no_two_tasks_write_one_file():
+    names = ["a b", "a_b", "a.b", "a:b", "b"]
+    files = {f"{label}.{run.task_part(name)}.jsonl" for label in ("m", "m.a") for name in names}
+    assert len(files) == 10 and run.task_part("math500") == "math500"
 
 
 def test_what_is_overwritten_is_run_again(first, student, tmp_path):

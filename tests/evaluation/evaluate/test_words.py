@@ -80,6 +80,18 @@ def test_missing_samples_timeouts_and_deaths_are_said_when_there_are_any():
     assert sentences[2] == "student on sums: 1 answer of 480 killed the grader, and counts as wrong."
 
 
+def test_numbers_over_some_of_the_problems_say_so():
+    whole, given = samples(SUMS, "student", 0.4), samples(SUMS, "teacher", 0.9, missing=8 * 48)
+    table = only_table(results.build([entry(SUMS, "student", whole), entry(SUMS, "teacher", given)]))
+    assert table.entries[1]["summary"]["problems"] == 12 and table.entries[1]["task"]["problems"] == 60
+    (sentence,) = words.what_can_be_said(table)
+    assert sentence.endswith("12 of 60 problems × up to 8 samples.")
+    assert "all its numbers are over the others (12 of 60 problems)." in words.warnings(table)[0]
+    assert words.compared(table.differences[0], table)[-1].endswith(", 12 of 60 problems")
+    alone = only_table(results.build([entry(SUMS, "teacher", given)]))
+    assert words.what_can_be_said(alone)[0].endswith(", 12 of 60 problems × up to 8 samples.")
+
+
 def test_what_differs_inside_a_table_is_said():
     entries = [
         entry(SUMS, name, samples(SUMS, name, 0.5), **more) for name, more in (("a", {}), ("b", {"dtype": "float32"}))
@@ -114,12 +126,13 @@ def test_numbers_have_signs_and_no_minus_zero():
     ]
     assert words.interval([None, None]) == "" and words.interval([0.5, 1.0]) == "[50.0, 100.0]"
     start = ["teacher", "sums", "student"]
-    assert words.compared(difference(4.1, 1.2, 7.0, p_holm=0.0001)) == [
+    table = only_table(evaluation({"student": 0.4, "teacher": 0.9}, [SUMS]))
+    assert words.compared(difference(4.1, 1.2, 7.0, p_holm=0.0001), table) == [
         *start, "+4.1", "[+1.2, +7.0]", "above, p < 0.001",
     ]  # fmt: skip
-    unclear = words.compared(difference(-4.0, -9.0, 1.0, "unclear", p_holm=0.25))
+    unclear = words.compared(difference(-4.0, -9.0, 1.0, "unclear", p_holm=0.25), table)
     assert unclear[3:] == ["−4.0", "[−9.0, +1.0]", "not distinguishable, p = 0.250"]
-    assert words.compared(difference(4.0, verdict="none", p=None, p_holm=None))[4:] == ["–", "no interval"]
+    assert words.compared(difference(4.0, verdict="none", p=None, p_holm=None), table)[4:] == ["–", "no interval"]
 
 
 def test_each_difference_names_the_model_that_it_is_to():
