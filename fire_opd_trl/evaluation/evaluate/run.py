@@ -27,7 +27,7 @@ from .problems import Problem, Task
 from .prompts import prompt_text
 from .provider import Transformers
 from .samples import Sample, to_row
-from .settings import Settings, takes_settings
+from .settings import Settings, settings_of, takes_settings
 from .tasks import load_task
 from .vllm import VLLM
 
@@ -87,7 +87,7 @@ def evaluate(
         `dict`: What `results.json` holds; `results["status"]` is `"complete"` or `"partial"`.
     """
     check_environment()
-    asked = Settings(**settings)
+    asked = settings_of(settings)
     folder, backend = Path(asked.output_dir), (VLLM if asked.backend == "vllm" else Transformers)(asked)
     loaded = tasks_of(tasks.split(",") if isinstance(tasks, str) else tasks, asked)
     backend.check()
