@@ -66,9 +66,7 @@ class Settings:
             kind = kind_of(one.name)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, one.name, float(value))  # 1 and 1.0 are one temperature
-            elif not isinstance(value, (str, Path) if kind is str else kind) or (
-                kind is int and isinstance(value, bool)
-            ):
+            elif not isinstance(value, (str, Path) if kind is str else kind) or (kind, type(value)) == (int, bool):
                 raise ValueError(f"--{one.name} {value!r}: give {KINDS[kind]}.")
             if value == "" and one.default != "":
                 raise ValueError(f"--{one.name} {value!r}: it is empty. Give a value, or leave the option out.")
@@ -81,7 +79,7 @@ class Settings:
             raise ValueError(f"--top_p {self.top_p}: give more than 0, and at most 1 (the whole distribution).")
         if 0 < self.temperature < COLDEST:
             raise ValueError(
-                f"--temperature {self.temperature}: give at least {COLDEST}, or 0 for the likeliest token (with --n 1)."
+                f"--temperature {self.temperature}: give at least {COLDEST}, or 0 for the likeliest token, with --n 1."
             )
         for name in ("vllm_args", "vllm_url"):
             if getattr(self, name) and self.backend != "vllm":
