@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 import textwrap
+import warnings
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,8 @@ def from_yaml(path: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd evaluate`; the exit code is 0 of whole results and 3 of partial ones."""
     try:
-        with refusals():
+        with refusals(), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: print(visible(f"Warning: {message}"), file=sys.stderr)
             return run(sys.argv[1:] if argv is None else argv)
     except Refusal as error:  # names of files are in it, and what libraries say
         raise Refusal(visible(" ".join(str(error).split()))) from error

@@ -432,8 +432,12 @@ def alone(folder: Path) -> Iterator[None]:
     """Refuses a second evaluation in the folder while one runs: each would remove logs of the other as superseded."""
     import fcntl
 
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with open(folder / "logs" / ".lock", "w") as lock:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "logs" / ".lock", "w")
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: no files can be made there ({error}). Take another.") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -75,8 +75,6 @@ class Settings:
             if choices and value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise ValueError(f"--{one.name} {value}: there are {', '.join(choices)}.{hint}")
-        if any(sign < " " for sign in str(self.output_dir)):
-            raise ValueError(f"--output_dir {str(self.output_dir)!r}: the name has a control sign. Give another one.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}: give more than 0, and at most 1 (the whole distribution).")
         if 0 < self.temperature < COLDEST:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from dataclasses import fields
 
@@ -80,10 +81,16 @@ def test_options_without_a_value_in_a_file_are_not_given(called, tmp_path):
         command.main(["--config", str(tmp_path / "gone.yaml")])
 
 
-def test_names_in_a_refusal_and_in_the_report_do_nothing_to_a_terminal(capsys):
+def test_names_in_a_refusal_and_in_the_report_do_nothing_to_a_terminal(capsys, monkeypatch):
     with pytest.raises(ValueError) as error:
         command.main(["--model", "/no\x1b[31m\nfolder", "--tasks", "embedded"])
     assert str(error.value) == "--model /no␛[31m folder: there is no such folder."
+    monkeypatch.setattr(
+        run, "evaluate", lambda *_, **__: warnings.warn("file \x1b[31m", stacklevel=1) or {"status": ""}
+    )
+    with pytest.raises(KeyError):  # of these results
+        command.main([])
+    assert capsys.readouterr().err == "Warning: file ␛[31m\n"
     command.report({"entries": [], "status": "complete"}, run.Path("a \x1b[31m\nb"), stopped=False)
     assert "--log-dir 'a ␛[31m⏎b/logs'\n" in capsys.readouterr().out
 
