@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .model_facts import versions
+from .model_facts import reading, versions
 from .settings import Settings
 
 
@@ -39,16 +39,21 @@ class Reader:
     def __init__(self, folder: Path, settings: Settings):
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        self.settings, trusted = settings, {"trust_remote_code": settings.trust_remote_code}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
+        self.folder, self.settings, trusted = folder, settings, {"trust_remote_code": settings.trust_remote_code}
         base = base_of(folder)
-        config = AutoConfig.from_pretrained(base, **trusted)
-        self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.dtype = str(config.dtype or "float32").removeprefix("torch.")
-        try:
-            generation = GenerationConfig.from_pretrained(base)
-        except OSError:  # it has none
-            generation = GenerationConfig.from_model_config(config)
+        with reading(folder, "its config"):
+            config = AutoConfig.from_pretrained(base, **trusted)
+            self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
+            self.dtype = str(config.dtype or "float32").removeprefix("torch.")
+        with reading(folder, "its tokenizer"):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
+        with reading(folder, "its generation config"):
+            try:
+                generation = GenerationConfig.from_pretrained(base)
+            except OSError:
+                if (base / "generation_config.json").is_file():
+                    raise
+                generation = GenerationConfig.from_model_config(config)
         ends = generation.eos_token_id
         found = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
         self.ends = {one for one in found if one is not None}
@@ -57,12 +62,13 @@ class Reader:
         """Returns the prompt as the model reads it: through the chat template, if there is one, else the text."""
         if self.tokenizer.chat_template is None:
             return problem
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=self.settings.thinking,
-        )
+        with reading(self.folder, "its chat template"):
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": problem}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self.settings.thinking,
+            )
 
     def ids(self, problem: str) -> list[int]:
         """Returns the tokens of the prompt. A chat template writes the beginning token itself."""
@@ -77,8 +83,9 @@ class Reader:
         """Returns whether the context ends before `max_new_tokens` do. Refuses problems that leave no room at all."""
         cut, most = False, self.settings.max_new_tokens
         for problem in problems:
+            prompt = self.ids(problem)
             try:
-                cut |= room_for(self.ids(problem), most, self.context) < most
+                cut |= room_for(prompt, most, self.context) < most
             except ValueError as error:
                 raise ValueError(f"{problem[:60]!r}: {error} Take the problem out.") from error
         return cut
@@ -99,7 +106,14 @@ def base_of(folder: Path) -> Path:
     adapter = folder / "adapter_config.json"
     if (folder / "config.json").is_file() or not adapter.is_file():
         return folder
-    return Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    with reading(folder, "the name of its base model in adapter_config.json"):
+        base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if not base.is_dir() and len(base.parts) != 2:
+        raise ValueError(
+            f"--model {folder}: it is an adapter of {base}, and there is no such folder. Put the right one into its "
+            "adapter_config.json (base_model_name_or_path)."
+        )
+    return base
 
 
 class Backend(ABC):

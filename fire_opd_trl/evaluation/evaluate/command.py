@@ -9,12 +9,15 @@ import argparse
 import shlex
 import sys
 import textwrap
+import warnings
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...spelling import did_you_mean
+from ...trainer.ending import Refusal, refusals
+from ..inspect.visible import visible
 from .settings import Settings, kind_of
 
 
@@ -49,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 def read(name: str, value: Any) -> Any:
     """Returns a setting's value from text, or from what YAML has read. Raises `ArgumentTypeError` if it is none."""
     kind, text = kind_of(name), str(value).strip()
+    if isinstance(value, list | dict):
+        raise argparse.ArgumentTypeError(f"{value!r} is not one value.")
     switches = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
     if kind is bool:
         if text.lower() not in switches:
@@ -66,7 +71,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
 
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"--config {path}: it cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--config {path}: it must hold options, one a line: `n: 8`.")
@@ -76,10 +81,17 @@ def from_yaml(path: Path) -> dict[str, Any]:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"--config {path}: there is no option {name!r}.{hint} Options: {', '.join(known)}.")
+        if name == "overwrite":
+            raise ValueError(f"--config {path}: overwrite is for the command line: a file would overwrite each time.")
+        if value is None:  # `tasks:` with nothing behind it
+            continue
         try:
             if name in ("model", "tasks"):
-                found[name] = [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
-            elif value is not None:
+                names = value if isinstance(value, list) else str(value).split(",")
+                if wrong := [one for one in [value, *names] if one is None or isinstance(one, dict)]:
+                    raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no name.")
+                found[name] = [str(one) for one in names]
+            else:
                 found[name] = read(name, value)
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"--config {path}: {name}: {error}") from error
@@ -88,7 +100,16 @@ def from_yaml(path: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `fire-opd evaluate`; the exit code is 0 of whole results and 3 of partial ones."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        with refusals(), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: print(visible(f"Warning: {message}"), file=sys.stderr)
+            return run(sys.argv[1:] if argv is None else argv)
+    except Refusal as error:  # names of files are in it, and what libraries say
+        raise Refusal(visible(" ".join(str(error).split()))) from error
+
+
+def run(argv: list[str]) -> int:
+    """Reads the options, evaluates and reports; `main` makes its refusals harmless for a terminal."""
     rest = iter(argv)  # argparse would take `--enforce-eager` behind --vllm_args for an option of its own
     joined = [f"{one}={next(rest, '')}" if one == "--vllm_args" else one for one in rest]
     asked = vars(build_parser().parse_args(joined))
@@ -98,25 +119,30 @@ def main(argv: list[str] | None = None) -> int:
 
     from .run import Interrupted, evaluate
 
-    stopped = False
+    stopped, overwrite = False, "--overwrite" in joined
+    # The command that is shown goes on with what is there.
+    shown = shlex.join(["fire-opd", "evaluate", *(one for one in joined if one != "--overwrite")])
     try:
-        results = evaluate(models, tasks, **options, command=shlex.join(["fire-opd", "evaluate", *argv]))
+        results = evaluate(models, tasks, **options, command=shown)
     except Interrupted as error:
         results, stopped = error.results, True
-    return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped)
+    return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped, overwrite)
 
 
-def report(results: dict[str, Any], folder: Path, stopped: bool) -> int:
+def report(results: dict[str, Any], folder: Path, stopped: bool, overwrite: bool = False) -> int:
     """Prints the tables, where the files are, and what is missing; returns the exit code."""
     from .terminal import in_terminal
 
     if results["entries"]:
         print("\n" + in_terminal(results))
-    print(f"\n{folder / 'results.html'}\n{folder / 'results.json'}\ninspect view --log-dir {folder / 'logs'}")
+    logs = shlex.quote(str(folder / "logs"))
+    for line in ("", str(folder / "results.html"), str(folder / "results.json"), f"inspect view --log-dir {logs}"):
+        print(visible(line))
     if results["status"] == "complete" and not stopped:
         return 0
     why = "interrupted" if stopped else "some samples ended in an error (inspect view shows it)"
-    print(f"\nfire-opd evaluate: partial: {why}. The same command runs what is missing.", file=sys.stderr)
+    same = "The same command, without --overwrite," if overwrite else "The same command"
+    print(f"\nfire-opd evaluate: partial: {why}. {same} runs what is missing.", file=sys.stderr)
     return PARTIAL
 
 

@@ -3,9 +3,13 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+
+from ...trainer.ending import Refusal
+from ..inspect.visible import shortened
 
 
 WEIGHTS = ("*.safetensors", "*model*.bin")  # not training_args.bin, nor an optimizer's
@@ -23,6 +27,20 @@ HASHED = {
 }
 
 
+@contextmanager
+def reading(model: str | Path, what: str) -> Iterator[None]:
+    """Whatever a library raises over a broken file becomes a sentence that names the model and the file."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if "trust_remote_code" in said:
+            help = "It wants to run Python files of its folder: give --trust_remote_code on, if you trust them."
+        else:
+            help = "Mend it, or fetch or save the model again."
+        raise Refusal(f"--model {model}: {what} cannot be read ({shortened(said, 300)}). {help}") from error
+
+
 def model_folder(name: str) -> Path:
     """
     Returns the folder of a model. `run` calls this before it loads anything.
@@ -30,13 +48,25 @@ def model_folder(name: str) -> Path:
     Args:
         name (`str`): A folder, or the name of a model on the Hub, which is then fetched whole.
     """
+    from safetensors import safe_open
+
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not _files(path, CONFIG):
             raise ValueError(f"--model {name}: the folder has no config.json, so that it is no model. {_inside(path)}")
         if not _files(path, WEIGHTS):
             raise ValueError(f"--model {name}: the folder has no weights (*.safetensors or *.bin). {_inside(path)}")
+        if not _files(path, TOKENIZER):
+            raise ValueError(
+                f"--model {name}: the folder has no tokenizer (tokenizer.json and its like). Put that of the model it "
+                "came from there: AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+            )
+        for file in path.glob("*.safetensors"):
+            with reading(name, f"its file {file.name}"), safe_open(file, framework="np"):
+                pass  # which has read how long the file must be
         return path
+    if path.is_file() or not name:
+        raise ValueError(f"--model {name!r}: it is no folder. Give the folder that save_pretrained wrote.")
     if path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
         raise ValueError(f"--model {name}: there is no such folder.")
     from huggingface_hub import snapshot_download

@@ -15,8 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ...trainer.ending import Refusal
+from ..inspect.visible import shortened
 from .backend import Backend, Completed, Reader, Rows, device_of, room_for
 from .decoding import Decoder, Row
+from .model_facts import reading
 
 
 GATHER_SECONDS = 0.05  # before the first batch: those that start together have asked by then
@@ -115,10 +118,12 @@ class Transformers(Backend):
     def check(self) -> None:
         import torch
 
+        device = device_of(self.settings)
         try:
-            torch.device(device_of(self.settings))
-        except RuntimeError as error:
-            raise ValueError(f"--device {self.settings.device}: {str(error).splitlines()[0]}") from error
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:
+            why = shortened(str(error).splitlines()[0], 300)
+            raise ValueError(f"--device {device}: it cannot be used here: {why}. Give another one, or cpu.") from error
 
     def dtype(self, reader: Reader) -> str:
         """
@@ -153,5 +158,13 @@ def load(folder: str | Path, dtype: str, device: str, trust_remote_code: bool = 
     """Returns the model of a folder, on a device. `served` calls this once for each model."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reading(folder, "its weights"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    if missing := sorted(found["missing_keys"]):  # transformers puts random numbers there
+        raise Refusal(
+            f"--model {folder}: its files lack {len(missing)} of its weights, first {missing[0]}. "
+            "Fetch it or save it again."
+        )
     return model.to(device).eval()

@@ -27,7 +27,7 @@ from .problems import Problem, Task, text_id
 from .prompts import prompt_text
 from .provider import Transformers
 from .samples import Sample, to_row
-from .settings import Settings, takes_settings
+from .settings import Settings, settings_of, takes_settings
 from .tasks import load_task
 from .vllm import VLLM
 
@@ -87,7 +87,7 @@ def evaluate(
         `dict`: What `results.json` holds; `results["status"]` is `"complete"` or `"partial"`.
     """
     check_environment()
-    asked = Settings(**settings)
+    asked = settings_of(settings)
     folder, backend = Path(asked.output_dir), (VLLM if asked.backend == "vllm" else Transformers)(asked)
     loaded = tasks_of(tasks.split(",") if isinstance(tasks, str) else tasks, asked)
     backend.check()
@@ -442,8 +442,12 @@ def alone(folder: Path) -> Iterator[None]:
     """Refuses a second evaluation in the folder while one runs: each would remove logs of the other as superseded."""
     import fcntl
 
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with open(folder / "logs" / ".lock", "w") as lock:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "logs" / ".lock", "w")
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: no files can be made there ({error}). Take another.") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

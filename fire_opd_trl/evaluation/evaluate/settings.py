@@ -12,6 +12,8 @@ from .prompts import STYLES
 
 BACKENDS = ("transformers", "vllm")
 SANDBOXES = ("bubblewrap", "docker")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+COLDEST = 0.01  # a division by less overflows: vLLM would take 0.01 in its place
 INFINITY = float("inf")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 Function = TypeVar("Function", bound=Callable)
@@ -40,7 +42,9 @@ class Settings:
     limit: int | None = setting(None, "the first so many problems of each task (default: all)", least=1)
     output_dir: str | Path = setting("outputs/evaluate", "the folder of the results")
     batch_size: int = setting(32, "completions sampled at once; it changes no sample", least=1)
-    dtype: str = setting("auto", "of the weights; auto is what the model's config names, on a CPU float32")
+    dtype: str = setting(
+        "auto", "of the weights; auto is what the model's config names, on a CPU float32", choices=DTYPES
+    )
     device: str | None = setting(None, "for example cuda:1 (default: the GPU, if there is one)")
     graders: int = setting(2, "processes that grade", least=1)
     sandbox: str | None = setting(
@@ -62,15 +66,21 @@ class Settings:
             kind = kind_of(one.name)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, one.name, float(value))  # 1 and 1.0 are one temperature
-            elif not isinstance(value, (str, Path) if kind is str else kind) or (kind is int and value is True):
+            elif not isinstance(value, (str, Path) if kind is str else kind) or (kind, type(value)) == (int, bool):
                 raise ValueError(f"--{one.name} {value!r}: give {KINDS[kind]}.")
+            if value == "" and one.default != "":
+                raise ValueError(f"--{one.name} {value!r}: it is empty. Give a value, or leave the option out.")
             if least is not None and not least <= value < INFINITY:
-                raise ValueError(f"--{one.name} {value}: give at least {least}.")
+                raise ValueError(f"--{one.name} {value}: give at least {least}, and no infinity.")
             if choices and value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise ValueError(f"--{one.name} {value}: there are {', '.join(choices)}.{hint}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}: give more than 0, and at most 1 (the whole distribution).")
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"--temperature {self.temperature}: give at least {COLDEST}, or 0 for the likeliest token, with --n 1."
+            )
         for name in ("vllm_args", "vllm_url"):
             if getattr(self, name) and self.backend != "vllm":
                 raise ValueError(f"--{name} is for --backend vllm, and the backend is {self.backend}.")
@@ -85,6 +95,14 @@ class Settings:
         """Returns what results.json says of how samples are drawn."""
         names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
         return {"top_k": None, **{name: getattr(self, name) for name in names}}
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Returns the settings that a caller of `evaluate` has named. Refuses a name that is none."""
+    known = [one.name for one in fields(Settings)]
+    if wrong := [name for name in given if name not in known]:
+        raise TypeError(f"evaluate() has no argument {wrong[0]!r}.{did_you_mean(wrong[0], known)}")
+    return Settings(**given)
 
 
 def kind_of(name: str) -> type:

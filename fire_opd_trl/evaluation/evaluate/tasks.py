@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...spelling import did_you_mean
+from ..inspect.visible import visible
 from .answers import last_boxed
 from .problems import Problem, Task, digest, text_id
 from .prompts import AS_WRITTEN, INSTRUCTION
@@ -216,7 +217,7 @@ def own_name(path: Path) -> str:
     """Returns what a task from a file is called: the stem, with the folder's name where the stem says little."""
     stem = without_ending(path.name)
     parent = path.resolve().parent.name
-    return f"{parent}_{stem}" if stem in ("test", "train") and parent else stem
+    return visible(f"{parent}_{stem}" if stem in ("test", "train") and parent else stem)
 
 
 def files_inside(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ...trainer.ending import Refusal
+from ..inspect.visible import visible
 from .backend import Backend, Completed, Reader, room_for
 
 
@@ -112,7 +113,7 @@ class Server:
         """Returns the error for a server that was started here: the first cause in its log, what helps, its end."""
         assert self.log is not None
         text = self.log.read_text(encoding="utf-8", errors="replace")
-        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        lines = [visible(line.rstrip()) for line in text.splitlines() if line.strip()]
         # vLLM reports an error once in each process that it reaches; the first is where it arose.
         cause = next((line for line in lines if re.search(r"\b\w*(Error|Exception|error): ", line)), "")
         cause = re.sub(r"^(\([^)]*\) )?(\w+ \d\d-\d\d \S+ \[[^]]*\] )?", "", cause).strip()
@@ -138,7 +139,7 @@ class Server:
             if now - said > SAY_EVERY:
                 said, lines = now, self.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 line = next((line for line in reversed(lines) if line.strip()), "nothing yet")
-                print(f"vLLM starts, {now - began:.0f} s: {line[:160]}", flush=True)
+                print(f"vLLM starts, {now - began:.0f} s: {visible(line[:160])}", flush=True)
             time.sleep(0.1)
 
     def raise_if_dead(self) -> None:
@@ -205,7 +206,7 @@ def serving(log: Path, model: str, max_model_len: int, dtype: str, trusted: bool
         port = probe.getsockname()[1]  # a free one
     command = command_line(model, port, max_model_len, dtype, trusted, further)
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"vLLM starts; it writes {log}", flush=True)
+    print(f"vLLM starts; it writes {visible(str(log))}", flush=True)
     # The key is among the variables: all users can read a command line.
     key, offline = secrets.token_urlsafe(32), {"HF_HUB_OFFLINE": "1"} if Path(model).exists() else {}
     ours = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}

@@ -45,6 +45,45 @@ def test_an_adapter_is_read_with_its_base(student, tmp_path):
     assert Reader(tmp_path, Settings()).ends == {1, 14}
 
 
+@pytest.mark.parametrize("written", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_base_is_refused(written, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(written)
+    with pytest.raises(ValueError, match=f"--model {tmp_path}: the name of its base model .* cannot be read"):
+        base_of(tmp_path)
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base/model"}')
+    with pytest.raises(ValueError, match="it is an adapter of /gone/base/model, and there is no such folder"):
+        base_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "said"),
+    [
+        ("config.json", "{", "its config cannot be read"),
+        ("config.json", "[]", "its config cannot be read"),
+        ("config.json", '{"model_type": "foo"}', "its config cannot be read"),
+        ("config.json", '{"model_type": "own", "auto_map": {"AutoConfig": "a.B"}}', "give --trust_remote_code on"),
+        ("generation_config.json", "{", "its generation config cannot be read"),
+        ("tokenizer.json", "{", "its tokenizer cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(name, written, said, student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "model")
+    (folder / name).write_text(written)
+    with pytest.raises(ValueError) as error:
+        Reader(folder, Settings())
+    assert str(error.value).startswith(f"--model {folder}: ") and said in str(error.value)
+
+
+def test_a_broken_chat_template_is_not_the_datas_fault(student):
+    reader = Reader(student, Settings())
+    reader.tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    with pytest.raises(ValueError, match="its chat template cannot be read .*no system"):
+        reader.cuts(["1+1="])
+
+
 def test_prompts_have_one_beginning_token_and_know_whether_to_think(student):
     def read(template, thinking=False):
         reader = Reader(student, Settings(thinking=thinking))

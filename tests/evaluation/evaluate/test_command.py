@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from dataclasses import fields
 
@@ -32,7 +33,7 @@ def called(monkeypatch):
 def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins(called, tmp_path, capsys):
     config = tmp_path / "evaluate.yaml"
     config.write_text(
-        "model: [a, b]\ntasks: math500,own.jsonl\nn: 4\nthinking: on\ntop_p: 0.9\nlimit: 10\nseed: null\n"
+        "model: [a, b]\ntasks: math500,own.jsonl\nn: 4\nthinking: on\ntop_p: 0.9\nlimit: 10\nseed: null\ndevice:\n"
     )
     assert command.main(["--config", str(config), "--n", "2", "--model", "c", "--model", "d", "e"]) == 0
     (call,) = called
@@ -43,6 +44,7 @@ def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins
     }  # fmt: skip
     command.main(["--model", "a", "--tasks", "math500", "--thinking", "off", "--overwrite"])
     assert called[1]["thinking"] is False and called[1]["overwrite"] is True
+    assert called[1]["command"] == "fire-opd evaluate --model a --tasks math500 --thinking off", "which goes on"
     command.main(["--model", "a", "--tasks", "b", "--vllm_args", "--enforce-eager", "--n", "2"])
     assert (called[2]["vllm_args"], called[2]["n"]) == ("--enforce-eager", 2)
     assert "inspect view --log-dir" in capsys.readouterr().out
@@ -54,6 +56,11 @@ def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins
         ("temprature: 1.0", "no option 'temprature'. Did you mean"),
         ("n: many", "n: 'many' is no whole number"),
         ("thinking: maybe", "thinking: 'maybe' is neither on nor off"),
+        ("tasks: [null]", "tasks: None is no name"),
+        ("model: {a: b}", "model: {'a': 'b'} is no name"),
+        ("device: [cpu]", "device: ['cpu'] is not one value"),
+        ("overwrite: on", "overwrite is for the command line"),
+        ('"\\e[31m": 1', "there is no option"),
         ("- n", "it must hold options"),
         ("n: [", "cannot be read as YAML"),
         ("n: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
@@ -63,7 +70,29 @@ def test_a_file_that_says_something_else_is_refused(text, said, called, tmp_path
     (tmp_path / "evaluate.yaml").write_text(text)
     with pytest.raises(ValueError) as error:
         command.main(["--config", str(tmp_path / "evaluate.yaml"), "--model", "a", "--tasks", "b"])
-    assert said in str(error.value) and not called
+    assert said in str(error.value) and not called and "\x1b" not in str(error.value)
+
+
+def test_options_without_a_value_in_a_file_are_not_given(called, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text("tasks:\nmodel: null\nn: null\n")
+    command.main(["--config", str(tmp_path / "evaluate.yaml")])
+    assert not called[0]["models"] and not called[0]["tasks"] and "n" not in called[0]
+    with pytest.raises(ValueError, match="--config .*gone.yaml: it cannot be read.*No such file"):
+        command.main(["--config", str(tmp_path / "gone.yaml")])
+
+
+def test_names_in_a_refusal_and_in_the_report_do_nothing_to_a_terminal(capsys, monkeypatch):
+    with pytest.raises(ValueError) as error:
+        command.main(["--model", "/no\x1b[31m\nfolder", "--tasks", "embedded"])
+    assert str(error.value) == "--model /no␛[31m folder: there is no such folder."
+    monkeypatch.setattr(
+        run, "evaluate", lambda *_, **__: warnings.warn("file \x1b[31m", stacklevel=1) or {"status": ""}
+    )
+    with pytest.raises(KeyError):  # of these results
+        command.main([])
+    assert capsys.readouterr().err == "Warning: file ␛[31m\n"
+    command.report({"entries": [], "status": "complete"}, run.Path("a \x1b[31m\nb"), stopped=False)
+    assert "--log-dir 'a ␛[31m⏎b/logs'\n" in capsys.readouterr().out
 
 
 def test_every_option_of_evaluate_is_an_option_with_help(capsys):
@@ -83,6 +112,8 @@ def test_the_exit_code_says_whether_something_is_missing(capsys):
     assert "partial: interrupted. The same command" in capsys.readouterr().err
     assert command.report(partial, run.Path("out"), stopped=False) == 3
     assert "ended in an error" in capsys.readouterr().err
+    command.report(partial, run.Path("out"), stopped=True, overwrite=True)
+    assert "The same command, without --overwrite, runs what is missing." in capsys.readouterr().err
     assert command.report({"entries": [], "status": "complete"}, run.Path("out"), stopped=False) == 0
 
 

@@ -48,8 +48,23 @@ def test_what_is_no_model_is_said(model, tmp_path):
         model_folder(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"no config.json.*Below it are model"):
         model_folder(str(tmp_path))
-    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="config.json': it is no folder"):
+        model_folder(str(model / "config.json"))
+    with pytest.raises(ValueError, match="'': it is no folder"):
+        model_folder("")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="its file model.safetensors cannot be read.*not fully covered"):
+        model_folder(str(model))
+    weights.unlink()
     with pytest.raises(ValueError, match="no weights"):
+        model_folder(str(model))
+
+
+def test_a_model_without_a_tokenizer_is_said(model):
+    for file in model.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="the folder has no tokenizer"):
         model_folder(str(model))
 
 

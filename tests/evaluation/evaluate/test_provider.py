@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
@@ -104,3 +105,21 @@ def test_half_precision_is_not_used_on_a_cpu_unasked():
     assert used(device="cpu") == "float32" and used(device="cuda:1") == "bfloat16"
     assert used(device="cpu", dtype="float16") == "float16"
     assert provider.load(model_path("student"), "bfloat16", "cpu").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_refused_before_a_model_is_loaded(device):
+    with pytest.raises(ValueError, match=f"--device {device}: it cannot be used here"):
+        provider.Transformers(Settings(device=device)).check()
+
+
+def test_weights_that_are_broken_or_not_there_are_refused(tmp_path):
+    folder = shutil.copytree(model_path("student"), tmp_path / "student")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="its files lack 1 of its weights, first model.norm.weight"):
+        provider.load(folder, "float32", "cpu")
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="its weights cannot be read"):
+        provider.load(folder, "float32", "cpu")

@@ -306,6 +306,15 @@ def test_two_evaluations_do_not_run_in_one_folder(first, student):
     evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
 
 
+def test_a_folder_that_takes_no_files_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match="--output_dir .*/file: no files can be made there"),
+        run.alone(tmp_path / "file"),
+    ):
+        pass
+
+
 def test_a_log_that_is_not_whole_is_not_gone_on_with_by_another_engine(monkeypatch, tmp_path):
     def facts(version):
         return {"backend": {"name": "transformers", "versions": {"torch": version}}}

@@ -18,7 +18,7 @@ def test_help_names_every_setting_with_its_default_and_its_meaning():
     said = pydoc.render_doc(evaluate, renderer=pydoc.plaintext)
     assert "max_new_tokens=16384" in said and "n (`int`, defaults to `8`): samples of each problem\n" in said
     assert "limit (`int`, *optional*): the first so many" in said and "SETTINGS" not in said
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(TypeError, match="no argument 'temprature'. Did you mean 'temperature'"):
         evaluate("a", "b", temprature=1.0)
 
 
@@ -26,7 +26,19 @@ def test_help_names_every_setting_with_its_default_and_its_meaning():
     ("given", "said"),
     [
         ({"n": 0}, "--n 0: give at least 1"),
+        ({"n": 2.0}, "--n 2.0: give a whole number"),
+        ({"n": True}, "--n True: give a whole number"),
+        ({"seed": False}, "--seed False: give a whole number"),
+        ({"seed": None}, "--seed None: give a whole number"),
+        ({"thinking": "off"}, "--thinking 'off': give True or False"),
         ({"temperature": float("nan")}, "--temperature nan: give at least 0"),
+        ({"temperature": float("inf")}, "--temperature inf: give at least 0, and no infinity"),
+        ({"temperature": 1e-40, "n": 1}, "--temperature 1e-40: give at least 0.01, or 0 for the likeliest token"),
+        ({"dtype": "flaot32"}, "--dtype flaot32: there are auto, bfloat16, float16, float32. Did you mean 'float32'?"),
+        ({"output_dir": ""}, "--output_dir '': it is empty"),
+        ({"device": ""}, "--device '': it is empty"),
+        ({"vllm_url": "http://127.0.0.1:1"}, "--vllm_url is for --backend vllm"),
+        ({"vllm_args": "--enforce-eager"}, "--vllm_args is for --backend vllm"),
         ({"temperature": 0.0, "n": 2}, "--temperature 0 gives the same answer each time: --n 2"),
         ({"top_p": 0.0}, "--top_p 0.0: give more than 0"),
         ({"limit": 0}, "--limit 0"),

@@ -276,6 +276,11 @@ def test_ids_that_repeat_are_not_used(tmp_path):
     ]
 
 
+def test_the_name_of_a_file_does_nothing_to_a_terminal(tmp_path):
+    path = write(tmp_path / "a\x1b[31m\nb.jsonl", many(1))
+    assert tasks.load_task(str(path)).name == "a␛[31m⏎b"
+
+
 def test_a_lost_backslash_is_a_warning(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_bytes(b'{"problem": "What is $\\frac{1}{2}$?", "answer": "1/2"}\n')
