@@ -273,7 +273,7 @@ def test_repeated_rows_are_left_out_and_other_answers_stay(tmp_path):
 @pytest.mark.parametrize("unusable", [1, "x" * 201, "a\0b", "a\x1b[31m", "\ud800"], ids=ascii)
 def test_ids_that_repeat_or_cannot_name_a_sample_of_a_log_are_not_used(tmp_path, unusable):
     path = tmp_path / "own.jsonl"
-    path.write_text("".join(json.dumps({**row, "id": one}) + "\n" for row, one in zip(many(2), (1, unusable))))
+    write(path, [{**row, "id": one} for row, one in zip(many(2), (1, unusable), strict=True)])
     assert [problem.id for problem in tasks.load_task(path).problems] == [
         tasks.text_id(f"What is {number}+1?") for number in range(2)
     ]
