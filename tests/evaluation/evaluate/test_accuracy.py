@@ -234,7 +234,8 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
 
 @pytest.mark.launch
 @pytest.mark.parametrize(
-    "launcher", ["zero3", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("ddp", "fsdp2"))]
+    "launcher",
+    ["zero3", pytest.param("ddp", marks=pytest.mark.nightly), pytest.param("fsdp2", marks=pytest.mark.nightly)],
 )
 def test_two_ranks_measure_together_and_train_as_one_process(launcher, on_two_ranks, tmp_path):
     measure = {"task": "embedded", "every": 2, "n": 1, "limit": 7, "temperature": 0.0}  # 4 rows and 3, and no dice
