@@ -96,7 +96,7 @@ class Sampler:
         draws from the generator of its process: in this one the same holds, and a server has its own.
         """
         trainer, world = self._trainer, self._trainer.world
-        longest = self._longest(max_new_tokens)
+        longest = self.longest(max_new_tokens)
         dealt = range(world.rank, -(-len(prompts) // world.ranks) * world.ranks, world.ranks)
         at_once = self._rows_at_once(len(dealt), longest)
         mine: list[tuple[int, Completion]] = []
@@ -112,8 +112,9 @@ class Sampler:
         found = dict(gather_object(mine))
         return [found[row] for row in range(len(prompts))]
 
-    def _longest(self, max_new_tokens: int | None) -> int:
-        return max_new_tokens or self._trainer.max_completion_length
+    def longest(self, max_new_tokens: int | None) -> int:
+        """Returns how many tokens an answer may have, where the callback gives this number or none."""
+        return self._trainer.max_completion_length if max_new_tokens is None else max_new_tokens
 
     def _rows_at_once(self, rows: int, longest: int) -> int:
         """As many as training samples at once, or fewer if they are longer; an engine of its own takes all of them."""
@@ -134,7 +135,7 @@ class Sampler:
     def refuse_overlong(self, prompts: Sequence[str], max_new_tokens: int | None) -> None:
         """A callback calls this before training: each prompt must leave room for the longest answer."""
         trainer, args = self._trainer, self._trainer.args
-        longest = self._longest(max_new_tokens)
+        longest = self.longest(max_new_tokens)
         config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()
         contexts = [getattr(config, "max_position_embeddings", None)]
         contexts += [args.vllm_max_model_length] if trainer.use_vllm else []

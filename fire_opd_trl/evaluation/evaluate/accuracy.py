@@ -25,6 +25,7 @@ from .problems import Task
 from .prompts import prompt_text
 from .results import plain
 from .samples import Sample, seed_of
+from .settings import Settings
 from .summary import Summary, summarize
 from .tasks import load_task
 
@@ -44,14 +45,14 @@ class AccuracyCallback(SamplingCallback):
     that samples for training. The training goes on as if nothing had been measured.
 
     Args:
-        task (`str` or `Task`): A task of `fire-opd evaluate`, or the path of a jsonl file.
+        task (`str`, `Path` or `Task`): A task of `fire-opd evaluate`, or the path of a jsonl file.
         every (`int`, *optional*, defaults to 50): Optimizer steps between two measurements.
         n (`int`, *optional*, defaults to 4): Answers to each problem.
         limit (`int`, *optional*): Only the first so many problems.
         keep_best (`bool`, *optional*, defaults to `True`): Keep the best model in the folder `best` of output_dir.
         data_dir (`str`, *optional*): Folder with the files of the tasks.
         max_new_tokens (`int`, *optional*): Longest answer; by default that of training.
-        temperature (`float`, *optional*, defaults to 1.0): 0 takes the likeliest token.
+        temperature (`float`, *optional*, defaults to 1.0): 0 takes the likeliest token, with `n=1`.
 
     Example:
 
@@ -63,7 +64,7 @@ class AccuracyCallback(SamplingCallback):
 
     def __init__(
         self,
-        task: str | Task,
+        task: str | Path | Task,
         every: int = 50,
         n: int = 4,
         limit: int | None = None,
@@ -72,13 +73,12 @@ class AccuracyCallback(SamplingCallback):
         max_new_tokens: int | None = None,
         temperature: float = 1.0,
     ):
-        for name, value in {"every": every, "n": n}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r} is refused. Give a whole number of at least 1.")
-        if not temperature >= 0:
-            raise ValueError(f"temperature={temperature!r} is refused. Give a number of at least 0.")
-        if isinstance(task, str):
-            task = load_task(task, None if data_dir is None else Path(data_dir), limit)
+        if type(every) is not int or every < 1:
+            raise ValueError(f"every={every!r} is refused. Give a whole number of at least 1.")
+        length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        Settings(n=n, temperature=temperature, limit=limit, data_dir=data_dir, **length)  # refuses what is none
+        if not isinstance(task, Task):
+            task = load_task(task, data_dir, limit)
         elif limit is not None:
             raise ValueError(f"limit={limit!r} cuts a task that is loaded by its name. Cut the problems yourself.")
         if task.kind == "code":
@@ -262,6 +262,7 @@ class AccuracyCallback(SamplingCallback):
 
     def measured_as(self) -> dict[str, Any]:
         """Returns what must be equal if two numbers are to be compared."""
+        assert self.sampler is not None
         return {
             "task": self.task.name,
             "sha256": self.task.sha256,
@@ -269,7 +270,7 @@ class AccuracyCallback(SamplingCallback):
             "n": self.n,
             "prompt_style": self.task.prompt_style,
             "temperature": self.temperature,
-            "max_new_tokens": self.max_new_tokens,
+            "max_new_tokens": self.sampler.longest(self.max_new_tokens),
         }
 
     # The best model

@@ -16,8 +16,8 @@ class Problem:
 
     Attributes:
         id (`str`):
-            A name that stays the same between runs: the row's own unique id, else twelve hexadecimal digits of the
-            sha256 of the problem's text.
+            A name that stays the same between runs: the row's own unique id if it can be printed, else twelve
+            hexadecimal digits of the sha256 of the problem's text.
         text (`str`):
             The problem, without any instruction.
         gold (`tuple[str, ...]`):

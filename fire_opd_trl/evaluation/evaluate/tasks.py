@@ -38,6 +38,7 @@ DEFAULT_FOLDER = Path("data")
 GENERATED = 200  # problems of a generator where no limit is given
 GENERATOR_SEED = 0
 LOOKED_AT = 20  # problems of a generator that say whether its answers are numbers, so that no limit changes it
+LONGEST_ID = 200  # characters
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 EMBEDDED, SUMS, GYM, HUB = "embedded", "sums", "reasoning_gym:", "hub:"
 
@@ -112,12 +113,12 @@ TASKS: dict[str, Benchmark] = {
 }
 
 
-def load_task(name: str, data_dir: Path | str | None = None, limit: int | None = None) -> Task:
+def load_task(name: str | Path, data_dir: Path | str | None = None, limit: int | None = None) -> Task:
     """
     Returns the task that a user names. The command and [`evaluate`] call it before any weights are loaded.
 
     Args:
-        name (`str`):
+        name (`str` or `Path`):
             A name of [`TASKS`], a path of a `.jsonl`, `.json`, `.parquet` or `.csv` file with the columns `problem`
             and `answer`, `hub:OWNER/NAME`, `reasoning_gym:NAME`, `embedded`, or `sums`.
         data_dir (`Path`, *optional*):
@@ -131,7 +132,7 @@ def load_task(name: str, data_dir: Path | str | None = None, limit: int | None =
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: give the number of problems, at least 1, or leave it out for all.")
-    folder = None if data_dir is None else Path(data_dir)
+    name, folder = str(name), None if data_dir is None else Path(data_dir)
     if name == EMBEDDED:
         return embedded(limit)
     if name == SUMS:
@@ -383,6 +384,7 @@ def math_problem(row: Row, benchmark: Benchmark, where: str) -> Problem:
     gold = golds_of(row, where)
     context = row.get("context")
     if isinstance(context, str) and context.strip():  # OlympiadBench: what several questions share
+        refuse_surrogates(context, f"{where}: `context`")
         written = f"{context.strip()}\n{written}"
     text = written.strip().removesuffix(INSTRUCTION).strip()
     if not text:
@@ -403,6 +405,7 @@ def code_problem(row: Row, benchmark: Benchmark, where: str) -> Problem:
     fields = small_fields(row, {*benchmark.columns, "canonical_solution"})
     fields["row_sha256"] = hashlib.sha256(whole.encode()).hexdigest()
     if isinstance(starter := row.get("starter_code"), str):
+        refuse_surrogates(starter, f"{where}: `starter_code`")
         fields["starter_code"] = starter  # of any length: the prompt needs it
     return Problem(own_id(row), text, (), fields)
 
@@ -491,10 +494,11 @@ def small_fields(row: Row, without: set[str]) -> dict[str, Any]:
 
 
 def own_id(row: Row) -> str:
-    """Returns the row's own id, or an empty text."""
+    """Returns the row's own id, or an empty text where it has none that can name a file inside a log."""
     small = {str(key).lower(): value for key, value in row.items()}
     value = next((small[column] for column in ID_COLUMNS if isinstance(small.get(column), str | int)), "")
-    return str(value).strip()
+    text = str(value).strip()
+    return text if text.isprintable() and len(text) <= LONGEST_ID else ""
 
 
 def numbered(found: list[Problem]) -> list[Problem]:

@@ -1,6 +1,7 @@
 """The student is measured while it trains: the same training, the right numbers, and the best model on disk."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_the_best_model_is_kept_whole_and_only_a_better_one_takes_its_place(tmp_
     trainer.train()
     best = json.loads((tmp_path / "best" / "best.json").read_text())
     assert (best["step"], best["value"], best["metric"]) == (1, 0.3, "accuracy/embedded/avg@1")
+    assert best["max_new_tokens"] == trainer.max_completion_length == 33  # the number that was used
     assert best["problems"] == 4 and "fire-opd evaluate" in best["note"] and "stderr" in best
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "best", dtype=torch.float32).state_dict()
     assert furthest(at_step[1], kept) == 0.0 < furthest(at_step[2], kept)
@@ -134,6 +136,11 @@ def test_the_best_model_is_kept_whole_and_only_a_better_one_takes_its_place(tmp_
 def test_a_run_that_goes_on_measures_no_step_twice_and_knows_the_best(tmp_path):
     def callback(**other):
         return AccuracyCallback("embedded", **{"every": 1, "n": 2, "limit": 7, **other})
+
+    def bar(resumed=True, longest=33, **other):
+        one = callback(**other)
+        one.sampler = SimpleNamespace(longest=lambda given: given or longest)
+        return one.bar_of(folder, resumed)
 
     config = {"save_strategy": "steps", "save_steps": 2}
     whole = run(tmp_path, callback(), steps=4, **config)
@@ -153,15 +160,17 @@ def test_a_run_that_goes_on_measures_no_step_twice_and_knows_the_best(tmp_path):
     assert (ended_at(4), ended_at(5), ended_at(0)) == ([], [5], [])  # 5: a stream has ended before max_steps
 
     folder, value = tmp_path / "best", json.loads(best)["value"]
-    assert callback().bar_of(folder, resumed=True) == value
+    assert bar() == value
     folder.rename(tmp_path / "best.old")
-    assert callback().bar_of(folder, resumed=True) == value  # a crash came between two renames
+    assert bar() == value  # a crash came between two renames
     shutil.copytree(folder, tmp_path / "best.old")
-    assert callback().bar_of(folder, resumed=True) == value
-    assert callback(n=3).bar_of(folder, resumed=True) is None  # measured otherwise: moved aside
-    assert len(list(tmp_path.glob("best-before-*"))) == 1 and not folder.exists()
-    next(tmp_path.glob("best-before-*")).rename(folder)
-    assert callback().bar_of(folder, resumed=False) is None  # that of an earlier run
+    assert bar() == value
+    for otherwise in ({"n": 3}, {"longest": 34}):
+        assert bar(**otherwise) is None  # measured otherwise: moved aside
+        (aside,) = tmp_path.glob("best-before-*")
+        assert not folder.exists()
+        aside.rename(folder)
+    assert bar(resumed=False) is None  # that of an earlier run
     assert len(list(tmp_path.glob("best-before-*"))) == 1 and not folder.exists()
 
 
@@ -210,7 +219,7 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
     greedy = {**once, "n": 1, "temperature": 0.0}
     trainer = run(
         tmp_path,
-        AccuracyCallback(str(tmp_path / "my_file.jsonl"), n=2, **once),
+        AccuracyCallback(tmp_path / "my_file.jsonl", n=2, **once),
         AccuracyCallback(replace(task, kind="math"), **greedy),
         AccuracyCallback(replace(task, name="same"), **greedy),
         steps=1,
@@ -224,7 +233,10 @@ def test_mathematics_is_graded_by_workers_that_end_with_the_measurement(tmp_path
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("launcher", ["ddp", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "launcher",
+    ["zero3", pytest.param("ddp", marks=pytest.mark.nightly), pytest.param("fsdp2", marks=pytest.mark.nightly)],
+)
 def test_two_ranks_measure_together_and_train_as_one_process(launcher, on_two_ranks, tmp_path):
     measure = {"task": "embedded", "every": 2, "n": 1, "limit": 7, "temperature": 0.0}  # 4 rows and 3, and no dice
     case = {"method": "fire", "accumulation": 1, "max_steps": 2, "accuracy": measure}
@@ -277,12 +289,20 @@ def test_problems_that_leave_no_room_for_an_answer_are_refused_before_the_first_
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path):
-    for wrong, said in (
-        ({"every": 0}, "every=0"),
-        ({"n": 0}, "n=0"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
+    for wrong in (
+        {"every": 0},
+        {"every": 2.5},
+        {"n": 0},
+        {"n": 2.5},
+        {"n": math.nan},
+        {"limit": 0},
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": 0, "n": 2},
     ):
-        with pytest.raises(ValueError, match=said):
+        ((name, value), *_) = wrong.items()
+        with pytest.raises(ValueError, match=rf"{name}[= ]{value}\b.*[Gg]ive "):
             AccuracyCallback("embedded", **wrong)
     task = load_task("embedded", limit=2)
     with pytest.raises(ValueError, match="needs a sandbox"):

@@ -148,6 +148,10 @@ FALSE_RIGHT = table(r"""
 \{1,2\} | (1,2)
 (1,2) | 1, 2
 5 | 5 \text{ or more}
+5 | 5, 5
+5 | 500\%
+1,1 | 1
+2n | 2N
 x=5 | 5
 """)
 FALSE_WRONG = table(r"""

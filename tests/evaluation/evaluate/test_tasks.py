@@ -212,6 +212,7 @@ BAD = {
     b'{"problem": "1?", "solution": "It is 2."}': "`solution` has no \\boxed{...}",
     b'{"problem": "\\ud800", "answer": "2"}': "`problem` holds half a character",
     b'{"problem": "1?", "answer": "\\udfff"}': "`answer` holds half a character",
+    b'{"problem": "1?", "answer": "2", "context": "\\ud800"}': "`context` holds half a character",
     json.dumps({"problem": INSTRUCTION, "answer": "2"}).encode(): "the problem is only the instruction",
 }  # fmt: skip
 
@@ -269,11 +270,15 @@ def test_repeated_rows_are_left_out_and_other_answers_stay(tmp_path):
     assert [str(warning.message).split(": ")[1].split()[0] for warning in warned] == ["90"]
 
 
-def test_ids_that_repeat_are_not_used(tmp_path):
-    path = write(tmp_path / "own.jsonl", [{**row, "id": 1} for row in many(2)])
-    assert [problem.id for problem in tasks.load_task(str(path)).problems] == [
+@pytest.mark.parametrize("unusable", [1, "x" * 201, "a\0b", "a\x1b[31m", "\ud800"], ids=ascii)
+def test_ids_that_repeat_or_cannot_name_a_sample_of_a_log_are_not_used(tmp_path, unusable):
+    path = tmp_path / "own.jsonl"
+    write(path, [{**row, "id": one} for row, one in zip(many(2), (1, unusable), strict=True)])
+    assert [problem.id for problem in tasks.load_task(path).problems] == [
         tasks.text_id(f"What is {number}+1?") for number in range(2)
     ]
+    write(path, [{**row, "id": f"{number:0>200}"} for number, row in enumerate(many(2))])
+    assert [problem.id for problem in tasks.load_task(path).problems] == [f"{number:0>200}" for number in range(2)]
 
 
 def test_the_name_of_a_file_does_nothing_to_a_terminal(tmp_path):
