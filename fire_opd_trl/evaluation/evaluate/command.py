@@ -6,6 +6,7 @@ interrupted; with another model or task it adds to what is there.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import textwrap
@@ -96,13 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     options = {**(from_yaml(config) if config is not None else {}), **asked}
     models, tasks = options.pop("model", []), options.pop("tasks", "")
 
-    from .run import Interrupted, evaluate
+    from .run import DiskFull, Interrupted, evaluate
 
     stopped = False
     try:
         results = evaluate(models, tasks, **options, command=shlex.join(["fire-opd", "evaluate", *argv]))
     except Interrupted as error:
         results, stopped = error.results, True
+    except DiskFull as error:
+        print(f"fire-opd evaluate: error: {error}", file=sys.stderr)
+        return 1
     return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped)
 
 
@@ -115,9 +119,22 @@ def report(results: dict[str, Any], folder: Path, stopped: bool) -> int:
     print(f"\n{folder / 'results.html'}\n{folder / 'results.json'}\ninspect view --log-dir {folder / 'logs'}")
     if results["status"] == "complete" and not stopped:
         return 0
-    why = "interrupted" if stopped else "some samples ended in an error (inspect view shows it)"
+    why = "interrupted" if stopped else f"some samples ended in an error{first_error(folder)}"
     print(f"\nfire-opd evaluate: partial: {why}. The same command runs what is missing.", file=sys.stderr)
     return PARTIAL
+
+
+def first_error(folder: Path) -> str:
+    """Returns what the first sample that ended in an error says of it, in one line."""
+    from ..inspect.visible import visible
+
+    for path in sorted(folder.glob("samples/*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row["stop"] == "error":
+                    said = visible(" ".join(row["text"].split()))
+                    return f" ({path.name}, {visible(row['problem'])}: {said[:300]}; inspect view shows all)"
+    return ""
 
 
 if __name__ == "__main__":
