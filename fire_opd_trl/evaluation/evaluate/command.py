@@ -6,6 +6,7 @@ interrupted; with another model or task it adds to what is there.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import textwrap
@@ -117,7 +118,7 @@ def run(argv: list[str]) -> int:
     options = {**(from_yaml(config) if config is not None else {}), **asked}
     models, tasks = options.pop("model", []), options.pop("tasks", "")
 
-    from .run import Interrupted, evaluate
+    from .run import DiskFull, Interrupted, evaluate
 
     stopped, overwrite = False, "--overwrite" in joined
     # The command that is shown goes on with what is there.
@@ -126,6 +127,9 @@ def run(argv: list[str]) -> int:
         results = evaluate(models, tasks, **options, command=shown)
     except Interrupted as error:
         results, stopped = error.results, True
+    except DiskFull as error:
+        print(visible(f"fire-opd evaluate: error: {error}"), file=sys.stderr)
+        return 1
     return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped, overwrite)
 
 
@@ -140,10 +144,21 @@ def report(results: dict[str, Any], folder: Path, stopped: bool, overwrite: bool
         print(visible(line))
     if results["status"] == "complete" and not stopped:
         return 0
-    why = "interrupted" if stopped else "some samples ended in an error (inspect view shows it)"
+    why = "interrupted" if stopped else f"some samples ended in an error{first_error(folder)}"
     same = "The same command, without --overwrite," if overwrite else "The same command"
     print(f"\nfire-opd evaluate: partial: {why}. {same} runs what is missing.", file=sys.stderr)
     return PARTIAL
+
+
+def first_error(folder: Path) -> str:
+    """Returns what the first sample that ended in an error says of it, in one line."""
+    for path in sorted(folder.glob("samples/*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row["stop"] == "error":
+                    said = visible(" ".join(row["text"].split()))
+                    return f" ({path.name}, {visible(row['problem'])}: {said[:300]}; inspect view shows all)"
+    return ""
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ One task on one model, through inspect-ai: it schedules, writes the log, and tak
 A log belongs to the facts that it was begun with: they are its metadata, and are compared before anything is added.
 """
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -122,7 +123,8 @@ def differing(asked: dict[str, Any], there: dict[str, Any], above: str = "") -> 
 
 def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found: Found | None) -> None:
     """
-    Runs what is missing of a job. Its log says what came of it; `KeyboardInterrupt` comes when that is written.
+    Runs what is missing of a job. Its log says what came of it; `KeyboardInterrupt` comes when that is written,
+    and `OSError` when the disk is full.
 
     Args:
         job (`Job`): What is asked.
@@ -173,6 +175,8 @@ def run(job: Job, model: Any, grade: Grade, on_sample: Callable[[], None], found
     if not ended or ended[0].status in ("cancelled", "started"):  # Ctrl-C: it returns as if all were well
         raise KeyboardInterrupt
     if ended[0].error is not None:
+        if os.strerror(errno.ENOSPC) in ended[0].error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
         raise RuntimeError(f"{job.task.name}: {ended[0].error.message}")
 
 

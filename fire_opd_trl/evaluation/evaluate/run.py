@@ -5,6 +5,7 @@ All that can be refused is refused before a model is loaded. What is there alrea
 `OUT/logs` are the only state, and results.json, the page and the samples are made from them.
 """
 
+import errno
 import importlib.util
 import json
 import signal
@@ -48,6 +49,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, results: dict[str, Any]):
         super().__init__("the evaluation was interrupted; the same call goes on where it was.")
         self.results = results
+
+
+class DiskFull(RuntimeError):
+    """What could not be written. All that was there before is there still."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +107,7 @@ def evaluate(
             for hashes in [model_facts(model.folder)]
         }
         earlier = results.read(folder / "results.json") if (folder / "results.json").is_file() else None
+        stack.enter_context(room_in(folder))
         stack.enter_context(alone(folder))
         if asked.overwrite:
             earlier = without(earlier, jobs)
@@ -435,6 +441,20 @@ def without(earlier: dict[str, Any] | None, jobs: Jobs) -> dict[str, Any] | None
     again = {(model.label, one.task.name) for model, one in each(jobs)}
     kept = [one for one in earlier["entries"] if (one["model"]["label"], one["task"]["name"]) not in again]
     return {**earlier, "entries": kept}
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Makes one sentence of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFull(
+            f"{error.filename or folder} cannot be written: {error.strerror}. What was there is kept: make room, and "
+            "the same command runs what is missing."
+        ) from error
 
 
 @contextmanager

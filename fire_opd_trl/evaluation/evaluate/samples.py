@@ -48,7 +48,8 @@ class Sample:
 def seed_of(seed: int, problem_id: str, sample: int) -> int:
     """
     Returns the seed of one sample, 31 bits of a hash. Engines and the callback call this: no two samples of a task
-    share random numbers, and which other samples run, in which order, changes nothing.
+    share random numbers, and which other samples run, in which order, changes nothing. Problems of one id in two tasks
+    do share them: the task is no part of it, so that a task may be renamed.
     """
     digest = hashlib.sha256(f"{seed}/{problem_id}/{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

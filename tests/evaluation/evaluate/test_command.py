@@ -117,6 +117,27 @@ def test_the_exit_code_says_whether_something_is_missing(capsys):
     assert command.report({"entries": [], "status": "complete"}, run.Path("out"), stopped=False) == 0
 
 
+def test_the_first_error_of_a_sample_is_said_in_one_line(tmp_path, capsys):
+    (tmp_path / "samples").mkdir()
+    rows = [
+        {"problem": "p1", "stop": "stop", "text": "2"},
+        {"problem": "p2", "stop": "error", "text": "out of\n\x1b[2J"},
+    ]
+    (tmp_path / "samples/m.sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command.report({"entries": [], "status": "partial"}, tmp_path, stopped=False)
+    said = capsys.readouterr().err
+    assert "ended in an error (m.sums.jsonl, p2: out of " in said and "\x1b" not in said and said.count("\n") == 2
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
+    def evaluate(*arguments, **options):
+        raise run.DiskFull("out cannot be written: No space left on device.")
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    assert command.main(["--model", "a", "--tasks", "b"]) == 1
+    assert capsys.readouterr().err == "fire-opd evaluate: error: out cannot be written: No space left on device.\n"
+
+
 # With processes
 
 ARGUMENTS = ["--tasks", "embedded", "--limit", "12", "--n", "4", "--max_new_tokens", "40", "--batch_size", "4"]

@@ -1,6 +1,7 @@
 """`evaluate(...)`, from the checks to the page, on the embedded student and problems of our own."""
 
 import asyncio
+import errno
 import json
 import shutil
 import sys
@@ -163,6 +164,32 @@ def test_other_settings_data_or_weights_are_not_added_to_a_log(first, student, t
                 evaluate(student, "sums", output_dir=folder, **settings)
     finally:
         weights.write_bytes(whole)
+
+
+def test_a_full_disk_is_one_sentence_and_destroys_nothing(first, student, tmp_path, monkeypatch):
+    from inspect_ai.log._recorders import eval as recorder
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = "cannot be written: No space left on device. What was there is kept"
+    before = (first[1] / "results.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write_whole", full)
+        with pytest.raises(run.DiskFull, match=f"^{first[1]} {said}"):
+            evaluate(student, "embedded", output_dir=first[1], **SETTINGS)
+    assert (first[1] / "results.json").read_bytes() == before
+    real, left = recorder._copy_temp_to_local, [True, True]
+
+    def filling(*arguments):
+        return real(*arguments) if left and left.pop() else full()
+
+    monkeypatch.setattr(recorder, "_copy_temp_to_local", filling)
+    with pytest.raises(run.DiskFull, match=f"^{tmp_path / 'logs' / 'student'} {said}"):
+        evaluate(student, "embedded", output_dir=tmp_path, **SETTINGS)
+    monkeypatch.setattr(recorder, "_copy_temp_to_local", real)
+    assert evaluate(student, "embedded", output_dir=tmp_path, **SETTINGS)["status"] == "complete"
+    assert samples_of(tmp_path) == samples_of(first[1])
 
 
 def test_no_two_tasks_write_one_file():
