@@ -165,7 +165,7 @@ def test_a_server_is_ready_is_asked_with_its_key_and_ends_with_the_block(fake, t
         assert (server.model, server.max_model_len, server.version) == ("model", 40, "0.0")
         started = with_children(server.process)
         listening = [one.laddr for pid in started for one in psutil.Process(pid).net_connections("tcp")]
-        assert [address.ip for address in listening if f":{address.port}" in server.url] == ["127.0.0.1"]
+        assert {address.ip for address in listening if f":{address.port}" in server.url} == {"127.0.0.1"}
         seen = server.client.get("/seen").json()
         assert not any(server.key in argument for argument in seen["arguments"]) and len(server.key) > 40
         expected = {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
