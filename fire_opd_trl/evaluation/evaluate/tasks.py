@@ -131,7 +131,8 @@ def load_task(name: str | Path, data_dir: Path | str | None = None, limit: int |
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: give the number of problems, at least 1, or leave it out for all.")
-    name, folder = str(name), None if data_dir is None else Path(data_dir)
+    name = str(name)
+    folder = None if data_dir is None else Path(data_dir)
     if name == EMBEDDED:
         return embedded(limit)
     if name == SUMS:
