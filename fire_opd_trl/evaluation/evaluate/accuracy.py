@@ -75,7 +75,7 @@ class AccuracyCallback(SamplingCallback):
     ):
         if type(every) is not int or every < 1:
             raise ValueError(f"every={every!r} is refused. Give a whole number of at least 1.")
-        length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        length: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         Settings(n=n, temperature=temperature, limit=limit, data_dir=data_dir, **length)  # refuses what is none
         if not isinstance(task, Task):
             task = load_task(task, data_dir, limit)

@@ -122,7 +122,7 @@ def load_task(name: str | Path, data_dir: Path | str | None = None, limit: int |
             A name of [`TASKS`], a path of a `.jsonl`, `.json`, `.parquet` or `.csv` file with the columns `problem`
             and `answer`, `hub:OWNER/NAME`, `reasoning_gym:NAME`, `embedded`, or `sums`.
         data_dir (`Path`, *optional*):
-            Where the files of benchmarks are. With it, nothing is read from the network. Without it, `./data` is
+            Where the files of benchmarks are. With it, no benchmark is read from the network. Without it, `./data` is
             looked at first, and then the Hub, which `HF_HUB_OFFLINE=1` forbids.
         limit (`int`, *optional*):
             Only the first problems.
@@ -132,7 +132,8 @@ def load_task(name: str | Path, data_dir: Path | str | None = None, limit: int |
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: give the number of problems, at least 1, or leave it out for all.")
-    name, folder = str(name), None if data_dir is None else Path(data_dir)
+    name = str(name)
+    folder = None if data_dir is None else Path(data_dir)
     if name == EMBEDDED:
         return embedded(limit)
     if name == SUMS:
