@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 
     stopped = False
     try:
-        results = evaluate(models, tasks, **options, command=shlex.join(["fire-opd", "evaluate", *argv]))
+        again = shlex.join(["fire-opd", "evaluate", *(one for one in joined if one != "--overwrite")])
+        results = evaluate(models, tasks, **options, command=again)
     except Interrupted as error:
         results, stopped = error.results, True
     return report(results, Path(options.get("output_dir", Settings.output_dir)), stopped)

@@ -61,6 +61,8 @@ def page(results: dict, samples: Samples, tasks: Sequence[Task] = ()) -> str:
         "grids": lambda table: words.grids(table, passes(table)),
         "problems_of": lambda table: [of_task(table, task, samples, problems.get(task, {})) for task in table.tasks],
         "made": made_alike(results["entries"]),
+        "commands": list(dict.fromkeys(one["command"] for one in results["entries"] if one.get("command"))),
+        "python": [words.name_of(one) for one in results["entries"] if not one.get("command")],
         "colours": VERDICTS,
         "words": words,
         "policy": policy([], style),

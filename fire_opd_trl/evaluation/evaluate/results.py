@@ -131,12 +131,12 @@ def build(
         earlier (`dict`, *optional*):
             What results.json held before. Its entries stay where they are; those that were measured again, with equal
             settings, are replaced.
-        command (`str`, *optional*): The command that makes the whole again, for the page.
+        command (`str`, *optional*): The command that makes these entries again, for the page.
         times (`dict`, *optional*): Everything that differs between two equal runs; nothing else may.
     """
     merged: dict[tuple, dict] = {}
     hashes: dict[str, dict] = {}
-    for one in [*(earlier["entries"] if earlier else []), *entries]:
+    for one in [*(earlier["entries"] if earlier else []), *({**entry, "command": command} for entry in entries)]:
         label, now = one["model"]["label"], one["model"]["hashes"]
         was = hashes.setdefault(label, now)
         if was != now:

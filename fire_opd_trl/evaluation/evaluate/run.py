@@ -81,7 +81,7 @@ def evaluate(
         models (`list[str]`): Folders of models, or names on the Hub.
         tasks (`list[str]`): Names of tasks, or paths of .jsonl files with `problem` and `answer`.
         SETTINGS
-        command (`str`, *optional*): What the page names as the command that makes it.
+        command (`str`, *optional*): What the page names as the command that makes these numbers.
 
     Returns:
         `dict`: What `results.json` holds; `results["status"]` is `"complete"` or `"partial"`.

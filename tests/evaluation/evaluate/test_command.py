@@ -43,6 +43,7 @@ def test_options_come_from_the_command_line_and_a_file_and_the_command_line_wins
     }  # fmt: skip
     command.main(["--model", "a", "--tasks", "math500", "--thinking", "off", "--overwrite"])
     assert called[1]["thinking"] is False and called[1]["overwrite"] is True
+    assert called[1]["command"] == "fire-opd evaluate --model a --tasks math500 --thinking off"
     command.main(["--model", "a", "--tasks", "b", "--vllm_args", "--enforce-eager", "--n", "2"])
     assert (called[2]["vllm_args"], called[2]["n"]) == ("--enforce-eager", 2)
     assert "inspect view --log-dir" in capsys.readouterr().out
@@ -152,7 +153,7 @@ def test_a_killed_and_an_interrupted_evaluation_go_on_with_what_is_missing(tmp_p
     results = [json.loads((one / "results.json").read_text()) for one in (folder, tmp_path / "whole")]
     for one in results:
         assert one.pop("times")
-        assert one.pop("command")  # names the folder
+        assert one.pop("command") == one["entries"][0].pop("command")  # names the folder
     assert results[0] == results[1]
     samples = [(one / "samples" / "student.embedded.jsonl").read_text() for one in (folder, tmp_path / "whole")]
     assert samples[0] == samples[1] and len(samples[0].splitlines()) == TOTAL

@@ -113,6 +113,16 @@ def test_several_tables_are_told_apart_and_no_results_are_said_to_be_none(undraw
     assert "There are no results yet." in written(results.build([]))
 
 
+def test_each_command_that_made_a_number_is_shown(undrawn):
+    results_of = {name: [entry(SUMS, name, samples(SUMS, name, 0.5))] for name in ("first", "second", "third")}
+    made = None
+    for name, entries in results_of.items():
+        made = results.build(entries, earlier=made, command=None if name == "third" else f"evaluate --model {name}")
+    again = written(made).split("How to run it again")[1]
+    assert "evaluate --model first" in again and "evaluate --model second" in again
+    assert "third on sums: called from Python" in again
+
+
 def test_a_large_task_leaves_problems_to_the_file_and_a_long_text_its_middle(undrawn):
     large = evaluation({"student": 0.5}, [task("large", MOST_PROBLEMS + 20)], n=2)
     assert f"{MOST_PROBLEMS} of {MOST_PROBLEMS + 20} problems; the others are in results.json" in written(large)
