@@ -13,7 +13,6 @@ from markupsafe import Markup
 from ..files import write_whole
 from ..inspect.page import policy
 from ..inspect.visible import visible
-from ..style import VERDICTS
 from ..templates import render
 from . import words
 from .picture import PANELS, panels_of, picture
@@ -61,7 +60,9 @@ def page(results: dict, samples: Samples, tasks: Sequence[Task] = ()) -> str:
         "grids": lambda table: words.grids(table, passes(table)),
         "problems_of": lambda table: [of_task(table, task, samples, problems.get(task, {})) for task in table.tasks],
         "made": made_alike(results["entries"]),
-        "colours": VERDICTS,
+        "commands": list(dict.fromkeys(one["command"] for one in results["entries"] if one.get("command"))),
+        "python": [words.name_of(one) for one in results["entries"] if not one.get("command")],
+        "cannot": said_once(tables(results)),
         "words": words,
         "policy": policy([], style),
         "style": Markup(style),
@@ -82,6 +83,15 @@ def title(entries: list[dict]) -> str:
         return "Nothing was evaluated"
     ours = words.listed(models) if len(models) <= 2 else f"{len(models)} models"
     return f"{ours} on {words.listed(tasks) if len(tasks) <= 3 else f'{len(tasks)} tasks'}"
+
+
+def said_once(tables: list[Table]) -> dict[int, list[str]]:
+    """Returns what cannot be said, by number of the table, without what stands at an earlier one."""
+    numbers: dict[str, int] = {}
+    for table in tables:
+        for sentence in words.what_cannot_be_said(table):
+            numbers.setdefault(sentence, table.number)
+    return {table.number: [one for one, at in numbers.items() if at == table.number] for table in tables}
 
 
 def made_alike(entries: list[dict]) -> list[list[dict]]:
@@ -132,17 +142,19 @@ def of_task(table: Table, task: str, samples: Samples, problems: Mapping[str, Pr
 def solved(entries: list[dict], lines: list[Line]) -> list[str]:
     """Returns who solves which share of the problems at least once, and what one model solves and the first never."""
     sentences = []
-    first = [line.rows[0]["right"] > 0 for line in lines]
     for index, entry in enumerate(entries):
-        rows = [line.rows[index] for line in lines]
-        ever, always = [row["right"] > 0 for row in rows], sum(0 < row["n"] == row["right"] for row in rows)
+        rows = [line.rows[index] for line in lines if line.rows[index]["n"]]
+        if not rows:
+            continue
+        ever, always = sum(row["right"] > 0 for row in rows), sum(row["right"] == row["n"] for row in rows)
         sentence = (
-            f"{entry['model']['label']} solves {sum(ever)} of {len(rows)} problems at least once, and {always} in "
+            f"{entry['model']['label']} solves {ever} of {len(rows)} problems at least once, and {always} in "
             "every sample"
         )
-        if index:
-            gained = sum(now > before for now, before in zip(ever, first, strict=True))
-            lost = sum(now < before for now, before in zip(ever, first, strict=True))
+        pairs = [(line.rows[0], line.rows[index]) for line in lines]
+        both = [(was["right"] > 0, now["right"] > 0) for was, now in pairs if was["n"] and now["n"]]
+        if index and both:
+            gained, lost = both.count((False, True)), both.count((True, False))
             sentence += f"; {gained} that {entries[0]['model']['label']} never solves, and {lost} the other way round"
         sentences.append(f"{sentence}.")
     return sentences

@@ -24,11 +24,11 @@ SCHEMA = "fire-opd-evaluation/1"  # docs/results_schema.md says what each key me
 @dataclass(frozen=True)
 class Table:
     """
-    Numbers that may stand side by side: one backend, one prompt style, one way to sample, and equal data by name.
+    Numbers that may stand side by side: one backend, one way to sample, and for each task equal data and prompts.
 
     Attributes:
         number (`int`): As entries and differences name it, from 1.
-        settings (`dict`): What all entries share; see [`settings_of`].
+        settings (`dict`): What all entries share; see [`settings_of`]. `prompt_style` says it for each task.
         entries (`list[dict]`): Ordered by task, then by model.
         differences (`list[dict]`): Of these entries, ordered likewise.
     """
@@ -131,10 +131,11 @@ def build(
         earlier (`dict`, *optional*):
             What results.json held before. Its entries stay where they are; those that were measured again, with equal
             settings, are replaced.
-        command (`str`, *optional*): The command that makes the whole again, for the page.
+        command (`str`, *optional*): The command that makes these entries again, for the page.
         times (`dict`, *optional*): Everything that differs between two equal runs; nothing else may.
     """
-    together = [*(earlier["entries"] if earlier else []), *entries]
+    made = [{**one, "command": command} for one in entries]
+    together = [*(earlier["entries"] if earlier else []), *made]
     refuse_changed(one["model"] for one in together)
     merged: dict[tuple, dict] = {}
     for one in together:
@@ -175,15 +176,15 @@ def settings_of(entry: dict) -> dict[str, Any]:
     """Returns the settings that two numbers must share to stand in one table; the seed may differ."""
     return {
         "backend": entry["backend"]["name"],
-        "prompt_style": entry["prompt"]["style"],
         "thinking": entry["prompt"]["thinking"],
         **{name: entry["sampling"][name] for name in ("n", "temperature", "top_p", "top_k", "max_new_tokens")},
     }
 
 
 def data_of(entry: dict) -> list:
-    """Returns what two numbers of a task must share beside the settings: its data, and who grades the answers."""
-    return [*(entry["task"][name] for name in ("sha256", "problems", "kind", "answer")), entry["grader"]]
+    """Returns what two numbers of a task must share beside the settings: its data and prompts, and who grades."""
+    task = [entry["task"][name] for name in ("sha256", "problems", "kind", "answer")]
+    return [*task, entry["prompt"]["style"], entry["grader"]]
 
 
 def frozen(settings: Any) -> str:
@@ -213,9 +214,24 @@ def tables(results: dict) -> list[Table]:
     ):
         of_table.setdefault(one["table"], []).append(one)
     return [
-        Table(number, settings_of(found[0]), found, [one for one in results["differences"] if one["table"] == number])
+        Table(
+            number,
+            {**settings_of(found[0]), "prompt_style": styles_of(found)},
+            found,
+            [one for one in results["differences"] if one["table"] == number],
+        )
         for number, found in sorted(of_table.items())
     ]
+
+
+def styles_of(entries: list[dict]) -> str:
+    """Returns the prompt style of entries, or where tasks have styles of their own, that of each."""
+    tasks: dict[str, list[str]] = {}
+    for one in entries:
+        tasks.setdefault(one["prompt"]["style"], []).append(one["task"]["name"])
+    if len(tasks) == 1:
+        return next(iter(tasks))
+    return " and ".join(f"{style} for {', '.join(dict.fromkeys(names))}" for style, names in tasks.items())
 
 
 def compared(table: Table, task: str) -> list[dict]:

@@ -86,7 +86,7 @@ def evaluate(
         models (`list[str]`): Folders of models, or names on the Hub.
         tasks (`list[str]`): Names of tasks, or paths of .jsonl files with `problem` and `answer`.
         SETTINGS
-        command (`str`, *optional*): What the page names as the command that makes it.
+        command (`str`, *optional*): What the page names as the command that makes these numbers.
 
     Returns:
         `dict`: What `results.json` holds; `results["status"]` is `"complete"` or `"partial"`.
@@ -358,7 +358,7 @@ def job_of(
 def tasks_of(names: Sequence[str], settings: Settings) -> list[Task]:
     """Returns the tasks. Refuses none, and two of one name."""
     data = Path(settings.data_dir) if settings.data_dir is not None else None
-    tasks = [load_task(name.strip(), data, settings.limit) for name in names if name.strip()]
+    tasks = [load_task(str(name).strip(), data, settings.limit) for name in names if str(name).strip()]
     if not tasks:
         raise ValueError("--tasks: name at least one task, for example embedded or my_file.jsonl.")
     if twice := repeated([task.name for task in tasks]):

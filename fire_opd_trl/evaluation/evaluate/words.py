@@ -15,6 +15,7 @@ OFTEN_CUT = 0.05  # of the samples: more may hide an ability that longer answers
 MOST_SENTENCES = 6  # about single differences; beyond, they are gathered
 MOST_NAMES = 3  # in one sentence
 KINDS = {"higher": "above", "lower": "below"}
+VERDICTS = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ def numbers(entry: dict, ks: Iterable[int]) -> list[str]:
         interval(of["interval"]) or "–",
         *(percent(of["pass_at"].get(str(k))) for k in ks),
         percent(of["maj_at_n"]),
-        f"{percent(of['truncated'])} %",
-        f"{percent(of['no_answer'])} %",
+        *("–" if of[name] is None else f"{percent(of[name])} %" for name in ("truncated", "no_answer")),
         number(of["mean_tokens"], "{:,.0f}"),
     ]
 
@@ -68,7 +68,7 @@ def numbers(entry: dict, ks: Iterable[int]) -> list[str]:
 def compared(one: dict, table: Table) -> list[str]:
     """Returns the cells of a difference; one over some of the problems says so."""
     p = one["p_holm"] if one["p_holm"] is not None else one["p"]
-    verdict = {**KINDS, "unclear": "not distinguishable", "none": "no interval"}[one["verdict"]]
+    verdict = VERDICTS[one["verdict"]]
     if p is not None:
         verdict += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     entry = table.of_task(one["task"])[0]
@@ -109,10 +109,27 @@ def differing(tables: list[Table]) -> str:
     """Returns why there are several tables, or nothing where there is one."""
     if len(tables) < 2:
         return ""
-    names = [name for name in tables[0].settings if len({str(table.settings[name]) for table in tables}) > 1]
-    words = {"max_new_tokens": "limit of new tokens", "prompt_style": "prompt style", "n": "number of samples"}
-    what = [words.get(name, name.replace("_", "-")) for name in names] or ["data or grader"]
+    what = [in_words(name) for name in names_that_differ(tables)] or ["data or grader"]
     return f"There are {len(tables)} tables, since numbers with another {listed(what, 'or')} may not be compared."
+
+
+def heading(table: Table, tables: list[Table]) -> str:
+    """Returns what stands above one of several tables: its number, and what tells it from the others."""
+    what = ", ".join(f"{in_words(name)} {table.settings[name]}" for name in names_that_differ(tables))
+    return f"Table {table.number}: {what}" if what else f"Table {table.number}"
+
+
+def names_that_differ(tables: list[Table]) -> list[str]:
+    """Returns the settings that keep tables apart. Two tasks may have prompt styles of their own; one task may not."""
+    styles = {(one["task"]["name"], one["prompt"]["style"]) for table in tables for one in table.entries}
+    differ = [name for name in tables[0].settings if len({str(table.settings[name]) for table in tables}) > 1]
+    return [name for name in differ if name != "prompt_style" or len(styles) > len({task for task, _ in styles})]
+
+
+def in_words(name: str) -> str:
+    """Returns the name of a setting in a sentence."""
+    words = {"max_new_tokens": "limit of new tokens", "prompt_style": "prompt style", "n": "number of samples"}
+    return words.get(name, name.replace("_", "-"))
 
 
 def listed(words: list[str], last: str = "and") -> str:
@@ -238,10 +255,9 @@ def warnings(table: Table) -> list[str]:
         summary, name = entry["summary"], name_of(entry)
         asked = entry["task"]["problems"] * entry["sampling"]["n"]
         if entry["status"] == "partial":
-            sentences.append(
-                f"{name} is partial: {summary['missing']} of {asked} samples are missing, and all its numbers are "
-                f"over the others ({over(summary['problems'], entry)}). The same command goes on where it was."
-            )
+            over_others = f", and all its numbers are over the others ({over(summary['problems'], entry)})"
+            some = over_others if summary["missing"] < asked else ""
+            sentences.append(f"{name} is partial: {summary['missing']} of {asked} samples are missing{some}.")
         for count, what in (
             (summary["timeouts"], "took the grader longer than its limit"),
             (summary["deaths"], "killed the grader"),

@@ -109,8 +109,26 @@ def test_several_tables_are_told_apart_and_no_results_are_said_to_be_none(undraw
     made = results.build(entries)
     said = written(made)
     assert "There are 2 tables, since numbers with another backend may not be compared." in said
-    assert "Table 1" in said and "Table 2" in said and "Differences in" not in said
+    assert "Table 1: backend transformers" in said and "Table 2: backend vllm" in said and "Differences in" not in said
+    assert said.count("nothing about another seed of the training") == 1
     assert "There are no results yet." in written(results.build([]))
+
+
+def test_each_command_that_made_a_number_is_shown(undrawn):
+    results_of = {name: [entry(SUMS, name, samples(SUMS, name, 0.5))] for name in ("first", "second", "third")}
+    made = None
+    for name, entries in results_of.items():
+        made = results.build(entries, earlier=made, command=None if name == "third" else f"evaluate --model {name}")
+    again = written(made).split("How to run it again")[1]
+    assert "evaluate --model first" in again and "evaluate --model second" in again
+    assert "third on sums: called from Python" in again
+
+
+def test_a_model_without_samples_is_not_said_to_solve_nothing(undrawn):
+    made = results.build([entry(SUMS, "student", samples(SUMS, "student", 0.5)), entry(SUMS, "teacher", [])])
+    said = written(made)
+    assert "teacher on sums is partial: 240 of 240 samples are missing." in said and "– %" not in said
+    assert "student solves" in said and "teacher solves" not in said and "gold" not in said.split("Which problems")[1]
 
 
 def test_a_large_task_leaves_problems_to_the_file_and_a_long_text_its_middle(undrawn):

@@ -94,6 +94,14 @@ def test_other_data_under_one_name_and_another_grader_make_another_table():
     assert len(results.tables(results.build([one("student"), graded]))) == 2
 
 
+def test_tasks_with_prompt_styles_of_their_own_share_a_table():
+    both = [one("student", of=PRODUCTS), *(one(name, style="none") for name in ("student", "teacher"))]
+    (table,) = results.tables(results.build(both))
+    assert table.settings["prompt_style"] == "boxed for products and none for sums" and len(table.differences) == 1
+    first, second = results.tables(results.build([*both, one("teacher", of=PRODUCTS, style="none")]))
+    assert (first.models, second.models) == (["student", "teacher"], ["teacher"])
+
+
 def test_another_seed_or_dtype_may_share_a_table():
     built = results.build([one("student"), one("teacher", 0.9, seed=7, dtype="float32")])
     (table,) = results.tables(built)
