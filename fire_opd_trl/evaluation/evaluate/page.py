@@ -95,11 +95,11 @@ def said_once(tables: list[Table]) -> dict[int, list[str]]:
 
 
 def made_alike(entries: list[dict]) -> list[list[dict]]:
-    """Returns entries in groups that differ in the task alone, so that the page says once what they share."""
+    """Returns entries in groups that differ in the task and its prompts alone: the page says once what they share."""
     groups: dict[str, list[dict]] = {}
     for entry in entries:
         shared = [entry[name] for name in ("table", "model", "backend", "sampling", "versions")]
-        groups.setdefault(json.dumps([shared, entry["prompt"]["style"]]), []).append(entry)
+        groups.setdefault(json.dumps(shared), []).append(entry)
     return list(groups.values())
 
 
