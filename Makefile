@@ -37,7 +37,7 @@ test-fast: $(VENV)/.with-test ## tests of one process, two at a time
 test-launch: $(VENV)/.with-test ## tests of several processes, one at a time
 	$(BIN)/python -m pytest -q -m "launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
-test-nightly: $(VENV)/.with-test ## slow tests of one real language model and of real benchmarks; hours
+test-nightly: $(VENV)/.with-test ## slow tests: a real language model, whole benchmarks, further launchers
 	$(BIN)/python -m pytest -q -m nightly $(PYTEST_ARGS)
 
 # vLLM is told not to report its use, and finds the plugin that its CPU backend needs for training. An engine in the
