@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from fire_opd_trl.preflight.cost import ModelShape
+from fire_opd_trl.preflight.plan.cost import ModelShape
 
 
 SHORTEST = 2  # a word and the end: a completion of the end alone trains nothing

@@ -1,0 +1,1 @@
+"""What a run needs and takes, from configurations alone: memory, seconds, and what fits."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..cost import ModelShape, fastest, measure_rates, products, shape_key
+from .cost import ModelShape, fastest, measure_rates, products, shape_key
 from .hardware import HARDWARE, Hardware
 
 

@@ -5,11 +5,11 @@ from functools import cached_property
 
 from .hardware import Assumptions, Hardware
 from .memory import memory
-from .run import PlannedRun
+from .run import Placed, PlannedRun
 from .seconds import Cost, cache_room, rank_rows, seconds
 
 
-PLACEMENTS = ("sharded", "replicated", "offload")  # a server's cards are others: see `teacher_gpus`
+PLACEMENTS = ("sharded", "replicated", "offload")
 SCALES = (4, 8, 16, 64)
 BUDGETS = tuple(2**power for power in range(11, 22))  # 2 k to 2 M tokens
 
@@ -76,8 +76,7 @@ class Plan:
     @property
     def cards(self) -> int:
         """Cards of the whole run, those of servers among them."""
-        run = self.run
-        return run.gpus + (run.engine_gpus if run.engine == "server" else 0) + run.teacher_gpus
+        return self.run.gpus + (self.run.engine.gpus if self.run.engine is not None else 0)
 
     @property
     def hours(self) -> float | None:
@@ -125,13 +124,44 @@ def largest_budget(plan: Plan) -> int | None:
 
 
 def placed(plan: Plan) -> dict[str, Plan]:
-    """Returns the plan under each placement of the teacher on the training's cards."""
-    if not plan.run.teachers:
+    """
+    Returns the plan under each placement of the teachers that can be: nothing is partitioned beside a whole student,
+    packed weights are always whole, and a student without its adapter is where the student is.
+    """
+    if not any(movable(teacher) for teacher in plan.run.teachers.values()):
         return {}
-    kinds = [kind for kind in PLACEMENTS if kind != "sharded" or plan.run.gpus > 1]
-    if plan.run.teacher_placement not in kinds:
-        kinds.append(plan.run.teacher_placement)
-    return {kind: plan.of(replace(plan.run, teacher_placement=kind)) for kind in kinds}
+    kinds = [kind for kind in PLACEMENTS if kind != "sharded" or plan.run.sharding in ("zero3", "fsdp2")]
+    return {kind: plan.of(placed_at(plan.run, kind)) for kind in kinds}
+
+
+def movable(teacher: Placed) -> bool:
+    """Whether a teacher can be placed in several ways."""
+    return teacher.placement != "student" and teacher.bits >= 16
+
+
+def placed_at(run: PlannedRun, kind: str) -> PlannedRun:
+    """Returns the run with its teachers placed so, but for those that cannot be."""
+    teachers = {
+        name: replace(teacher, placement=kind) if movable(teacher) else teacher
+        for name, teacher in run.teachers.items()
+    }
+    return replace(run, teachers=teachers)
+
+
+def placement_of(run: PlannedRun) -> str:
+    """Returns how the teachers are placed, as `teacher_placement` says it."""
+    kinds = [teacher.placement for teacher in run.teachers.values() if movable(teacher)]
+    return kinds[0] if kinds else "auto"
+
+
+def sleeping(run: PlannedRun, sleeps: bool) -> PlannedRun:
+    """Returns the run with an engine that sleeps while the student trains, or not."""
+    return run if run.engine is None else replace(run, engine=replace(run.engine, sleeps=sleeps))
+
+
+def sleeps_in(run: PlannedRun) -> bool:
+    """Whether the run has an engine that sleeps."""
+    return run.engine is not None and run.engine.sleeps
 
 
 def cheapest(plans: dict[str, Plan]) -> str | None:
@@ -144,13 +174,18 @@ def scaled(plan: Plan, gpus: int) -> Plan | None:
     """Returns the plan of the same window on another number of cards, or `None` where it cannot be cut so."""
     run = plan.run
     held, left = divmod(run.rows * run.accumulation * run.gpus, gpus)
-    if left or not held or (run.engine == "colocate" and gpus % run.engine_tp):
+    if left or not held or (run.engine is not None and not run.engine.gpus and gpus % run.engine.tensor_parallel):
         return None
     rows = max(size for size in range(1, run.rows + 1) if held % size == 0)
     windows = run.steps_per_generation // run.accumulation
     return plan.of(
         replace(
-            run, gpus=gpus, rows=rows, accumulation=held // rows, steps_per_generation=held // rows * windows
+            run,
+            gpus=gpus,
+            gpus_per_node=min(gpus, max(8, run.gpus_per_node)),
+            rows=rows,
+            accumulation=held // rows,
+            steps_per_generation=held // rows * windows,
         )
     )
 
@@ -162,17 +197,13 @@ def fitted(plan: Plan) -> Plan | None:
     budget that fit. `fire-opd plan --fit` calls it. `None` if there is none.
     """
     run, found = plan.run, {}
-    for kind in placed(plan) or [run.teacher_placement]:
+    colocated = run.engine is not None and not run.engine.gpus
+    for kind in placed(plan) or [placement_of(run)]:
         for checkpointing in sorted({run.gradient_checkpointing, True}):
-            for sleeps in sorted({run.engine_sleeps, run.engine == "colocate"}):
+            for sleeps in sorted({sleeps_in(run), colocated}):
+                moved = sleeping(placed_at(run, kind), sleeps)
                 tried = plan.of(
-                    replace(
-                        run,
-                        teacher_placement=kind,
-                        gradient_checkpointing=checkpointing,
-                        engine_sleeps=sleeps,
-                        scoring_token_budget=BUDGETS[0],
-                    )
+                    replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0])
                 )
                 rows = largest_rows(tried)
                 if rows is None:
@@ -192,7 +223,7 @@ def changed_settings(before: PlannedRun, after: PlannedRun) -> dict[str, object]
         "gradient_accumulation_steps": (before.accumulation, after.accumulation),
         "scoring_token_budget": (before.scoring_token_budget, after.scoring_token_budget),
         "gradient_checkpointing": (before.gradient_checkpointing, after.gradient_checkpointing),
-        "vllm_enable_sleep_mode": (before.engine_sleeps, after.engine_sleeps),
-        "teacher_placement": (before.teacher_placement, after.teacher_placement),
+        "vllm_enable_sleep_mode": (sleeps_in(before), sleeps_in(after)),
+        "teacher_placement": (placement_of(before), placement_of(after)),
     }
     return {name: new for name, (old, new) in arguments.items() if old != new}

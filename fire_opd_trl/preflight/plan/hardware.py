@@ -240,3 +240,8 @@ def hardware_of(facts: Any, name: str) -> Hardware:
         if not isinstance(facts[rate], int | float) or not facts[rate] > 0:
             raise ValueError(f"--hardware {name}: {rate} is {facts[rate]!r}. Give a number above 0.")
     return Hardware(**facts)
+
+
+def assumption_fields(kind: type = Assumptions) -> list[tuple[str, float, str]]:
+    """Returns the name, the value and the meaning of each assumption, for the command's options."""
+    return [(f.name, f.default, f.metadata["help"]) for f in fields(kind)]

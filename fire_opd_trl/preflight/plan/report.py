@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from .fit import SCALES, Plan, changed_settings, cheapest, fitted, largest_budget, largest_rows, placed, scaled
+from .fit import SCALES, Plan, changed_settings, cheapest, fitted, largest_budget, largest_rows, placed, placement_of, scaled
 from .hardware import Assumptions
 from .seconds import PHASES
 
@@ -39,11 +39,14 @@ def tokens(count: float) -> str:
 def title(plan: Plan) -> str:
     """What is planned, in a line."""
     run = plan.run
-    teachers = ", ".join(shape.name.split("/")[-1] for shape in run.teachers.values())
-    engine = {None: "rollouts by transformers", "colocate": "vLLM on the same cards", "server": "vLLM on others"}
+    teachers = ", ".join(teacher.shape.name.split("/")[-1] for teacher in run.teachers.values())
+    engine = "rollouts by transformers"
+    if run.engine is not None:
+        engine = f"vLLM on {run.engine.gpus} others" if run.engine.gpus else "vLLM on the same cards"
+    sharding = SHARDINGS[run.sharding] if run.gpus > 1 else "one process"
     return (
         f"{run.student.name.split('/')[-1]} from {teachers or 'no teacher'}, {run.gpus} x {plan.hardware.name}, "
-        f"{SHARDINGS.get(run.sharding, run.sharding)}, {engine[run.engine]}"
+        f"{sharding}, {engine}"
     )
 
 
@@ -113,7 +116,7 @@ def placement_rows(plan: Plan) -> list[list[str]]:
     best = cheapest(plans)
     rows = [["teacher's weights", "peak, GB", "scoring", "step", "fits"]]
     for kind, other in plans.items():
-        now = " (as planned)" if kind == plan.run.teacher_placement else ""
+        now = " (as planned)" if kind == placement_of(plan.run) else ""
         fits = ("yes, cheapest" if kind == best else "yes") if other.fits else "no"
         scoring = duration(other.costs["teacher scoring"].seconds)
         rows.append([kind + now, gb(other.peak), scoring, duration(other.step_seconds), fits])
@@ -165,7 +168,7 @@ def whole_line(plan: Plan) -> str:
 
 def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Option, value, meaning and source of all that was assumed."""
-    rows = [(f"--{a.option}", str(a.value), a.meaning, a.source) for a in plan.run.assumed]
+    rows = [(a.option, f"{a.value:g}", a.name, a.why) for a in plan.run.assumed]
     for f in fields(Assumptions):
         rows.append(
             (f"--{f.name}", f"{getattr(plan.assumptions, f.name):g}", f.metadata["help"], f.metadata["source"])
@@ -187,7 +190,7 @@ def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
         f"{tokens(budget) if budget else 'none'}.",
         "",
     ]
-    if plan.run.teachers:
+    if placed(plan):
         lines += [*table(placement_rows(plan), markdown=False), ""]
     lines += [*table(scale_rows(plan), markdown=False), ""]
     lines += assumption_lines(plan, sources)
@@ -240,7 +243,7 @@ def proposal(plan: Plan) -> str:
 def markdown(plan: Plan, fit: bool = False) -> str:
     """Returns the plan as sections of a page."""
     lines = [f"**{title(plan)}.** {window_line(plan)}", ""]
-    for rows in (memory_rows(plan), time_rows(plan), placement_rows(plan) if plan.run.teachers else [], scale_rows(plan)):
+    for rows in (memory_rows(plan), time_rows(plan), placement_rows(plan) if placed(plan) else [], scale_rows(plan)):
         if rows:
             lines += [*table(rows, markdown=True), ""]
     lines += [f"{whole_line(plan)} {verdict(plan)}"]

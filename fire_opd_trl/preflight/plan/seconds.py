@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
-from ..cost import OPTIMIZER_PASSES, Work
+from .cost import OPTIMIZER_PASSES, Work
 from .hardware import Assumptions, Hardware
-from .run import PlannedRun
+from .run import Engine, Placed, PlannedRun
 from .shapes import ModelShape
 
 
@@ -163,25 +163,31 @@ def student_partitioned(run: PlannedRun) -> bool:
     return run.sharding in ("zero3", "fsdp2") and run.gpus > 1
 
 
+def gathered_width(run: PlannedRun) -> float:
+    """Returns the bytes of a weight of the student as it travels: FSDP casts before it gathers."""
+    return min(run.student_bits / 8, run.compute_bytes)
+
+
 def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cost:
     """
     Returns the cost of sampling a window, for one optimizer step of it: the student's weights go to the engine, its
     prompts are read, and its completions are decoded, which reads the weights and the cache for every token.
     """
-    shape, rows = run.student, rank_rows(run)
-    width = run.student_bytes
-    if run.engine is None:
+    shape, rows, engine = run.student, rank_rows(run), run.engine
+    width = gathered_width(run)
+    if engine is None:
         lengths = completion_lengths(rows, run, assumptions.spread)
         decode = static_decode(run, lengths, hardware, assumptions)
         cards, engine_rows = 1.0, float(rows)
         sent = gather(shape.parameters, width, run, hardware, assumptions) if student_partitioned(run) else 0.0
     else:
-        cards = float(run.engine_tp)
-        engines = (run.engine_gpus if run.engine == "server" else run.gpus) / run.engine_tp
+        cards = float(engine.tensor_parallel)
+        engines = max(1, (engine.gpus or run.gpus) // engine.tensor_parallel)
         engine_rows = math.ceil(rows * run.gpus / engines)
         lengths = completion_lengths(round(engine_rows), run, assumptions.spread)
-        decode = engine_decode(run, lengths, hardware, assumptions)
-        link = hardware.network if run.engine == "server" and run.gpus >= run.gpus_per_node else hardware.link
+        decode = engine_decode(run, engine, lengths, hardware, assumptions)
+        other_machine = engine.mode == "server" and run.gpus >= run.gpus_per_node
+        link = hardware.network if other_machine else hardware.link
         sent = shape.parameters * width / (link * assumptions.link_fraction)
         if student_partitioned(run):
             sent += gather(shape.parameters, width, run, hardware, assumptions)
@@ -194,11 +200,6 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
 def multiplied(shape: ModelShape) -> int:
     """Returns the parameters that a sampled token is multiplied with: those of its layers, and the head."""
     return shape.active_in_layers + shape.head
-
-
-def cache_bytes(shape: ModelShape, width: float = 2.0) -> float:
-    """Returns the bytes of keys and values of one token."""
-    return shape.keys_and_values * width
 
 
 def read_weights(shape: ModelShape, rows: float, width: float) -> float:
@@ -220,11 +221,10 @@ def static_decode(run: PlannedRun, lengths: list[float], hardware: Hardware, ass
     step faster than Python launches its layers.
     """
     shape, rows, steps = run.student, len(lengths), max(lengths)
-    launched = 0.0 if hardware.name.startswith("cpu") else assumptions.eager_layer * shape.layers
-    context = run.prompt_longest + steps / 2
-    read = (read_weights(shape, rows, run.student_bytes) + rows * context * cache_bytes(shape, run.student_bytes)) / (
-        hardware.bandwidth * assumptions.decode_fraction
-    )
+    launched = assumptions.eager_layer * shape.layers if run.device == "cuda" else 0.0
+    context, width = run.prompt_longest + steps / 2, run.compute_bytes
+    read = read_weights(shape, rows, width) + rows * context * shape.keys_and_values * width
+    read /= hardware.bandwidth * assumptions.decode_fraction
     computed = 2 * multiplied(shape) * rows / rate(shape, hardware, assumptions)
     bound = max(launched, read, computed)
     return Cost(memory=steps * bound) if bound == read else Cost(compute=steps * bound)
@@ -234,10 +234,11 @@ def cache_room(run: PlannedRun, hardware: Hardware) -> float:
     """Returns the bytes of an engine's cache, on all of its cards; less than 0 where its weights do not fit."""
     if run.engine is None:
         return math.inf
-    return run.engine_tp * run.engine_memory * hardware.memory - run.student.parameters * run.student_bytes
+    room = run.engine.tensor_parallel * run.engine.memory * hardware.memory
+    return room - run.student.parameters * run.compute_bytes
 
 
-def concurrent_rows(run: PlannedRun, lengths: list[float], hardware: Hardware) -> int:
+def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardware: Hardware) -> int:
     """
     Returns how many rows an engine decodes at a time: as many as its cache holds at half of their length, which is
     what they have in the mean, and as many as it was told to take.
@@ -246,17 +247,19 @@ def concurrent_rows(run: PlannedRun, lengths: list[float], hardware: Hardware) -
     if room <= 0:
         return 0
     typical = run.prompt_mean + sum(length * length for length in lengths) / sum(lengths) / 2
-    told = rank_rows(run) * run.engine_tp if run.engine == "colocate" else 256  # TRL's max_num_seqs, vLLM's default
-    return max(1, min(len(lengths), told, int(room / (typical * cache_bytes(run.student)))))
+    told = rank_rows(run) * engine.tensor_parallel if engine.mode == "colocate" else 256  # TRL's, vLLM's default
+    return max(1, min(len(lengths), told, int(room / (typical * run.student.keys_and_values * run.compute_bytes))))
 
 
-def engine_decode(run: PlannedRun, lengths: list[float], hardware: Hardware, assumptions: Assumptions) -> Cost:
+def engine_decode(
+    run: PlannedRun, engine: Engine, lengths: list[float], hardware: Hardware, assumptions: Assumptions
+) -> Cost:
     """
     Returns the cost of decoding by an engine that takes the next row when one has ended. A step costs what it reads or
     what it computes, whichever takes longer, and a fixed time beside; the tail of long rows is decoded by few.
     """
-    shape, tp = run.student, run.engine_tp
-    room = concurrent_rows(run, lengths, hardware)
+    shape, tp, width = run.student, engine.tensor_parallel, run.compute_bytes
+    room = concurrent_rows(run, engine, lengths, hardware)
     if not room:
         return Cost(memory=math.inf)
     waiting, running = sorted(lengths), []  # ends of those that run; the longest wait last, and start first
@@ -269,9 +272,8 @@ def engine_decode(run: PlannedRun, lengths: list[float], hardware: Hardware, ass
         end, _ = running[0]
         steps, batch = end - now, len(running)
         context = batch * (run.prompt_mean + (now + end) / 2) - starts
-        read = (read_weights(shape, batch, run.student_bytes) + context * cache_bytes(shape)) / (
-            tp * hardware.bandwidth * assumptions.decode_fraction
-        )
+        read = read_weights(shape, batch, width) + context * shape.keys_and_values * width
+        read /= tp * hardware.bandwidth * assumptions.decode_fraction
         computed = 2 * multiplied(shape) * batch / (tp * rate(shape, hardware, assumptions))
         bound = Cost(memory=read) if read >= computed else Cost(compute=computed)
         total += (bound + Cost(compute=assumptions.decode_overhead)).times(steps)
@@ -287,50 +289,52 @@ def forward_count(tokens: float, longest: float, budget: int) -> int:
 
 
 def scoring(
-    shape: ModelShape, work: Work, run: PlannedRun, brought: float, hardware: Hardware, assumptions: Assumptions
+    shape: ModelShape, work: Work, run: PlannedRun, arrival: float, hardware: Hardware, assumptions: Assumptions
 ) -> Cost:
     """
-    Returns the cost of scoring, where each forward brings the model's weights in `brought` seconds, and reads them
-    from the card's memory.
+    Returns the cost of scoring, where the model's weights come in `arrival` seconds for each forward.
     """
     longest = run.prompt_mean + run.completion_longest
     forwards = forward_count(work.padded, longest, run.scoring_token_budget)
     compute = operations(shape, work) / rate(shape, hardware, assumptions) + forwards * assumptions.forward_overhead
-    return overlapped(compute, 0.0, forwards * brought, assumptions)
+    return overlapped(compute, 0.0, forwards * arrival, assumptions)
 
 
 def teacher_scoring(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cost:
     """
     Returns the cost of all teachers, for one optimizer step. Each scores its share of the rows, in equally many
-    forwards on all ranks. A teacher behind a server computes on the server's cards.
+    forwards on all ranks.
     """
     total = Cost()
     lengths = completion_lengths(rank_rows(run), run, assumptions.spread)
-    for shape in run.teachers.values():
+    for teacher in run.teachers.values():
         work = work_of(run, lengths[:: len(run.teachers)])
-        width = run.teacher_bytes
-        if run.teacher_placement == "server":
-            cards = max(1, run.teacher_gpus)
-            computed = operations(shape, work) * run.gpus / (cards * rate(shape, hardware, assumptions))
-            total += Cost(compute=computed)
-            continue
-        brought = {
-            "sharded": gather(shape.parameters, width, run, hardware, assumptions),
-            "offload": shape.parameters * width / (hardware.host * assumptions.link_fraction),
-        }.get(run.teacher_placement, 0.0)
-        total += scoring(shape, work, run, brought, hardware, assumptions)
+        total += scoring(teacher.shape, work, run, brought(teacher, run, hardware, assumptions), hardware, assumptions)
     return total.times(1 / optimizer_steps(run))
+
+
+def brought(placed: Placed, run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> float:
+    """
+    Returns the seconds in which the weights of a frozen model come to a card for one forward: from the other cards
+    where they are partitioned, and from the host where they lie there, under ZeRO-3 each card its own part.
+    """
+    width = placed.bits / 8
+    over_links = gather(placed.shape.parameters, width, run, hardware, assumptions)
+    from_host = placed.shape.parameters * width / (hardware.host * assumptions.link_fraction)
+    if placed.placement == "offload":
+        return from_host / run.gpus + over_links if run.sharding == "zero3" else from_host
+    if placed.placement == "student":
+        return over_links if student_partitioned(run) else 0.0
+    return over_links if placed.placement == "sharded" else 0.0
 
 
 def student_scoring(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cost:
     """Returns the cost of the student's own log-probabilities, and the reference's, for one optimizer step."""
     work = work_of(run, completion_lengths(rank_rows(run), run, assumptions.spread))
-    brought = 0.0
-    if student_partitioned(run):
-        brought = gather(run.student.parameters, run.student_bytes, run, hardware, assumptions)
-    total = scoring(run.student, work, run, brought, hardware, assumptions)
-    if run.reference is not None:
-        total += scoring(run.reference, work, run, brought, hardware, assumptions)
+    student = Placed(run.student, 8 * gathered_width(run), "student")
+    total = scoring(run.student, work, run, brought(student, run, hardware, assumptions), hardware, assumptions)
+    if (other := run.reference) is not None:
+        total += scoring(other.shape, work, run, brought(other, run, hardware, assumptions), hardware, assumptions)
     return total.times(1 / optimizer_steps(run))
 
 
@@ -354,9 +358,9 @@ def update(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cos
     links = 0.0
     if student_partitioned(run):
         gathers = 2 + run.gradient_checkpointing
-        links += run.accumulation * gathers * gather(shape.parameters, run.student_bytes, run, hardware, assumptions)
+        links += run.accumulation * gathers * gather(shape.parameters, gathered_width(run), run, hardware, assumptions)
     if run.gpus > 1:
-        whole = gather(trained, run.gradient_bytes, run, hardware, assumptions)
+        whole = gather(trained, 4 if run.adapter else gathered_width(run), run, hardware, assumptions)
         links += whole * (run.accumulation if run.sharding in ("zero2", "zero3", "fsdp2") else 2)
     parts = run.gpus if run.sharding in ("zero1", "zero2", "zero3", "fsdp2") else 1
     moved = OPTIMIZER_PASSES * 4 * trained / parts
