@@ -1,4 +1,4 @@
-"""A run as a plan sees it: every number that memory and time depend on, with what was assumed where nothing is said."""
+"""A run as a plan sees it: every number that memory and time depend on, and what was assumed of them."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -279,7 +279,8 @@ def run_of_arguments(
             length=args.vllm_max_model_length or longest_prompt + longest,
             gpus=int(engine_gpus or 0) if server else 0,
         )
-    bits = weight_bits(config, (args.model_init_kwargs or {}).get("dtype", "float32"), parts.get("quantization_config"))
+    dtype = (args.model_init_kwargs or {}).get("dtype", "float32")
+    bits = weight_bits(config, dtype, parts.get("quantization_config"))
     mixed = accelerate["mixed_precision"] != "no" or bool(args.bf16 or args.fp16)
     deepspeed = accelerate["sharding"].startswith("zero")
     if deepspeed and mixed:

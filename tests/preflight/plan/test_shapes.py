@@ -26,7 +26,7 @@ CARDS = {
 @pytest.mark.parametrize("name", CARDS)
 def test_well_known_models_have_as_many_parameters_as_their_cards_say(name):
     shape, (parameters, active) = shape_of(config_for(name), name), CARDS[name]
-    assert shape.parameters / 1e9 == pytest.approx(parameters, rel=0.01)
+    assert shape.parameters / 1e9 == pytest.approx(parameters, rel=0.02)
     assert shape.active / 1e9 == pytest.approx(active, rel=0.02)
 
 
