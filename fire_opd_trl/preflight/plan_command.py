@@ -3,23 +3,15 @@
 import argparse
 import logging
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from .plan.fit import Plan
-from .plan.hardware import Assumptions, assumption_fields, chosen_hardware, of_measured
 from .plan.report import machine, markdown, text
-from .plan.run import planned_run
-from .command import planned_config
-from .packaged import strangers
 
 
-def run(
-    script: Any, rest: list[str], accelerate_config: Path | None, options: argparse.Namespace, parser: Any
-) -> int:
+def run(script: Any, rest: list[str], accelerate_config: Path | None, options: argparse.Namespace, parser: Any) -> int:
     """Plan, print, and return the exit code: 0 if the run fits, 1 if it does not."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()

@@ -1,1 +1,1 @@
-"""What a run needs and takes, from configurations alone: memory, seconds, and what fits."""
+"""What a run needs, from configurations alone: memory on each GPU and time, phase by phase. No weight is loaded."""

@@ -1,7 +1,6 @@
 """`fire-opd plan --calibrate`: what this machine does, measured in a minute, as hardware that a plan can take."""
 
 import os
-import platform
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,14 +8,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from .cost import ModelShape, fastest, measure_rates, products, shape_key
+from .cost import DenseShape, fastest, measure_rates, products, shape_key
 from .hardware import HARDWARE, Hardware
 
 
 # The products of a layer of Qwen3-0.6B, and its head: large enough to be what a training multiplies.
-PRODUCTS = ModelShape(
-    hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=3072, vocabulary=151936
-)
+PRODUCTS = DenseShape(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=3072, vocabulary=151936)
 TOKENS = 8192
 GATHERED_BYTES = 2**26  # of each rank
 
@@ -48,7 +45,7 @@ def measured_hardware(device: torch.device) -> Hardware:
         link=gathered or default.link,
         network=min(gathered or default.link, default.network),
         host=host_rate(device) if cuda else rates["copy"],
-        source=f"measured on {platform.node()} by `fire-opd plan --calibrate`: products in {said}, copies, {link}",
+        source=f"measured by `fire-opd plan --calibrate`: products in {said}, copies, {link}",
         measured=True,
     )
 

@@ -202,9 +202,7 @@ def fitted(plan: Plan) -> Plan | None:
         for checkpointing in sorted({run.gradient_checkpointing, True}):
             for sleeps in sorted({sleeps_in(run), colocated}):
                 moved = sleeping(placed_at(run, kind), sleeps)
-                tried = plan.of(
-                    replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0])
-                )
+                tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0]))
                 rows = largest_rows(tried)
                 if rows is None:
                     continue

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from .fit import SCALES, Plan, changed_settings, cheapest, fitted, largest_budget, largest_rows, placed, placement_of, scaled
+from .fit import (
+    SCALES,
+    Plan,
+    changed_settings,
+    cheapest,
+    fitted,
+    largest_budget,
+    largest_rows,
+    placed,
+    placement_of,
+    scaled,
+)
 from .hardware import Assumptions
 from .seconds import PHASES
 
@@ -202,9 +213,7 @@ def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
 
 def wrapped(line: str, indent: str = "") -> list[str]:
     """A sentence in lines of the screen's width."""
-    return textwrap.wrap(
-        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def assumption_lines(plan: Plan, sources: bool) -> list[str]:
@@ -217,8 +226,11 @@ def assumption_lines(plan: Plan, sources: bool) -> list[str]:
         if sources:
             lines += wrapped(f"{head}{meaning}. Source: {source}", " " * 4)
         else:
-            lines.append(textwrap.shorten(head + meaning, WIDTH, placeholder=" ...") if len(head + meaning) > WIDTH
-                         else head + meaning)
+            lines.append(
+                textwrap.shorten(head + meaning, WIDTH, placeholder=" ...")
+                if len(head + meaning) > WIDTH
+                else head + meaning
+            )
     hardware = f"--hardware {plan.hardware.name}"
     lines += wrapped(f"{hardware}: {plan.hardware.source}", " " * 4) if sources else []
     return lines
@@ -277,7 +289,8 @@ def machine(plan: Plan, fit: bool = False) -> str:
             for kind, p in placed(plan).items()
         },
         "cards": {
-            str(gpus): other and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
+            str(gpus): other
+            and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
             for gpus in SCALES
             for other in [scaled(plan, gpus)]
         },
