@@ -3,12 +3,23 @@
 import argparse
 import logging
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
+from .command import planned_config
+from .findings import Checked
+from .packaged import strangers
+from .plan.fit import Plan
+from .plan.hardware import Assumptions, chosen_hardware, of_measured
 from .plan.report import machine, markdown, text
+from .plan.run import read_accelerate, run_of_arguments
+
+
+LENGTHS = ("mean_completion", "mean_prompt", "longest_prompt", "engine_gpus")  # what a user says of a run
 
 
 def run(script: Any, rest: list[str], accelerate_config: Path | None, options: argparse.Namespace, parser: Any) -> int:
@@ -27,3 +38,46 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, options: a
     else:
         print(text(plan, options.sources, options.fit))
     return 0 if plan.fits else 1
+
+
+def plan_of(script: Any, rest: list[str], accelerate_config: Path | None, options: argparse.Namespace) -> Plan:
+    """
+    Returns the plan of a training. What is wrong with its arguments is a `ValueError`.
+
+    Args:
+        script (`module`): examples/train_fire.py, which knows the arguments.
+        rest (`list[str]`): The arguments of the training.
+        accelerate_config (`Path`, *optional*): The run's configuration of accelerate.
+        options (`Namespace`): The command's own arguments.
+    """
+    hardware = chosen_hardware(options.hardware)
+    accelerate = read_accelerate(accelerate_config)
+    faults: list[str] = []
+    gpus = options.num_processes or accelerate["gpus"]
+    arguments = script.make_parser("fire-opd plan", planned_config(gpus, faults))
+    if not torch.cuda.is_available():
+        rest = [*rest, "--use_cpu", "true"]  # planning needs no GPU
+    script_args, args, model_args, _, unknown = arguments.parse_args_and_config(rest, return_remaining_strings=True)
+    if unknown:
+        from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say
+
+        unknown = strangers(unknown, launch_command_parser())
+    if unknown:
+        faults.append(arguments.unknown(unknown))
+    if faults:
+        raise ValueError(" ".join(faults))
+    if not model_args.model_name_or_path:
+        raise ValueError("There is no student. Set --model_name_or_path, or --config with a recipe.")
+    checked = Checked()
+    parts = {"model": model_args.model_name_or_path, "args": args, **script.model_arguments(args, model_args, checked)}
+    checked.refuse()
+    given = {name: getattr(options, name) for name in LENGTHS}
+    planned = run_of_arguments(parts, accelerate, gpus=gpus, **given)
+    values = {f.name: getattr(options, f.name) for f in fields(Assumptions) if getattr(options, f.name) is not None}
+    return Plan(
+        planned,
+        hardware,
+        of_measured(Assumptions(**values), hardware, set(values)),
+        steps=options.steps or (args.max_steps if args.max_steps > 0 else None),
+        price=options.price,
+    )

@@ -1,7 +1,7 @@
 """What a card can do, and which share of it a training reaches: every number with its source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,25 +188,25 @@ class Assumptions:
     )
 
 
-def of_measured(assumptions: Assumptions, hardware: Hardware) -> Assumptions:
+def of_measured(assumptions: Assumptions, hardware: Hardware, given: set[str]) -> Assumptions:
     """
     Returns the assumptions for this hardware. Rates that were measured are reached as they are, so that their shares
-    are 1; that a training reaches less than its products alone stays an assumption, and is said.
+    are 1; that a training reaches less than its products alone stays an assumption.
+
+    Args:
+        given (`set[str]`): Names of assumptions that a user has made, which stay.
     """
     if not hardware.measured:
         return assumptions
-    default, changes = Assumptions(), {}
     reached = {
         **dict.fromkeys(("decode_fraction", "bandwidth_fraction", "link_fraction"), 1.0),
         "compute_fraction": 0.5,
         "experts_fraction": 0.3,
         "decode_overhead": 0.0,
-        "reserve": 0.0 if hardware.name.startswith("cpu") else default.reserve,
     }
-    for name, value in reached.items():
-        if getattr(assumptions, name) == getattr(default, name):
-            changes[name] = value
-    return Assumptions(**{f.name: changes.get(f.name, getattr(assumptions, f.name)) for f in fields(Assumptions)})
+    if hardware.name.startswith("cpu"):
+        reached["reserve"] = 0.0
+    return replace(assumptions, **{name: value for name, value in reached.items() if name not in given})
 
 
 def chosen_hardware(name: str) -> Hardware:

@@ -241,8 +241,8 @@ def proposal(plan: Plan) -> str:
     best = fitted(plan)
     if best is None:
         return (
-            "# Nothing fits on these cards that has the same mathematics. More cards, a shorter max_completion_length, "
-            "or use_peft."
+            "# Nothing fits on these cards that has the same mathematics. Take more cards, a shorter "
+            "max_completion_length, or use_peft."
         )
     changes = changed_settings(plan.run, best.run)
     if not changes:
@@ -284,10 +284,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "money": plan.card_hours * plan.price if plan.card_hours and plan.price else None,
         "largest_per_device_train_batch_size": largest_rows(plan),
         "largest_scoring_token_budget": largest_budget(plan),
-        "teacher_placements": {
-            kind: {"peak_bytes": p.peak, "step_seconds": finite(p.step_seconds), "fits": p.fits}
-            for kind, p in placed(plan).items()
-        },
+        "teacher_placements": {kind: summary(other) for kind, other in placed(plan).items()},
         "cards": {
             str(gpus): other
             and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
@@ -304,6 +301,11 @@ def machine(plan: Plan, fit: bool = False) -> str:
         best = fitted(plan)
         found["proposed"] = None if best is None else changed_settings(plan.run, best.run)
     return json.dumps(found, indent=2)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What is compared of plans."""
+    return {"peak_bytes": plan.peak, "step_seconds": finite(plan.step_seconds), "fits": plan.fits}
 
 
 def finite(value: float) -> float | None:
