@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import shutil
+import tempfile
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from .plan.fit import Plan
 from .plan.hardware import Assumptions, chosen_hardware, of_measured
 from .plan.report import machine, markdown, text
 from .plan.run import read_accelerate, run_of_arguments
+from .plan.shapes import known_config
 
 
 LENGTHS = ("mean_completion", "mean_prompt", "longest_prompt", "engine_gpus")  # what a user says of a run
@@ -68,11 +71,11 @@ def plan_of(script: Any, rest: list[str], accelerate_config: Path | None, option
         raise ValueError(" ".join(faults))
     if not model_args.model_name_or_path:
         raise ValueError("There is no student. Set --model_name_or_path, or --config with a recipe.")
-    checked = Checked()
+    checked, given = Checked(), {name: getattr(options, name) for name in LENGTHS}
     parts = {"model": model_args.model_name_or_path, "args": args, **script.model_arguments(args, model_args, checked)}
     checked.refuse()
-    given = {name: getattr(options, name) for name in LENGTHS}
-    planned = run_of_arguments(parts, accelerate, gpus=gpus, **given)
+    with tempfile.TemporaryDirectory() as folder:
+        planned = run_of_arguments(from_known_models(parts, Path(folder)), accelerate, gpus=gpus, **given)
     values = {f.name: getattr(options, f.name) for f in fields(Assumptions) if getattr(options, f.name) is not None}
     return Plan(
         planned,
@@ -81,3 +84,26 @@ def plan_of(script: Any, rest: list[str], accelerate_config: Path | None, option
         steps=options.steps or (args.max_steps if args.max_steps > 0 else None),
         price=options.price,
     )
+
+
+def from_known_models(parts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """
+    Returns the arguments with folders in place of the names of well-known models, so that the Hub is not asked for
+    them. Each folder has a configuration alone.
+    """
+    args = parts["args"]
+
+    def local(name: Any) -> Any:
+        if isinstance(name, dict):
+            return {key: local(value) for key, value in name.items()}
+        file = known_config(name) if isinstance(name, str) and not Path(name).is_dir() else None
+        if file is None:
+            return name
+        place = folder / file.stem.replace("--", "/")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / "config.json")
+        return str(place)
+
+    args.teacher_model_name_or_path = local(args.teacher_model_name_or_path)
+    args.reference_model_name_or_path = local(args.reference_model_name_or_path)
+    return {**parts, "model": local(parts["model"])}
