@@ -61,8 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hardware",
         metavar="NAME",
-        default="h100",
-        help=f"the cards: {', '.join(HARDWARE)}, or a file of --calibrate; by default h100",
+        help=f"the cards: {', '.join(HARDWARE)}, or a file of --calibrate; by default this machine's, or h100",
     )
     parser.add_argument(
         "--accelerate_config", metavar="NAME", help=f"of the planned run: {', '.join(configs)}, or a file"

@@ -37,9 +37,8 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if not math.isfinite(seconds):
         return "never"
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+    unit, name = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    return f"{seconds / unit:.1f} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
 
 
 def tokens(count: float) -> str:
@@ -226,11 +225,7 @@ def assumption_lines(plan: Plan, sources: bool) -> list[str]:
         if sources:
             lines += wrapped(f"{head}{meaning}. Source: {source}", " " * 4)
         else:
-            lines.append(
-                textwrap.shorten(head + meaning, WIDTH, placeholder=" ...")
-                if len(head + meaning) > WIDTH
-                else head + meaning
-            )
+            lines.append(head + meaning)
     hardware = f"--hardware {plan.hardware.name}"
     lines += wrapped(f"{hardware}: {plan.hardware.source}", " " * 4) if sources else []
     return lines
