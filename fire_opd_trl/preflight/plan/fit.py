@@ -165,15 +165,15 @@ def sleeps_in(run: PlannedRun) -> bool:
     return run.engine is not None and run.engine.sleeps
 
 
-def cheapest(plans: dict[str, Plan]) -> str | None:
+def cheapest(plans: dict[str, Plan], kept: str) -> str | None:
     """
     Returns the name of the plan whose step is shortest among those that fit. Of those within 2 % of it, which no plan
-    can tell apart, it is the one that needs least memory, and then the first.
+    can tell apart, it is the `kept` one, or else the one that needs least memory.
     """
     fitting = {name: plan for name, plan in plans.items() if plan.fits}
     best = min((plan.step_seconds for plan in fitting.values()), default=0.0)
     alike = {name: plan.peak for name, plan in fitting.items() if plan.step_seconds <= 1.02 * best}
-    return min(alike, key=lambda name: alike[name]) if alike else None
+    return kept if kept in alike else min(alike, key=lambda name: alike[name]) if alike else None
 
 
 def scaled(plan: Plan, gpus: int) -> Plan | None:
@@ -210,12 +210,14 @@ def fitted(plan: Plan) -> Plan | None:
                 moved = sleeping(placed_at(run, kind), sleeps)
                 tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0]))
                 sizes = {f"{other.run.rows}": other for other in cuts(tried)}
-                if (rows := cheapest(sizes)) is None:
+                if (rows := cheapest(sizes, f"{run.rows}")) is None:
                     continue
-                budgets = {f"{budget}": with_budget(sizes[rows], budget) for budget in BUDGETS}
-                name = f"{kind} {checkpointing} {sleeps}"
-                found[name] = budgets[cheapest(budgets) or f"{BUDGETS[0]}"]
-    best = cheapest(found)
+                budgets = {f"{n}": with_budget(sizes[rows], n) for n in (run.scoring_token_budget, *BUDGETS)}
+                best = cheapest(budgets, f"{run.scoring_token_budget}")
+                if best is not None:
+                    found[f"{kind} {checkpointing} {sleeps}"] = budgets[best]
+    now = f"{placement_of(run)} {run.gradient_checkpointing} {sleeps_in(run)}"
+    best = cheapest(found, now)
     return found[best] if best is not None else None
 
 

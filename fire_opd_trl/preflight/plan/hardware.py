@@ -115,9 +115,9 @@ HARDWARE = {
 }
 
 
-def assumed(default: float, meaning: str, source: str) -> Any:
-    """A field of [`Assumptions`], with what it means and where its value comes from."""
-    return field(default=default, metadata={"help": meaning, "source": source})
+def assumed(default: float, meaning: str, word: str, source: str) -> Any:
+    """A field of [`Assumptions`], with what it means, and where its value comes from, in a word and in full."""
+    return field(default=default, metadata={"help": meaning, "word": word, "source": source})
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class Assumptions:
     compute_fraction: float = assumed(
         0.35,
         "share of the card's operations that a dense model reaches",
+        "torchtitan",
         "eager FSDP, 8B on 8 H100: 0.33 without and 0.39 with torch.compile, https://github.com/pytorch/torchtitan "
         "(docs/performance.md); 0.36 to 0.57 with recomputation, 1B to 70B, "
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking)",
@@ -134,6 +135,7 @@ class Assumptions:
     experts_fraction: float = assumed(
         0.10,
         "the same of a mixture of experts",
+        "estimate",
         "estimate between two reports: 0.33 with kernels made for it, "
         "https://docs.nvidia.com/nemo/automodel/performance/performance-summary.md, and 'quite slow' under ZeRO-3, "
         "https://github.com/modelscope/ms-swift/issues/9719",
@@ -141,49 +143,58 @@ class Assumptions:
     decode_fraction: float = assumed(
         0.70,
         "share of the memory's bandwidth that decoding reaches",
+        "vLLM on an A100",
         "0.77 by vLLM 0.23 for one request of Llama-3.1-8B on an A100, "
         "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches",
     )
     decode_overhead: float = assumed(
         0.003,
         "seconds of a decoding step of an engine beside its reading",
+        "vLLM on an A100",
         "the same measurement: 13.3 ms a token, of which 10.3 ms read the weights at the card's peak",
     )
     eager_layer: float = assumed(
         0.0008,
         "seconds of a layer in a decoding step without an engine",
+        "Qwen's page",
         "Qwen2-0.5B with its 24 layers gives 49.9 tokens a second on an A100, "
         "https://qwen.readthedocs.io/en/v2.0/benchmark/speed_benchmark.html",
     )
     bandwidth_fraction: float = assumed(
         0.80,
         "share of the memory's bandwidth that AdamW reaches",
+        "Azure's guide",
         "copies: 0.79 on an A100, 0.87 on an H100, https://github.com/Azure/AI-benchmarking-guide (Azure_Results)",
     )
     link_fraction: float = assumed(
         0.77,
         "share of a link that a collective or a copy reaches",
+        "Azure, NCCL",
         "NCCL: 232 of 300 GB/s between A100; from the host 51 of 64 GB/s, the same guide of Azure; 46 to 48 of "
         "50 GB/s a network adapter, https://github.com/NVIDIA/nccl-tests/issues/290",
     )
     overlap: float = assumed(
         0.50,
         "share of communication that hides behind computation",
+        "estimate",
         "estimate: ZeRO-3 and FSDP fetch the next layer while one computes, and the first has nothing to hide behind",
     )
     forward_overhead: float = assumed(
         0.02,
         "seconds of one forward beside its arithmetic",
+        "estimate",
         "estimate: launches of its kernels, packing, waiting for other ranks; a backward counts as another",
     )
     spread: float = assumed(
         0.60,
         "standard deviation of the logarithm of a completion's length",
+        "`make bench`",
         "the longest of 128 completions is then 4 times the mean one, as in docs/throughput.md; simulated there",
     )
     reserve: float = assumed(
         4e9,
         "bytes for CUDA, NCCL and fragments, counted nowhere else",
+        "estimate",
         "estimate: a context takes about 0.5e9, NCCL 1e9 to 2e9, fragments the rest; none on a CPU",
     )
 

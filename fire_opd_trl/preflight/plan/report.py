@@ -123,7 +123,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
 def placement_rows(plan: Plan) -> list[list[str]]:
     """The placements of the teacher, with what they need and take."""
     plans = placed(plan)
-    best = cheapest(plans)
+    best = cheapest(plans, placement_of(plan.run))
     rows = [["teacher's weights", "peak, GB", "scoring", "step", "fits"]]
     for kind, other in plans.items():
         now = " (as planned)" if kind == placement_of(plan.run) else ""
@@ -176,13 +176,16 @@ def whole_line(plan: Plan) -> str:
     return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {plan.card_hours:.0f} card-hours{money}."
 
 
-def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    """Option, value, meaning and source of all that was assumed."""
-    rows = [(a.option, f"{a.value:g}", a.name, a.why) for a in plan.run.assumed]
+def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
+    """Option, value, meaning, source in a word and in full, of all that was assumed."""
+    rows = [(a.option, f"{a.value:g}", f"{a.name}, tokens", "an assumption", a.why) for a in plan.run.assumed]
     for f in fields(Assumptions):
-        rows.append(
-            (f"--{f.name}", f"{getattr(plan.assumptions, f.name):g}", f.metadata["help"], f.metadata["source"])
-        )
+        value, default = getattr(plan.assumptions, f.name), f.default
+        word, source = f.metadata["word"], f.metadata["source"]
+        if value != default:
+            word = "measured" if plan.hardware.measured else "given"
+            source = f"{word}, in place of {default:g}"
+        rows.append((f"--{f.name}", f"{value:g}", f.metadata["help"], word, source))
     return rows
 
 
@@ -216,19 +219,17 @@ def wrapped(line: str, indent: str = "") -> list[str]:
 
 
 def assumption_lines(plan: Plan, sources: bool) -> list[str]:
-    """What was assumed: an option a line, and behind it its meaning, or with `sources` where it comes from."""
+    """What was assumed: its option, its value, its meaning and its source, the latter in full with `sources`."""
     rows = assumption_rows(plan)
     left = max(len(f"{option} {value}") for option, value, *_ in rows)
-    lines = ["Assumed (each can be changed; --sources says where it comes from):" if not sources else "Assumed:"]
-    for option, value, meaning, source in rows:
-        head = f"{option} {value}".ljust(left) + "  "
-        if sources:
-            lines += wrapped(f"{head}{meaning}. Source: {source}", " " * 4)
-        else:
-            lines.append(head + meaning)
-    hardware = f"--hardware {plan.hardware.name}"
-    lines += wrapped(f"{hardware}: {plan.hardware.source}", " " * 4) if sources else []
-    return lines
+    middle = max(len(meaning) for _, _, meaning, *_ in rows)
+    lines = ["Assumed, and how to change it:" + ("" if sources else " (--sources has the addresses)")]
+    for option, value, meaning, word, source in rows:
+        head = f"{option} {value}".ljust(left) + "  " + meaning
+        lines.append(head if sources else f"{head.ljust(left + 2 + middle)}  {word}")
+        lines += [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4)] if sources else []
+    cards = f"--hardware {plan.hardware.name}: {plan.hardware.source}"
+    return [*lines, *wrapped(cards, " " * 4)] if sources else lines
 
 
 def proposal(plan: Plan) -> str:
@@ -289,7 +290,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "hardware": asdict(plan.hardware),
         "assumptions": [
             {"option": option, "value": value, "meaning": meaning, "source": source}
-            for option, value, meaning, source in assumption_rows(plan)
+            for option, value, meaning, _, source in assumption_rows(plan)
         ],
     }
     if fit:
