@@ -117,7 +117,8 @@ class FiReOPDScriptArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
-            "for my_rewards.py in the working directory (or FILE.py:NAME). They are logged; `reward_coef` mixes them in."
+            "for my_rewards.py in the working directory; or FILE.py:NAME. They are logged; `reward_coef` mixes them "
+            "in."
         },
     )
     tools: list[str] | None = field(
