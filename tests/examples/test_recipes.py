@@ -3,6 +3,7 @@ The recipes as they are shipped: each names the source of each value, its window
 base with another method, and each takes two steps on models and rows of the same shape, tiny.
 """
 
+import gc
 import json
 import math
 import re
@@ -136,7 +137,7 @@ def test_the_windows_of_the_papers_runs_are_the_papers(name):
     [
         ("images", 256, 7690, 90),
         ("lora-24gb", 64, 7473, 116),
-        ("self-distillation", 32, 29_434, 919),
+        ("self-distillation", 32, 30_000, 937),
         ("smoke", 8, 64, 2),
     ],
 )
@@ -159,6 +160,19 @@ def test_a_server_leaves_six_gpus_to_training_and_the_window_about_as_large():
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def a_small_heap():
+    """accelerate collects garbage in every training. What there is by now would be searched each time, for 0.4 s."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Models and rows of the shapes that the recipes name: a folder of each, and a file for each dataset."""
@@ -175,10 +189,12 @@ def tiny(tmp_path_factory):
             for number, (question, answer) in enumerate(sums)
         ],
         "multi-teacher": [
-            {"prompt": [{"role": "user", "content": question}], "teacher_id": ("math", "code")[number % 2]}
+            {"prompt": user(question), "teacher_id": ("math", "code")[number % 2]}
             for number, (question, _) in enumerate(sums)
         ],
-        "hints": [{"prompt": question, "teacher_prompt": f"{answer};{question}"} for question, answer in sums],
+        "hints": [
+            {"prompt": user(question), "teacher_prompt": user(f"{answer};{question}")} for question, answer in sums
+        ],
         "gsm8k": [{"question": question, "answer": f"#### {answer}"} for question, answer in sums],
     }
     for name, table in rows.items():
@@ -223,9 +239,7 @@ def two_steps(trainer) -> list[dict]:
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     assert trainer.state.global_step == len(logs) == 2
     for log in logs:
-        assert all(
-            math.isfinite(value) for key, value in log.items() if key in ("loss", "grad_norm", "fire/reverse_kl")
-        )
+        assert all(math.isfinite(log[name]) for name in ("loss", "grad_norm", "fire/reverse_kl"))
         assert log["grad_norm"] > 0
     return logs
 
@@ -253,10 +267,10 @@ def test_two_steps_with_images(tiny, tmp_path):
     """The processor of the tiny model has no class that a folder could name, so that the models are given."""
     arguments = arguments_of("images", tiny, tmp_path)
     row = arguments["train_dataset"][0]
-    assert row["prompt"] == [{"role": "user", "content": "What is 0?"}] and isinstance(row["image"], Picture)
+    assert row["prompt"] == user("What is 0?") and isinstance(row["image"], Picture)
     args = arguments["args"]
     args.teacher_model_name_or_path, args.model_init_kwargs, args.teacher_model_init_kwargs = None, None, None
     args.allow_guessing_teacher = True  # random weights
     given = {"model": vision_model(0), "teacher_model": vision_model(1), "processing_class": processor()}
     logs = two_steps(FiReOPDTrainer(**{**arguments, **given}))
-    assert [log["fire/keep_ratio"] for log in logs] == [7 / 8] * 2
+    assert logs[0]["fire/keep_ratio"] == 7 / 8  # in the second step a completion may be empty
