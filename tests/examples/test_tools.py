@@ -32,8 +32,8 @@ def test_the_calculator_calculates(example, expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os').getcwd()", "2 ** 9", "9 // 2", "1.5 + 1", "True + 1", "a + 1", "[1]", "1, 2", "", "1 +", "(" * 99,
-     "1000000 * 1000001", "9" * 101, "1 < 2", "'a' * 3", "abs(3)"],
+    ["__import__('os').getcwd()", "2 ** 9", "9 // 2", "1.5 + 1", "True + 1", "a + 1", "[1]", "1, 2", "", "1 +",
+     "(" * 99, "1000000 * 1000001", "9" * 101, "1 < 2", "'a' * 3", "abs(3)"],
 )  # fmt: skip
 def test_the_calculator_refuses_everything_else(example, expression):
     with pytest.raises((ValueError, SyntaxError)):
@@ -75,9 +75,9 @@ def test_what_the_tool_wrote_has_no_weight_and_no_advantage_and_does_not_count(t
 
 def test_the_gradient_does_not_depend_on_the_tokens_of_the_tool(trained):
     trainer, _ = trained
-    part = next(
-        part for part in trainer._buffered_inputs if (part["completion_mask"].bool() & ~part["train_mask"]).any()
-    )
+    told_of = [part["completion_mask"].bool() & ~part["train_mask"] for part in trainer._buffered_inputs]
+    part, told = next((part, told) for part, told in zip(trainer._buffered_inputs, told_of, strict=True) if told.any())
+    own, advantages = part["train_mask"], part["advantages"]
 
     def gradient(inputs) -> torch.Tensor:
         trainer.model.zero_grad()
@@ -87,8 +87,6 @@ def test_the_gradient_does_not_depend_on_the_tokens_of_the_tool(trained):
         )
 
     before = gradient(part)
-    told, own = part["completion_mask"].bool() & ~part["train_mask"], part["train_mask"]
-    advantages = part["advantages"]
     changed = gradient({**part, "advantages": torch.where(told, 100.0, advantages)})
     assert before.abs().max() > 0 and torch.equal(before, changed)
     assert not torch.allclose(before, gradient({**part, "advantages": torch.where(own, 100.0, advantages)}))
