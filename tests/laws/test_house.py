@@ -32,6 +32,7 @@ MAY_IMPORT_HEAVY = {
     "demo",
     "real_pair",
     "evaluation",
+    "data",
     "cli",
 }
 # All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room. A
@@ -75,6 +76,7 @@ evaluation/evaluate/settings evaluation/evaluate/model_facts evaluation/evaluate
 evaluation/evaluate/provider evaluation/evaluate/vllm
 evaluation/evaluate/engine evaluation/evaluate/accuracy evaluation/evaluate/run
 evaluation/evaluate/__init__ evaluation/evaluate/command
+data/__init__ data/sources data/mixing data/prompts data/similar data/against data/readers data/check data/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/embedded
 evaluation/compare/real evaluation/compare/baselines evaluation/compare/runs evaluation/compare/summary
 evaluation/compare/answers evaluation/compare/pictures evaluation/compare/report evaluation/compare/command
