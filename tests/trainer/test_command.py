@@ -134,13 +134,11 @@ def test_a_wrong_value_ends_in_one_sentence_and_an_exit_code():
 
 def test_machines_of_unknown_place_are_refused_instead_of_waited_for(launched, capsys, tmp_path):
     several = ("train", "--config", "smoke", "--accelerate_config", "multinode_zero3")
-    assert refusal(capsys, *several).endswith(
-        "2 machines need --machine_rank (0 on the first machine, 1 on the next) and --main_process_ip (the first one's "
-        "address)."
-    )
-    assert refusal(capsys, *several, "--num_machines", "4", "--main_process_ip", "10.0.0.1").endswith(
-        "4 machines need --machine_rank (0 on the first machine, 1 on the next)."
-    )
+    rank = "--machine_rank (0 on the first machine, 1 on the next)"
+    where = "--main_process_ip (the first one's address)"
+    assert refusal(capsys, *several).endswith(f"2 machines need {rank} and {where}.")
+    more = refusal(capsys, *several, "--num_machines", "4", "--main_process_ip", "10.0.0.1")
+    assert more.endswith(f"4 machines need {rank}.")
     launch = launched(*several[1:], "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
     assert (launch.machine_rank, launch.main_process_ip) == (0, "10.0.0.1")
     whole = tmp_path / "whole.yaml"  # a file may name both
