@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": ("evaluation.inspect.command", "See what a run did to every token, in one page or here."),
     "evaluate": ("evaluation.evaluate.command", "Measure models on benchmarks or your own problems, with intervals."),
     "compare": ("evaluation.compare.command", "Compare methods on the demo's task, with intervals."),
+    "recipes": ("preflight.recipes", "List the recipes for `train --config`, or print one with its sources."),
     "env": ("preflight.environment", "Say what a bug report needs: versions, GPUs, memory, settings."),
     "methods": ("cli", "List the methods, or explain one: its equation and arguments."),
 }

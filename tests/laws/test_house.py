@@ -53,7 +53,8 @@ scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forwar
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
-preflight/__init__ preflight/environment preflight/packaged preflight/findings preflight/packages preflight/loading
+preflight/__init__ preflight/environment preflight/packaged preflight/recipes preflight/findings preflight/packages
+preflight/loading
 preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
 preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
 trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
