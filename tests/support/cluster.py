@@ -1,6 +1,6 @@
 """
-Programs in place of Slurm's, vLLM's and `fire-opd`, for tests of job scripts: each notes what it is told, in order, and
-does what a test asks of it through the environment.
+Programs in place of Slurm's, vLLM's and `fire-opd`, for tests of job scripts: each notes what it is told, in order,
+and does what a test asks of it through the environment.
 """
 
 import json
@@ -65,11 +65,12 @@ silent) ;;
 *) touch "$NOTES.ready" ;;
 esac
 for ((i = 0; i < 400; i++)); do
+    if [[ -n ${FINISH:-} ]]; then touch "$FINISH"; fi
     if [[ ${SERVER:-} == dies-later && -e $NOTES.training ]]; then exit 7; fi
     /bin/sleep 0.05
 done
 """,
-    "curl": r"""note curl "${@: -1}"; [[ -e $NOTES.ready ]]""",
+    "curl": r"""note curl "${@: -1}"; [[ -e $NOTES.ready || -n ${CURL:-} ]]""",
     "sleep": "/bin/sleep 0.05",
     "fire-opd": r"""
 note fire-opd "${VLLM_HOST_IP:-}" "$@"
