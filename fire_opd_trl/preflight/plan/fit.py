@@ -71,7 +71,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits on the card, and the engine has room for a row."""
-        return self.peak <= self.room and cache_room(self.run, self.hardware) > 0
+        engine = self.run.engine
+        return self.peak <= self.room and (engine is None or cache_room(self.run, engine, self.hardware) > 0)
 
     @property
     def cards(self) -> int:

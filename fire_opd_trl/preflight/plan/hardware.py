@@ -129,7 +129,7 @@ class Assumptions:
         "share of the card's operations that a dense model reaches",
         "torchtitan",
         "eager FSDP, 8B on 8 H100: 0.33 without and 0.39 with torch.compile, https://github.com/pytorch/torchtitan "
-        "(docs/performance.md); 0.36 to 0.57 with recomputation, 1B to 70B, "
+        "(docs/performance.md); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking)",
     )
     experts_fraction: float = assumed(
@@ -145,7 +145,7 @@ class Assumptions:
         "share of the memory's bandwidth that decoding reaches",
         "vLLM on an A100",
         "0.77 by vLLM 0.23 for one request of Llama-3.1-8B on an A100, "
-        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches",
+        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches. With the next number both are careful",
     )
     decode_overhead: float = assumed(
         0.003,
