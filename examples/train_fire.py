@@ -3,12 +3,11 @@ On-policy distillation with FiRe-OPD from the command line. `fire-opd train` sta
 
 A smoke run on the CPU with the embedded models shows that everything is wired:
 
-    python -c "from fire_opd_trl.demo.task import dataset; dataset('train', 256).to_json('addition.jsonl')"
-    accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py \
-        --config configs/recipes/smoke.yaml \
-        --model_name_or_path fire_opd_trl/demo/models/student \
-        --teacher_model_name_or_path fire_opd_trl/demo/models/teacher \
-        --dataset_name addition.jsonl
+    accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py --config smoke
+
+This is the paper's run on 8 GPUs; `fire-opd recipes` lists the recipes, and prints one with the source of each value:
+
+    accelerate launch --config_file configs/accelerate/zero3.yaml examples/train_fire.py --config strong-to-weak
 
 This is a full run on 8 GPUs, with student and teacher partitioned by ZeRO-3:
 
@@ -62,6 +61,7 @@ from trl import ScriptArguments  # noqa: E402
 DESCRIPTION = (
     "On-policy distillation: the student answers prompts, and learns from what the teacher finds of every token. "
     "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
+    "{}; and the names of methods, for the first run with another method. `fire-opd recipes` lists them all."
 )
 USUAL = [
     *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method", "dtype"),
@@ -95,6 +95,8 @@ class FiReOPDScriptArguments(ScriptArguments):
             Dataset id on the Hub, local folder, or file (JSONL, Parquet, CSV).
         reward_funcs (`list[str]`, *optional*):
             Dotted paths of reward functions, for example `trl.rewards.accuracy_reward`.
+        tools (`list[str]`, *optional*):
+            Dotted paths of functions that the student may call while it answers.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column that holds the prompt.
         prompt_as_chat (`bool`, *optional*, defaults to `False`):
@@ -115,7 +117,15 @@ class FiReOPDScriptArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
-            "for my_rewards.py in the working directory. They are logged; `reward_coef` mixes them in."
+            "for my_rewards.py in the working directory; or FILE.py:NAME. They are logged; `reward_coef` mixes them "
+            "in."
+        },
+    )
+    tools: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Functions that the student may call while it answers, by dotted path as reward_funcs, or as "
+            "FILE.py:NAME. Each needs a docstring and type hints, from which the model learns what it does."
         },
     )
     prompt_column: str = field(
@@ -147,7 +157,7 @@ def make_parser(prog: str | None = None, config: type | None = None):
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
 
     from fire_opd_trl import FiReOPDConfig
-    from fire_opd_trl.preflight.packaged import recipes
+    from fire_opd_trl.preflight.recipes import recipes_by_folder
     from fire_opd_trl.trainer.arguments import Parser, program
 
     return Parser(
@@ -164,23 +174,30 @@ def make_parser(prog: str | None = None, config: type | None = None):
         helps=HELPS,
         prog=prog or program(),
         usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
-        description=textwrap.fill(DESCRIPTION + ", ".join(recipes()) + ".", 78),
+        description=textwrap.fill(DESCRIPTION.format(", ".join(recipes_by_folder()["recipes"])), 78),
         allow_abbrev=False,
     )
 
 
-def imported_reward(path: str):
-    """Returns the function at a dotted path, in an installed module or in one of the working directory."""
+def imported(argument: str, path: str):
+    """
+    Returns the function that an argument names: by its dotted path, in an installed module or in one of the working
+    directory, or as `FILE.py:NAME`.
+    """
+    from fire_opd_trl.preflight.packaged import load_module
+
+    file, _, name = path.rpartition(":")
     try:
-        reward = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(load_module(Path(file)), name) if file.endswith(".py") else pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError, OSError, SyntaxError) as error:
         raise ValueError(
-            f"reward_funcs: {path!r} does not import ({error}). Give module.function, for example "
-            f"trl.rewards.accuracy_reward; a module of your own must be installed or lie in {os.getcwd()}."
+            f"{argument}: {path!r} does not import ({error}). Give module.function, for example "
+            f"trl.rewards.accuracy_reward, or FILE.py:function; a module of your own must be installed or lie in "
+            f"{os.getcwd()}."
         ) from error
-    if not callable(reward):
-        raise ValueError(f"reward_funcs: {path!r} is a {type(reward).__name__}. Name a function inside it.")
-    return reward
+    if not callable(found):
+        raise ValueError(f"{argument}: {path!r} is a {type(found).__name__}. Name a function inside it.")
+    return found
 
 
 def trainer_arguments(script_args, training_args, model_args, dataset_args, checked=None) -> dict:
@@ -205,10 +222,12 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
         evaluated = training_args.eval_strategy != "no"
         train_dataset, eval_dataset = load_prompts(script_args, dataset_args, evaluated, found)
 
-    reward_funcs = []
+    sys.path.append(os.getcwd())
+    reward_funcs, tools = [], []
     with found.check("rewards"):
-        sys.path.append(os.getcwd())
-        reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
+        reward_funcs = [imported("reward_funcs", path) for path in script_args.reward_funcs or []]
+    with found.check("tools"):
+        tools = [imported("tools", path) for path in script_args.tools or []]
 
     callbacks = []
     with found.check("accuracy"):
@@ -228,6 +247,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
         "reward_funcs": reward_funcs,
+        "tools": tools or None,
         "callbacks": callbacks,
         **loading,
     }
