@@ -135,11 +135,11 @@ def placement_rows(plan: Plan) -> list[list[str]]:
 
 def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     """The same window on other numbers of cards."""
-    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "card-hours / 100 steps", "fits"]]
+    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "h / 100 steps", "fits"]]
     for gpus in scales:
         other = scaled(plan, gpus)
         if other is None:
-            rows.append([str(gpus), *["-"] * 8, "window cannot be cut so"])
+            rows.append([str(gpus), *["-"] * 8, "not so cut"])
             continue
         run = other.run
         rows.append(
