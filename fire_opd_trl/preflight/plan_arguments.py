@@ -14,7 +14,7 @@ For example:
   fire-opd plan --config strong-to-weak --accelerate_config zero3 --steps 165
   fire-opd plan --config strong-to-weak --accelerate_config zero3 --fit
   fire-opd plan --calibrate --output mine.yaml
-  torchrun --nproc_per_node 8 -m fire_opd_trl.cli plan --calibrate --output mine.yaml
+  torchrun --nproc_per_node 8 -m fire_opd_trl.cli plan --calibrate
 """
 
 

@@ -73,4 +73,4 @@ def test_what_is_wrong_is_said_in_a_line(capsys, monkeypatch, argv, said):
 def test_bad_yaml_is_said_in_a_line(capsys, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("method: [fire")
-    assert "--config is no YAML file" in refusal(capsys, "plan", "--config", str(file))
+    assert "bad.yaml is no YAML file: line 1, column 14" in refusal(capsys, "plan", "--config", str(file))
