@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, Features, Image, Value
@@ -137,7 +138,7 @@ def test_the_windows_of_the_papers_runs_are_the_papers(name):
     [
         ("images", 256, 7690, 90),
         ("lora-24gb", 64, 7473, 116),
-        ("self-distillation", 32, 30_000, 937),
+        ("self-distillation", 32, PROMPTS, 1782),
         ("smoke", 8, 64, 2),
     ],
 )
@@ -215,7 +216,7 @@ SIZES = [  # sizes, engine and device alone; what a recipe is about stays as it 
 ]
 
 
-def arguments_of(name: str, tiny, folder) -> dict:
+def arguments_of(name: str, tiny, folder, *more: str) -> dict:
     """The arguments of the trainer for a recipe in which models, rows, sizes and engine are replaced by tiny ones."""
     settings, argv = read_recipe(name), [*SIZES, "--output_dir", str(folder)]
     if name != "smoke":
@@ -229,6 +230,7 @@ def arguments_of(name: str, tiny, folder) -> dict:
         argv += ["--num_generations", "4"]
     if (settings.get("method_kwargs") or {}).get("top_k", 0) > 4:  # of a vocabulary of 16
         argv += ["--method_kwargs", json.dumps({**settings["method_kwargs"], "top_k": 4})]
+    argv += more
     script = packaged.load_module(SCRIPT)
     return script.trainer_arguments(*parsed(name, *argv, processes=1))
 
@@ -274,3 +276,29 @@ def test_two_steps_with_images(tiny, tmp_path):
     given = {"model": vision_model(0), "teacher_model": vision_model(1), "processing_class": processor()}
     logs = two_steps(FiReOPDTrainer(**{**arguments, **given}))
     assert logs[0]["fire/keep_ratio"] == 7 / 8  # in the second step a completion may be empty
+
+
+def test_two_steps_with_a_tool(tiny, tmp_path):
+    """The student's prompt says what the calculator does. That it is called and what it returns: test_tools.py."""
+    examples = packaged.load_module(packaged.packaged_folder("examples") / "tools.py")
+    tokenizer = examples.tiny_tokenizer()
+    for name in ("student", "teacher"):
+        tokenizer.save_pretrained(tmp_path / name)
+        examples.tiny_teacher(tokenizer, updates=1).save_pretrained(tmp_path / name)
+    arguments = arguments_of("tools", tiny, tmp_path / "out", "--max_prompt_length", "1000", "--log_rollouts", "1")
+    args = arguments["args"]
+    args.allow_guessing_teacher = True  # random weights
+    args.teacher_model_name_or_path = str(tmp_path / "teacher")
+    trainer = FiReOPDTrainer(**{**arguments, "model": str(tmp_path / "student")})
+    two_steps(trainer)
+    assert [tool("6 * 7") for tool in trainer.tools] == ["42"]
+    (file, *_) = (tmp_path / "out" / "rollouts").glob("*.parquet")
+    (row,) = pq.read_table(file).to_pylist()
+    assert '"name": "calculator"' in row["prompt"] and "Calculates" in row["prompt"]
+
+
+def test_an_answer_is_right_by_its_box():
+    module = packaged.load_module(packaged.packaged_folder("examples") / "rewards.py")
+    said = ["so \\boxed{\\frac{1}{2}}", "\\boxed{3}, and 4 is no answer", "I do not know", "\\boxed{7}"]
+    completions = [[{"role": "assistant", "content": text}] for text in said]
+    assert module.final_answer(completions, final_answer=["0.5", "3", "4", ""]) == [1.0, 1.0, 0.0, None]
