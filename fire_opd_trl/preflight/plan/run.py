@@ -11,10 +11,11 @@ from transformers import PretrainedConfig
 
 from ...config import FiReOPDConfig
 from ...pipeline import Method
+from ...rollouts.prompts import UNNAMED
 from ...teachers.offload import empty_model
 from ...teachers.placement import choose_placement
 from ...teachers.sources import Source, reference_source, teacher_sources
-from .shapes import ModelShape, config_for, shape_of
+from .shapes import ModelShape, config_for, file_of, shape_of
 
 
 PROMPT, LONGEST_PROMPT = 256, 1024  # tokens
@@ -287,7 +288,7 @@ def run_of_arguments(
         bits = min(bits, 16)  # DeepSpeed casts the module itself
     if accelerate["sharding"] == "fsdp2" and mixed and not adapted:
         bits = 32  # accelerate casts what is trained up, and FSDP gathers 16 bits
-    sources = teacher_sources(None, parts["model"], args, adapted)
+    sources = sources_of(parts["model"], args, adapted)
     return PlannedRun(
         student=student,
         teachers={name: placed(source, args, accelerate["engine"], student) for name, source in sources.items()},
@@ -338,6 +339,22 @@ def of_method(method: Method, args: FiReOPDConfig) -> dict[str, Any]:
     }
 
 
+def sources_of(model: str, args: FiReOPDConfig, adapted: bool) -> dict[str, Source]:
+    """
+    Returns the teachers by name as the trainer finds them, but without asking the Hub whether a known model is an
+    adapter.
+    """
+    given = args.teacher_model_name_or_path
+    named = given if isinstance(given, dict) else {UNNAMED: given}
+    if any(not isinstance(name, str) or file_of(name) is None for name in named.values()):
+        return teacher_sources(None, model, args, adapted)
+    names, kwargs = list(named), "teacher_model_init_kwargs"
+    return {
+        name: Source(name, teacher, init_kwargs=dict(args.of_teacher(kwargs, name, names) or {}))
+        for name, teacher in named.items()
+    }
+
+
 def placed(source: Source, args: FiReOPDConfig, engine: str | None, student: ModelShape) -> Placed:
     """Returns a teacher where it will be."""
     if source.base is None:
@@ -345,7 +362,7 @@ def placed(source: Source, args: FiReOPDConfig, engine: str | None, student: Mod
     assert isinstance(source.base, str), "a plan is made of names"
     config = config_for(source.base, **hub_of(source.hub))
     bits = weight_bits(config, source.init_kwargs.get("dtype", "auto"), source.init_kwargs.get("quantization_config"))
-    return Placed(shape_of(config, source.base), bits, choose_placement(args, source, engine))
+    return Placed(shape_of(config, source.base), bits, choose_placement(args, source, engine, bits < 16))
 
 
 def reference_of(

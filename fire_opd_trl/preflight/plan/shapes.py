@@ -75,15 +75,20 @@ def known_configs() -> dict[str, Path]:
     return {file.stem.replace("--", "/"): file for file in sorted(KNOWN.glob("*.json"))}
 
 
+def file_of(name: str) -> Path | None:
+    """Returns the file with facts of a known model, by its name with or without its maker; `None` for a folder."""
+    facts = {known.lower(): file for known, file in known_configs().items()}
+    facts |= {known.rpartition("/")[2]: file for known, file in facts.items()}
+    return None if Path(name).is_dir() else facts.get(name.lower())
+
+
 def config_for(name: str, **hub: Any) -> PretrainedConfig:
     """
     Returns the configuration of a model by name: of a local folder, else of a known model, for which no network is
     needed, else of the Hub.
     """
-    facts = {known.lower(): file for known, file in known_configs().items()}
-    facts |= {known.rpartition("/")[2]: file for known, file in facts.items()}
-    file = facts.get(name.lower())
-    if Path(name).is_dir() or file is None:
+    file = file_of(name)
+    if file is None:
         return config_of(name, **hub)
     fields = json.loads(file.read_text(encoding="utf-8"))
     fields.pop("source")
