@@ -19,6 +19,7 @@ build on each other, which is also the order of the data:
     demo                 the embedded default: a tiny task with a teacher and a student, and a run of it
     real_pair            a real language model that learns sums in words: the task, and how its two models are made
     evaluation/evaluate  is the model better: benchmarks and files of problems, graded, with intervals, on one page
+    data                 prompts to train on: made from public sets, and checked, before they are used
     evaluation/compare   methods side by side on the embedded task or on the real pair, over seeds
     cli                  fire-opd: one line for each verb
 """

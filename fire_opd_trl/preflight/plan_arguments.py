@@ -61,8 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hardware",
         metavar="NAME",
-        default="h100",
-        help=f"the cards: {', '.join(HARDWARE)}, or a file of --calibrate; by default h100",
+        help=f"the cards: {', '.join(HARDWARE)}, or a file of --calibrate; by default this machine's, or h100",
     )
     parser.add_argument(
         "--accelerate_config", metavar="NAME", help=f"of the planned run: {', '.join(configs)}, or a file"
@@ -80,6 +79,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", action="store_true", help="measure this machine instead, in a minute")
     parser.add_argument("--output", metavar="FILE", help="of --calibrate, by default hardware.yaml")
     assumed = parser.add_argument_group("what nobody has said")
+    for name, meaning in (
+        ("mean_completion", "tokens of a completion in the mean (a quarter of the longest)"),
+        ("mean_prompt", "tokens of a prompt in the mean (256)"),
+        ("longest_prompt", "tokens of the longest prompt (max_prompt_length, or 1024)"),
+        ("engine_gpus", "cards of the vLLM server (1)"),
+    ):
+        assumed.add_argument(f"--{name}", type=int, metavar="INT", help=meaning)
     for name, default, meaning in assumption_fields():
         assumed.add_argument(f"--{name}", type=float, metavar="X", help=f"{meaning} ({default:g})")
     return parser

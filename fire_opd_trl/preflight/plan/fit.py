@@ -71,7 +71,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits on the card, and the engine has room for a row."""
-        return self.peak <= self.room and cache_room(self.run, self.hardware) > 0
+        engine = self.run.engine
+        return self.peak <= self.room and (engine is None or cache_room(self.run, engine, self.hardware) > 0)
 
     @property
     def cards(self) -> int:
@@ -101,26 +102,27 @@ def with_rows(run: PlannedRun, rows: int) -> PlannedRun | None:
     return replace(run, rows=rows, accumulation=held // rows, steps_per_generation=held // rows * windows)
 
 
+def cuts(plan: Plan) -> list[Plan]:
+    """Returns the plan with every size of micro-batches into which its window can be cut."""
+    runs = (with_rows(plan.run, rows) for rows in range(1, plan.run.rows * plan.run.accumulation + 1))
+    return [plan.of(run) for run in runs if run is not None]
+
+
+def with_budget(plan: Plan, budget: int) -> Plan:
+    """Returns the plan with another scoring budget."""
+    return plan.of(replace(plan.run, scoring_token_budget=budget))
+
+
 def largest_rows(plan: Plan) -> int | None:
     """Returns the rows of the largest micro-batch that fits, of those into which the window can be cut."""
-    found = None
-    for rows in range(1, plan.run.rows * plan.run.accumulation + 1):
-        changed = with_rows(plan.run, rows)
-        if changed is not None and plan.of(changed).fits:
-            found = rows
-    return found
+    return max((other.run.rows for other in cuts(plan) if other.fits), default=None)
 
 
 def largest_budget(plan: Plan) -> int | None:
     """Returns the largest scoring budget that fits, of the powers of two up to a whole window of a rank."""
     window = rank_rows(plan.run) * (plan.run.prompt_longest + plan.run.completion_longest)
-    found = None
-    for budget in BUDGETS:
-        if plan.of(replace(plan.run, scoring_token_budget=budget)).fits:
-            found = budget
-        if budget >= window:
-            break
-    return found
+    fitting = [budget for budget in BUDGETS if budget < 2 * window and with_budget(plan, budget).fits]
+    return max(fitting, default=None)
 
 
 def placed(plan: Plan) -> dict[str, Plan]:
@@ -164,10 +166,15 @@ def sleeps_in(run: PlannedRun) -> bool:
     return run.engine is not None and run.engine.sleeps
 
 
-def cheapest(plans: dict[str, Plan]) -> str | None:
-    """Returns the name of the plan whose step is shortest among those that fit."""
-    fitting = {name: plan.step_seconds for name, plan in plans.items() if plan.fits}
-    return min(fitting, key=lambda name: fitting[name]) if fitting else None
+def cheapest(plans: dict[str, Plan], kept: str) -> str | None:
+    """
+    Returns the name of the plan whose step is shortest among those that fit. Of those within 2 % of it, which no plan
+    can tell apart, it is the `kept` one, or else the one that needs least memory.
+    """
+    fitting = {name: plan for name, plan in plans.items() if plan.fits}
+    best = min((plan.step_seconds for plan in fitting.values()), default=0.0)
+    alike = {name: plan.peak for name, plan in fitting.items() if plan.step_seconds <= 1.02 * best}
+    return kept if kept in alike else min(alike, key=lambda name: alike[name]) if alike else None
 
 
 def scaled(plan: Plan, gpus: int) -> Plan | None:
@@ -192,25 +199,27 @@ def scaled(plan: Plan, gpus: int) -> Plan | None:
 
 def fitted(plan: Plan) -> Plan | None:
     """
-    Returns the fastest plan that fits among those with the same mathematics: under each placement of the teacher, with
-    and without recomputed activations and an engine that sleeps, the largest micro-batch and the largest scoring
-    budget that fit. `fire-opd plan --fit` calls it. `None` if there is none.
+    Returns the cheapest plan with the same mathematics: of each placement of the teacher, with and without recomputed
+    activations and an engine that sleeps, the cheapest micro-batch and then the cheapest scoring budget. `fire-opd
+    plan --fit` calls it. `None` if nothing fits.
     """
     run, found = plan.run, {}
     colocated = run.engine is not None and not run.engine.gpus
+    least = min(run.scoring_token_budget, BUDGETS[0])
     for kind in placed(plan) or [placement_of(run)]:
         for checkpointing in sorted({run.gradient_checkpointing, True}):
             for sleeps in sorted({sleeps_in(run), colocated}):
                 moved = sleeping(placed_at(run, kind), sleeps)
-                tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0]))
-                rows = largest_rows(tried)
-                if rows is None:
+                tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=least))
+                sizes = {f"{other.run.rows}": other for other in cuts(tried)}
+                if (rows := cheapest(sizes, f"{run.rows}")) is None:
                     continue
-                tried = tried.of(with_rows(tried.run, rows) or tried.run)
-                budget = largest_budget(tried) or BUDGETS[0]
-                name = f"{kind} {checkpointing} {sleeps}"
-                found[name] = tried.of(replace(tried.run, scoring_token_budget=budget))
-    best = cheapest(found)
+                budgets = {f"{n}": with_budget(sizes[rows], n) for n in (run.scoring_token_budget, *BUDGETS)}
+                best = cheapest(budgets, f"{run.scoring_token_budget}")
+                if best is not None:
+                    found[f"{kind} {checkpointing} {sleeps}"] = budgets[best]
+    now = f"{placement_of(run)} {run.gradient_checkpointing} {sleeps_in(run)}"
+    best = cheapest(found, now)
     return found[best] if best is not None else None
 
 

@@ -1,7 +1,7 @@
 """What a card can do, and which share of it a training reaches: every number with its source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,9 @@ HARDWARE = {
 }
 
 
-def assumed(default: float, meaning: str, source: str) -> Any:
-    """A field of [`Assumptions`], with what it means and where its value comes from."""
-    return field(default=default, metadata={"help": meaning, "source": source})
+def assumed(default: float, meaning: str, word: str, source: str) -> Any:
+    """A field of [`Assumptions`], with what it means, and where its value comes from, in a word and in full."""
+    return field(default=default, metadata={"help": meaning, "word": word, "source": source})
 
 
 @dataclass(frozen=True)
@@ -126,87 +126,99 @@ class Assumptions:
 
     compute_fraction: float = assumed(
         0.35,
-        "share of the card's operations that forwards and backwards of dense models reach",
+        "share of the card's operations that a dense model reaches",
+        "torchtitan",
         "eager FSDP, 8B on 8 H100: 0.33 without and 0.39 with torch.compile, https://github.com/pytorch/torchtitan "
-        "(docs/performance.md); 0.36 to 0.57 with recomputation, 1B to 70B, "
+        "(docs/performance.md); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking)",
     )
     experts_fraction: float = assumed(
         0.10,
-        "the same of mixtures of experts, whose products are small",
+        "the same of a mixture of experts",
+        "estimate",
         "estimate between two reports: 0.33 with kernels made for it, "
         "https://docs.nvidia.com/nemo/automodel/performance/performance-summary.md, and 'quite slow' under ZeRO-3, "
         "https://github.com/modelscope/ms-swift/issues/9719",
     )
     decode_fraction: float = assumed(
         0.70,
-        "share of the memory's bandwidth that an engine reaches when it decodes",
+        "share of the memory's bandwidth that decoding reaches",
+        "vLLM on an A100",
         "0.77 by vLLM 0.23 for one request of Llama-3.1-8B on an A100, "
-        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches",
+        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches. The next number counts "
+        "part of it once more: both together are careful",
     )
     decode_overhead: float = assumed(
         0.003,
-        "seconds of a decoding step of an engine beside reading memory",
+        "seconds of a decoding step of an engine beside its reading",
+        "vLLM on an A100",
         "the same measurement: 13.3 ms a token, of which 10.3 ms read the weights at the card's peak",
     )
     eager_layer: float = assumed(
         0.0008,
-        "seconds that a layer takes in a decoding step of transformers, without an engine, on a GPU",
+        "seconds of a layer in a decoding step without an engine",
+        "Qwen's page",
         "Qwen2-0.5B with its 24 layers gives 49.9 tokens a second on an A100, "
         "https://qwen.readthedocs.io/en/v2.0/benchmark/speed_benchmark.html",
     )
     bandwidth_fraction: float = assumed(
         0.80,
-        "share of the memory's bandwidth that the optimizer reaches",
+        "share of the memory's bandwidth that AdamW reaches",
+        "Azure's guide",
         "copies: 0.79 on an A100, 0.87 on an H100, https://github.com/Azure/AI-benchmarking-guide (Azure_Results)",
     )
     link_fraction: float = assumed(
         0.77,
-        "share of a link's peak that a collective, or a copy from the host, reaches",
+        "share of a link that a collective or a copy reaches",
+        "Azure, NCCL",
         "NCCL: 232 of 300 GB/s between A100; from the host 51 of 64 GB/s, the same guide of Azure; 46 to 48 of "
         "50 GB/s a network adapter, https://github.com/NVIDIA/nccl-tests/issues/290",
     )
     overlap: float = assumed(
         0.50,
-        "share of the communication that hides behind computation, where there is enough of it",
+        "share of communication that hides behind computation",
+        "estimate",
         "estimate: ZeRO-3 and FSDP fetch the next layer while one computes, and the first has nothing to hide behind",
     )
     forward_overhead: float = assumed(
         0.02,
-        "seconds of one forward, or of one micro-batch, beside its arithmetic: launches, packing, waiting for ranks",
-        "estimate: some 10 launches of 10 us in each of 40 layers, several times over",
+        "seconds of one forward beside its arithmetic",
+        "estimate",
+        "estimate: launches of its kernels, packing, waiting for other ranks; a backward counts as another",
     )
     spread: float = assumed(
         0.60,
-        "standard deviation of the logarithm of a completion's length: how long the tail of a rollout is",
+        "standard deviation of the logarithm of a completion's length",
+        "`make bench`",
         "the longest of 128 completions is then 4 times the mean one, as in docs/throughput.md; simulated there",
     )
     reserve: float = assumed(
         4e9,
-        "bytes of a card that nothing here counts: CUDA's context, buffers of NCCL, fragments",
+        "bytes for CUDA, NCCL and fragments, counted nowhere else",
+        "estimate",
         "estimate: a context takes about 0.5e9, NCCL 1e9 to 2e9, fragments the rest; none on a CPU",
     )
 
 
-def of_measured(assumptions: Assumptions, hardware: Hardware) -> Assumptions:
+def of_measured(assumptions: Assumptions, hardware: Hardware, given: set[str]) -> Assumptions:
     """
     Returns the assumptions for this hardware. Rates that were measured are reached as they are, so that their shares
-    are 1; that a training reaches less than its products alone stays an assumption, and is said.
+    are 1; that a training reaches less than its products alone stays an assumption.
+
+    Args:
+        given (`set[str]`): Names of assumptions that a user has made, which stay.
     """
     if not hardware.measured:
         return assumptions
-    default, changes = Assumptions(), {}
     reached = {
         **dict.fromkeys(("decode_fraction", "bandwidth_fraction", "link_fraction"), 1.0),
         "compute_fraction": 0.5,
         "experts_fraction": 0.3,
         "decode_overhead": 0.0,
-        "reserve": 0.0 if hardware.name.startswith("cpu") else default.reserve,
     }
-    for name, value in reached.items():
-        if getattr(assumptions, name) == getattr(default, name):
-            changes[name] = value
-    return Assumptions(**{f.name: changes.get(f.name, getattr(assumptions, f.name)) for f in fields(Assumptions)})
+    if hardware.name.startswith("cpu"):
+        reached["reserve"] = 0.0
+    return replace(assumptions, **{name: value for name, value in reached.items() if name not in given})
 
 
 def chosen_hardware(name: str) -> Hardware:

@@ -37,9 +37,8 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if not math.isfinite(seconds):
         return "never"
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+    unit, name = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    return f"{seconds / unit:.1f} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
 
 
 def tokens(count: float) -> str:
@@ -124,7 +123,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
 def placement_rows(plan: Plan) -> list[list[str]]:
     """The placements of the teacher, with what they need and take."""
     plans = placed(plan)
-    best = cheapest(plans)
+    best = cheapest(plans, placement_of(plan.run))
     rows = [["teacher's weights", "peak, GB", "scoring", "step", "fits"]]
     for kind, other in plans.items():
         now = " (as planned)" if kind == placement_of(plan.run) else ""
@@ -177,13 +176,16 @@ def whole_line(plan: Plan) -> str:
     return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {plan.card_hours:.0f} card-hours{money}."
 
 
-def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    """Option, value, meaning and source of all that was assumed."""
-    rows = [(a.option, f"{a.value:g}", a.name, a.why) for a in plan.run.assumed]
+def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
+    """Option, value, meaning, source in a word and in full, of all that was assumed."""
+    rows = [(a.option, f"{a.value:g}", f"{a.name}, tokens", "an assumption", a.why) for a in plan.run.assumed]
     for f in fields(Assumptions):
-        rows.append(
-            (f"--{f.name}", f"{getattr(plan.assumptions, f.name):g}", f.metadata["help"], f.metadata["source"])
-        )
+        value, default = getattr(plan.assumptions, f.name), f.default
+        word, source = f.metadata["word"], f.metadata["source"]
+        if value != default:
+            word = "measured" if plan.hardware.measured else "given"
+            source = f"{word}, in place of {default:g}"
+        rows.append((f"--{f.name}", f"{value:g}", f.metadata["help"], word, source))
     return rows
 
 
@@ -217,23 +219,19 @@ def wrapped(line: str, indent: str = "") -> list[str]:
 
 
 def assumption_lines(plan: Plan, sources: bool) -> list[str]:
-    """What was assumed: an option a line, and behind it its meaning, or with `sources` where it comes from."""
+    """What was assumed: its option, its value, its meaning and its source, the latter in full with `sources`."""
     rows = assumption_rows(plan)
     left = max(len(f"{option} {value}") for option, value, *_ in rows)
-    lines = ["Assumed (each can be changed; --sources says where it comes from):" if not sources else "Assumed:"]
-    for option, value, meaning, source in rows:
-        head = f"{option} {value}".ljust(left) + "  "
-        if sources:
-            lines += wrapped(f"{head}{meaning}. Source: {source}", " " * 4)
-        else:
-            lines.append(
-                textwrap.shorten(head + meaning, WIDTH, placeholder=" ...")
-                if len(head + meaning) > WIDTH
-                else head + meaning
-            )
-    hardware = f"--hardware {plan.hardware.name}"
-    lines += wrapped(f"{hardware}: {plan.hardware.source}", " " * 4) if sources else []
-    return lines
+    middle = max(len(meaning) for _, _, meaning, *_ in rows)
+    lines = ["Assumed, and how to change it:" + ("" if sources else " (--sources has the addresses)")]
+    for option, value, meaning, word, source in rows:
+        head = f"{option} {value}".ljust(left) + "  " + meaning
+        lines.append(head if sources else f"{head.ljust(left + 2 + middle)}  {word}")
+        lines += (
+            [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4, break_on_hyphens=False)] if sources else []
+        )
+    cards = f"--hardware {plan.hardware.name}: {plan.hardware.source}"
+    return [*lines, *wrapped(cards, " " * 4)] if sources else lines
 
 
 def proposal(plan: Plan) -> str:
@@ -241,8 +239,8 @@ def proposal(plan: Plan) -> str:
     best = fitted(plan)
     if best is None:
         return (
-            "# Nothing fits on these cards that has the same mathematics. More cards, a shorter max_completion_length, "
-            "or use_peft."
+            "# Nothing fits on these cards that has the same mathematics. Take more cards, a shorter "
+            "max_completion_length, or use_peft."
         )
     changes = changed_settings(plan.run, best.run)
     if not changes:
@@ -284,10 +282,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "money": plan.card_hours * plan.price if plan.card_hours and plan.price else None,
         "largest_per_device_train_batch_size": largest_rows(plan),
         "largest_scoring_token_budget": largest_budget(plan),
-        "teacher_placements": {
-            kind: {"peak_bytes": p.peak, "step_seconds": finite(p.step_seconds), "fits": p.fits}
-            for kind, p in placed(plan).items()
-        },
+        "teacher_placements": {kind: summary(other) for kind, other in placed(plan).items()},
         "cards": {
             str(gpus): other
             and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
@@ -297,13 +292,18 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "hardware": asdict(plan.hardware),
         "assumptions": [
             {"option": option, "value": value, "meaning": meaning, "source": source}
-            for option, value, meaning, source in assumption_rows(plan)
+            for option, value, meaning, _, source in assumption_rows(plan)
         ],
     }
     if fit:
         best = fitted(plan)
         found["proposed"] = None if best is None else changed_settings(plan.run, best.run)
     return json.dumps(found, indent=2)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What is compared of plans."""
+    return {"peak_bytes": plan.peak, "step_seconds": finite(plan.step_seconds), "fits": plan.fits}
 
 
 def finite(value: float) -> float | None:
