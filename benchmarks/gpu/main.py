@@ -24,7 +24,7 @@ from fire_opd_trl.evaluation.statistics import scipy_special
 from .models import Models
 from .presets import PRESETS, sections_of
 from .report import markdown, verdict
-from .rows import ROWS, filled
+from .rows import filled
 from .running import DONE, SKIPPED, Outcome, Section, run_sections
 
 
@@ -205,7 +205,5 @@ def print_rows(output: Path, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--results: {output / RESULTS} is not there. `make gpu` writes it.")
     if results["run"]["card"] is None:
         print("A rehearsal without a GPU: none of these rows belongs into docs/results.md.\n")
-    rows = filled(results)
-    for what in ROWS:
-        print(rows.get(what) or f"| {what} | not run | {results['sections'] and 'its section has no result'} |")
+    print("\n".join(filled(results)))
     return 0

@@ -10,6 +10,7 @@ from benchmarks.throughput.sizes import Size
 from fire_opd_trl.evaluation.templates import number, render
 
 from .presets import SETTINGS
+from .rows import figures
 from .running import DONE, Outcome
 
 
@@ -35,6 +36,7 @@ def markdown(results: dict[str, Any]) -> str:
         "size": Size(**results["size"]),
         "versions": ", ".join(f"{name} {version}" for name, version in results["run"]["versions"].items()),
         "verdict": verdict(sections),
+        "figures": figures(results),
         "states": {name: state(outcome) for name, outcome in sections.items()},
         "rates": (rows(sections, "rates") or [None])[0],
         "compared": {name: rows(sections, name) for name in ("correctness", "attention")},

@@ -10,21 +10,31 @@ Rows = list[dict[str, Any]]
 Results = dict[str, Any]
 
 
-def filled(results: Results) -> dict[str, str]:
+def figures(results: Results) -> dict[str, str]:
     """
-    The rows that the results fill, by their first column.
+    The figures that the results have for rows of docs/results.md, by the row's first column.
 
     Args:
         results (`dict`): What results.json holds.
     """
-    run, found = results["run"], {}
-    where = run["card"] or f"**rehearsal, no GPU**: {run['cpu']}"
+    found = {}
     for what, (names, figure) in ROWS.items():
         sections = {name: rows_of(results, name) for name in results["sections"] if name.startswith(names)}
-        text = figure({name: rows for name, rows in sections.items() if rows})
-        if text:
-            found[what] = f"| {what} | {text} | us, {where}, [`make gpu`](gpu/report.md), {results['date']} |"
+        if text := figure({name: rows for name, rows in sections.items() if rows}):
+            found[what] = text
     return found
+
+
+def filled(results: Results) -> list[str]:
+    """All rows as Markdown: those that the results fill, and those that stay "not run"."""
+    where = results["run"]["card"] or f"**rehearsal, no GPU**: {results['run']['cpu']}"
+    found = figures(results)
+    return [
+        f"| {what} | {found[what]} | us, {where}, [`make gpu`](gpu/report.md), {results['date']} |"
+        if what in found
+        else f"| {what} | not run | – |"
+        for what in ROWS
+    ]
 
 
 def rows_of(results: Results, name: str) -> Rows:
