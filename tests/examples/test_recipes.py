@@ -282,9 +282,10 @@ def test_two_steps_with_a_tool(tiny, tmp_path):
     """The student's prompt says what the calculator does. That it is called and what it returns: test_tools.py."""
     examples = packaged.load_module(packaged.packaged_folder("examples") / "tools.py")
     tokenizer = examples.tiny_tokenizer()
-    for name in ("student", "teacher"):
+    teacher = examples.tiny_teacher(tokenizer, updates=1)
+    for name, model in (("teacher", teacher), ("student", examples.spoilt(teacher, noise=0.05))):
         tokenizer.save_pretrained(tmp_path / name)
-        examples.tiny_teacher(tokenizer, updates=1).save_pretrained(tmp_path / name)
+        model.save_pretrained(tmp_path / name)
     arguments = arguments_of("tools", tiny, tmp_path / "out", "--max_prompt_length", "1000", "--log_rollouts", "1")
     args = arguments["args"]
     args.allow_guessing_teacher = True  # random weights
