@@ -11,6 +11,7 @@ build on each other, which is also the order of the data:
     rollouts             what was sampled: prompts, TRL's batch, which rows go into which forward and to which rank
     scoring              what the models say of it: log-probabilities, entropies and divergences of every sampled token
     teachers             who says it: which teachers there are, what they read, where they run, whether they are sound
+    preflight/plan       what a run takes, from configurations alone: memory and time on each GPU, phase by phase
     preflight            what can be wrong without weights, found before the GPUs start, in one table
     trainer              FiReOPDTrainer(GRPOTrainer): samples, scores, distils, steps, logs
     evaluation           what a look at runs needs: statistics over seeds, files, templates, processes of their own

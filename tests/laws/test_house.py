@@ -54,9 +54,13 @@ scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forwar
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
+preflight/plan/__init__ preflight/plan/cost preflight/plan/shapes preflight/plan/run preflight/plan/hardware
+preflight/plan/memory preflight/plan/seconds preflight/plan/fit preflight/plan/report preflight/plan/of_arguments
+preflight/plan/calibrate
 preflight/__init__ preflight/packaged preflight/recipes preflight/findings preflight/packages preflight/loading
-preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
-preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
+preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
+preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/plan_command
+preflight/arguments preflight/plan_arguments
 trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
 trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command
 trainer/__init__
