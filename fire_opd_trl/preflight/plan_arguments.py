@@ -11,7 +11,7 @@ All other arguments are those of `fire-opd train`; a dataset is not needed, nor 
 weights. Exit code 0: it fits; 1: it does not; 2: misuse.
 
 For example:
-  fire-opd plan --config strong-to-weak --accelerate_config zero3 --hardware h100 --steps 165
+  fire-opd plan --config strong-to-weak --accelerate_config zero3 --hardware h100
   fire-opd plan --config strong-to-weak --accelerate_config zero3 --fit
   fire-opd plan --calibrate --output mine.yaml
   torchrun --nproc_per_node 8 -m fire_opd_trl.cli plan --calibrate --output mine.yaml
