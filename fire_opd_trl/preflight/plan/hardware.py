@@ -145,7 +145,8 @@ class Assumptions:
         "share of the memory's bandwidth that decoding reaches",
         "vLLM on an A100",
         "0.77 by vLLM 0.23 for one request of Llama-3.1-8B on an A100, "
-        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches. With the next number both are careful",
+        "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches. The next number counts "
+        "part of it once more: both together are careful",
     )
     decode_overhead: float = assumed(
         0.003,

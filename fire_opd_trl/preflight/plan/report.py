@@ -227,7 +227,9 @@ def assumption_lines(plan: Plan, sources: bool) -> list[str]:
     for option, value, meaning, word, source in rows:
         head = f"{option} {value}".ljust(left) + "  " + meaning
         lines.append(head if sources else f"{head.ljust(left + 2 + middle)}  {word}")
-        lines += [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4, break_on_hyphens=False)] if sources else []
+        lines += (
+            [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4, break_on_hyphens=False)] if sources else []
+        )
     cards = f"--hardware {plan.hardware.name}: {plan.hardware.source}"
     return [*lines, *wrapped(cards, " " * 4)] if sources else lines
 
