@@ -120,6 +120,13 @@ def test_a_server_leaves_six_gpus_to_training_and_the_window_about_as_large():
     assert f"--port {args.vllm_server_port}" in text and f"--max-model-len {args.vllm_max_model_length}" in text
 
 
+def test_the_page_has_each_recipe_with_its_window_its_steps_and_its_plan():
+    """`make recipes` writes these tables."""
+    page = PAGE.read_text()
+    assert filled(page) == page
+    assert page.count("](../configs/recipes/") == len(RECIPES)
+
+
 # Two steps of each
 
 
