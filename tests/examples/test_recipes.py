@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset, Features, Image, Value
 from PIL.Image import Image as Picture
 from support.commands import ACCELERATE_CONFIGS, SCRIPT
-from support.recipes_page import RECIPES, ROWS, command_of, parsed, steps
+from support.recipes_page import PAGE, RECIPES, ROWS, command_of, filled, parsed, steps
 from support.vision import picture, processor, vision_model
 from transformers import AutoTokenizer
 
@@ -26,7 +26,7 @@ from fire_opd_trl.preflight import packaged
 from fire_opd_trl.preflight.recipes import read_recipe, recipes_by_folder
 
 
-OURS, BASELINES = recipes_by_folder().values()
+_, BASELINES = recipes_by_folder().values()
 SOURCES = ("paper", "script", "code", "verl", "TRL", "data", "ours", "as in strong-to-weak")
 # What a baseline may set: its method with all that this needs, and no more of the run.
 BLOCK = {"method", "method_kwargs", "drop_fraction", "confidence", "confusion", "offload_teacher_states"}
