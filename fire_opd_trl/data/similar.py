@@ -139,8 +139,8 @@ def candidates(
 def near_duplicates(texts: list[str], similarity: float) -> dict[tuple[int, int], float]:
     """
     Returns pairs of an earlier and a later text that are nearly the same, with their similarity: they share at least a
-    `similarity` of the triples that one of them holds (Jaccard), and have the same numbers. Texts of the same words are
-    one text for this: only the first of them is compared with others.
+    `similarity` of the triples that one of them holds (Jaccard), and have the same numbers. Of texts with the same
+    words only the first is compared with others.
     """
     words = [words_of(text) for text in texts]
     first: dict[tuple[str, ...], int] = {}

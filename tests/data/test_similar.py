@@ -1,5 +1,6 @@
 """Pairs of texts are those that comparing each with each would find."""
 
+import itertools
 import random
 import time
 
@@ -46,13 +47,12 @@ def test_near_duplicates_are_those_of_comparing_each_with_each(texts, similarity
 @pytest.mark.parametrize("overlap", [0.3, 0.6, 1.0])
 def test_held_problems_are_those_of_comparing_each_with_each(texts, overlap):
     problems = [text for text in texts[:60] if text]
-    found = {
-        (text, problem): share
-        for text in range(len(texts))
-        for problem in range(len(problems))
-        if (share := len(by_hand(texts[text]) & by_hand(problems[problem])) / len(by_hand(problems[problem])))
-        >= overlap
-    }
+    found = {}
+    for text, problem in itertools.product(range(len(texts)), range(len(problems))):
+        asked = by_hand(problems[problem])
+        share = len(by_hand(texts[text]) & asked) / len(asked)
+        if share >= overlap:
+            found[text, problem] = share
     assert held_problems(texts, problems, overlap) == pytest.approx(found) and len(found) > 30
 
 
@@ -63,9 +63,8 @@ def test_pairs_that_do_not_fit_into_memory_at_once_are_found_all_the_same(texts,
 
 
 def test_typesetting_does_not_count_and_signs_do():
-    assert words_of(r"Let $\left(x_1\right)=\dfrac{1}{2}$, so.") == words_of(
-        "let (x1) = \\frac12 , so".replace("x1", "x 1").replace("12", " 1 2")
-    )
+    assert words_of(r"Let $\left(x_1\right)=\dfrac{1}{2}$, so.") == ["let", "x", "1", "=", "frac", "1", "2", "so"]
+    assert words_of(r"let (x_{1}) = \frac12") != words_of(r"let (x_{1}) = \frac{1}{2}")  # 12 is a number
     assert words_of("12+34=") != words_of("12-34=")
     assert words_of("ＡＢ") == ["ab"]
 
@@ -74,9 +73,8 @@ def test_the_same_words_with_other_numbers_are_no_near_duplicates():
     template = "A farmer has {} cows and sells {} of them to a neighbour , how many are left on the farm in spring ?"
     texts = [template.format(n, n + 1) for n in range(0, 400, 3)]
     assert near_duplicates(texts, 0.7) == {}
-    assert near_duplicates([*texts, texts[5].replace("spring", "autumn")], 0.7) == {
-        (5, len(texts)): pytest.approx(19 / 21)
-    }
+    autumn = near_duplicates([*texts, texts[5].replace("spring", "autumn")], 0.7)
+    assert autumn == {(5, len(texts)): pytest.approx(19 / 21)}
 
 
 def test_an_instruction_that_all_rows_repeat_makes_no_pairs():

@@ -9,8 +9,8 @@ from support.inspections import without_weights
 
 
 WORDS = (
-    "let be a function such that find the number of all positive integers prove real continuous group order ring matrix "
-    "trace value integral limit sequence converges sum"
+    "let be a function such that find the number of all positive integers prove real continuous group order ring "
+    "matrix trace value integral limit sequence converges sum"
 ).split()
 
 
