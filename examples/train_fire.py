@@ -117,7 +117,8 @@ class FiReOPDScriptArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
-            "for my_rewards.py in the working directory (or FILE.py:NAME). They are logged; `reward_coef` mixes them in."
+            "for my_rewards.py in the working directory; or FILE.py:NAME. They are logged; `reward_coef` mixes them "
+            "in."
         },
     )
     tools: list[str] | None = field(
@@ -204,11 +205,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and all
     that is wrong is refused in one error; `fire-opd preflight` gives its table (`checked`), and looks at the rest.
     """
-    from trl import get_peft_config, get_quantization_config
-
     from fire_opd_trl.preflight.findings import Checked
     from fire_opd_trl.preflight.loading import first_process_first, load_prompts
-    from fire_opd_trl.preflight.packages import refuse_missing
 
     found = checked if checked is not None else Checked()
     with found.check("student"):
@@ -239,14 +237,36 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
             callbacks = [AccuracyCallback.of(training_args)]
             found.record("accuracy", callbacks[0].described())
 
+    loading = model_arguments(training_args, model_args, found)
+    if checked is None:
+        found.refuse()
+
+    return {
+        "model": model_args.model_name_or_path,
+        "args": training_args,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "reward_funcs": reward_funcs,
+        "tools": tools or None,
+        "callbacks": callbacks,
+        **loading,
+    }
+
+
+def model_arguments(training_args, model_args, found) -> dict:
+    """
+    Returns the arguments of FiReOPDTrainer that say what the student becomes when it is loaded; how models are loaded
+    joins `training_args`. What is missing is recorded in `found`. `fire-opd plan` needs no more than this.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from fire_opd_trl.preflight.packages import refuse_missing
+
     quantization_config = peft_config = None
     with found.check("packages"):
         needs = {"use_peft": "peft", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
         refuse_missing({name: (module,) for name, module in needs.items() if getattr(model_args, name)})
         quantization_config, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
-    if checked is None:
-        found.refuse()
-
     # Models: what the config says of loading them wins over the general options
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -262,18 +282,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     else:
         own = {**general, **given}
     training_args.teacher_model_init_kwargs = own
-
-    return {
-        "model": model_args.model_name_or_path,
-        "args": training_args,
-        "train_dataset": train_dataset,
-        "eval_dataset": eval_dataset,
-        "reward_funcs": reward_funcs,
-        "tools": tools or None,
-        "callbacks": callbacks,
-        "quantization_config": quantization_config,
-        "peft_config": peft_config,
-    }
+    return {"quantization_config": quantization_config, "peft_config": peft_config}
 
 
 def make_trainer(arguments: dict):

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         for title, names in recipes_by_folder().items():
             print(f"{title}:")
             for name in names:
-                print(f"  {name:<21}{about(recipe(name))}")
+                print(f"  {name:<18}{about(recipe(name))}")
             print()
         print("`fire-opd recipes NAME` prints one; docs/recipes.md compares them.")
         return 0
@@ -65,9 +65,9 @@ def recipes_by_folder() -> dict[str, list[str]]:
 
 
 def about(file: Path) -> str:
-    """Returns what a recipe is, in a line: the first sentence of the comment at its top."""
+    """Returns what a recipe is, in a line: the first sentence of the comment at its top, or else its name."""
     first = file.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.lstrip("# ").split(". ")[0].rstrip(".")
+    return first.lstrip("# ").split(". ")[0].rstrip(".") if first.startswith("#") else file.stem
 
 
 def without_config(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -101,8 +101,16 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         new = {**inherited(settings, own), **own}
         if new.pop(EXTENDS, None) is not None:
             new.setdefault(OUTPUT_DIR, f"outputs/{file.stem}")
-        settings = {key: new[key] for key in [*settings, *new] if key in new}  # in the order of the first file
+        settings = {key: new[key] for key in in_order(list(settings), list(own)) if key in new} | new
     return {key: with_paths(value) for key, value in settings.items()}
+
+
+def in_order(keys: list[str], own: list[str]) -> list[str]:
+    """Returns a base's keys, and among them those of a recipe that extends it, each behind its neighbour there."""
+    for before, key in zip([None, *own], own, strict=False):
+        if key not in keys:
+            keys.insert(keys.index(before) + 1 if before in keys else len(keys), key)
+    return keys
 
 
 def inherited(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +147,8 @@ def loaded(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        settings, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeError) as error:
         raise ValueError(f"--config {file} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
@@ -147,13 +156,16 @@ def loaded(file: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         what = "is empty" if settings is None else f"holds a {type(settings).__name__}"
         raise ValueError(f"--config {file} {what}. A recipe has lines of `argument: value`.")
+    keys = [key.value for key, _ in root.value]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise ValueError(f"--config {file}: {', '.join(twice)} stands there twice.")
     return settings
 
 
 def in_a_line(error: Any) -> str:
     """Returns what is wrong in a YAML file, and where, without the lines that it quotes."""
     mark = getattr(error, "problem_mark", None)
-    said = getattr(error, "problem", None) or str(error).splitlines()[0]
+    said = getattr(error, "problem", None) or getattr(error, "reason", str(error))
     return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
@@ -194,9 +206,12 @@ def blocks(file: Path) -> Iterator[tuple[str, str]]:
     if len(set(starts)) < len(starts):
         return  # all in one line, as in JSON: it has no comments either
     for (key, _), start, end in zip(root.value, starts, [*starts[1:], len(lines)], strict=True):
-        while start and lines[start - 1].startswith("#"):
-            start -= 1
+        above = start
+        while above and lines[above - 1].startswith("#"):
+            above -= 1
+        start = above or start  # a comment in the first line is about the whole file
         body = lines[start:end]
         while body and (not body[-1].strip() or body[-1].startswith("#")):
             body.pop()  # what stands above the next key
-        yield key.value, "\n".join(body) + "\n"
+        apart = "\n" if start and not lines[start - 1].strip() and key is not root.value[0][0] else ""
+        yield key.value, apart + "\n".join(body) + "\n"
