@@ -6,8 +6,8 @@ import runpy
 import shlex
 import signal
 import sys
+import sysconfig
 from importlib.machinery import PathFinder
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -353,6 +353,6 @@ def test_nothing_beside_the_script_hides_a_package_that_it_imports():
     folder = SCRIPT.parent
     beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     assert "train_fire" in beside
-    elsewhere = [path for path in sys.path if Path(path).resolve() != folder.resolve()]
-    hidden = [name for name in beside - {"__init__"} if PathFinder.find_spec(name, elsewhere)]
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    hidden = [name for name in beside - {"__init__"} if PathFinder.find_spec(name, installed)]
     assert hidden == []
