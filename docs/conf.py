@@ -117,7 +117,7 @@ def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
     if page == root_doc:
         for caption, pages in NAVIGATION.items():
             there = "\n".join(f"{name} </{to}>" for name, to in pages.items() if to in app.project.docnames)
-            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{there}\n```\n"
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:titlesonly:\n:caption: {caption}\n\n{there}\n```\n"
 
 
 def shown(path: Path) -> bool:

@@ -26,7 +26,7 @@ class Block:
 
 
 def blocks(text: str, language: str) -> list[Block]:
-    found = re.findall(rf"^(<!-- .*\n)?```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^(<!-- [^\n]*\n)?```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [Block(code, not mark.startswith(NOT_RUN)) for mark, code in found]
 
 
