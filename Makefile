@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook docs docs-serve bench evalplus clean
+.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook docs docs-serve recipes bench evalplus clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,9 @@ docs: $(VENV)/.with-docs ## build the site of the docs into site/, without netwo
 
 docs-serve: docs ## show it on http://127.0.0.1:8000 (site/index.html also opens as a file)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+recipes: $(VENV)/.with-test ## the tables of docs/recipes.md, with what `fire-opd plan` says of each recipe
+	PYTHONPATH=tests $(BIN)/python -m support.recipes_page
 
 bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
 	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)  # one process computes at a time

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from fire_opd_trl.preflight.cost import ModelShape
+from fire_opd_trl.preflight.plan.cost import DenseShape
 
 
 SHORTEST = 2  # a word and the end: a completion of the end alone trains nothing
@@ -14,12 +14,12 @@ RANKS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Size(ModelShape):
+class Size(DenseShape):
     """
     A Qwen3 student with random weights, its teacher of the same shape, and one window of completions.
 
     Args:
-        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): As in [`ModelShape`].
+        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): As in [`DenseShape`].
         rows (`int`): Completions of a window, which is one optimizer step.
         batch (`int`): Rows in a micro-batch of a rank.
         prompt (`int`): Tokens of every prompt.

@@ -3,9 +3,6 @@
 import argparse
 import logging
 import sys
-from pathlib import Path
-
-import yaml
 
 from ..preflight.packaged import (
     accelerate_config,
@@ -15,6 +12,7 @@ from ..preflight.packaged import (
     recipe,
     strangers,
 )
+from ..preflight.recipes import without_config
 from .ending import COMMAND, how_to_go_on
 from .launched import Launched
 
@@ -26,7 +24,7 @@ Besides these:
   every option of `accelerate launch`, for example --num_processes 2
 
 For example:
-  fire-opd train --accelerate_config zero3 --config paper \\
+  fire-opd train --accelerate_config zero3 --config strong-to-weak \\
       --dataset_name prompts.jsonl --output_dir outputs/fire
   fire-opd train --help | less
 """
@@ -41,23 +39,23 @@ def main(argv: list[str]) -> int:
 
     ours = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, add_help=False, allow_abbrev=False)
     ours.add_argument("--accelerate_config")
-    ours.add_argument("--config")
-    options, rest = ours.parse_known_args(argv)
-    if options.config is not None:
-        try:
-            options.config = recipe(options.config)
-        except ValueError as error:
-            parser.error(str(error))
-        parser.set_defaults(output_dir=output_dir_of(options.config) or parser.get_default("output_dir"))
+    try:
+        config, rest = without_config(argv)
+        if config is not None:
+            config = str(recipe(config))
+            parser.take_recipe(config)
+    except ValueError as error:
+        parser.error(str(error))
+    options, rest = ours.parse_known_args(rest)
     # Only split here, not built: FiReOPDConfig judges windows by the number of processes, which is still one.
     arguments, launch_options = parser.parse_known_args(rest)
     script_arguments = without(rest, launch_options)
-    if options.config is not None:
-        script_arguments = ["--config", str(options.config), *script_arguments]
+    if config is not None:
+        script_arguments = ["--config", config, *script_arguments]
 
     if options.accelerate_config is not None:
-        config = accelerate_config(options.accelerate_config, parser)
-        launch_options = ["--config_file", str(config), *launch_options]
+        where = accelerate_config(options.accelerate_config, parser)
+        launch_options = ["--config_file", str(where), *launch_options]
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment
@@ -82,15 +80,6 @@ def main(argv: list[str]) -> int:
         then = how_to_go_on(arguments.output_dir or "trainer_output")
         print(f"\n{parser.prog}: {what} {then}", file=sys.stderr)
     return code
-
-
-def output_dir_of(recipe: Path) -> str | None:
-    """The output folder that a recipe names. What is wrong in the file is said by the script, which reads it all."""
-    try:
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return settings.get("output_dir") if isinstance(settings, dict) else None
 
 
 def without(arguments: list[str], taken: list[str]) -> list[str]:
