@@ -91,15 +91,14 @@ def counted(number: int, thing: str) -> str:
 def look_at(rows: Dataset, name: str, asked: Asked) -> Looked:
     """`fire-opd data check` calls this with all rows. It returns what is wrong and odd, and what there is to see."""
     looked, columns = Looked(), asked.columns
-    named = ", ".join(rows.column_names)
     looked.checked.record(
-        "file", f"{name}: {counted(len(rows), 'row')}; columns {named}", "ok" if len(rows) else "fault"
+        "file",
+        f"{name}: {counted(len(rows), 'row')}; columns {', '.join(rows.column_names)}",
+        "ok" if len(rows) else "fault",
     )
     if "prompt" not in rows.column_names:
         guess = next((column for column in PROMPT_NAMES if column in rows.column_names), None)
-        hint = (
-            f" Is it {guess!r}? Then --prompt_column {guess}." if guess else did_you_mean("prompt", rows.column_names)
-        )
+        hint = f" Is it {guess!r}? Then --prompt_column {guess}." if guess else " Name it with --prompt_column."
         looked.checked.record("columns", f"there is no column `prompt`.{hint}", "fault")
         return looked
     if not len(rows):
@@ -357,7 +356,7 @@ def show_pairs(looked: Looked, title: str, pairs: list[tuple[str, str, str, str,
 
 
 def show_rows(looked: Looked, whole: list[dict[str, Any]], asked: Asked) -> None:
-    """Add three prompts to what is shown, as the student and as their teacher read them: of each teacher at least one."""
+    """Add three prompts to what is shown, as the student and as their teacher read them; of each teacher one."""
     readers, columns = asked.readers, asked.columns
     if not readers.tokenizers:
         return
