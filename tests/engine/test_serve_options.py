@@ -34,7 +34,9 @@ def test_vllm_takes_the_options_of_the_skypilot_task(read, tmp_path):
     (tmp_path / "run.sh").write_text(task["run"])
     native = {"SKYPILOT_NODE_RANK": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n10.0.0.3", "SKYPILOT_TASK_ID": "1"}
     output = {"OUTPUT_DIR": str(tmp_path), "FINISH": str(tmp_path / "finished-1")}
-    check(read, run_job(tmp_path / "run.sh", tmp_path, **{**task["envs"], **native, **output}).calls("vllm"), "10.0.0.3")
+    check(
+        read, run_job(tmp_path / "run.sh", tmp_path, **{**task["envs"], **native, **output}).calls("vllm"), "10.0.0.3"
+    )
 
 
 def check(read, calls, host):

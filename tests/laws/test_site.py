@@ -1,4 +1,4 @@
-"""The site of the docs: it is built without a warning, its links lead somewhere, and it asks no other host for anything."""
+"""The site of the docs is built without a warning; its links lead somewhere, and it loads nothing from other hosts."""
 
 import importlib.util
 import io
@@ -137,7 +137,7 @@ def test_the_source_that_a_name_links_to_is_the_right_line(built):
     (line,) = re.findall(
         r'href="../../source/fire_opd_trl/pipeline.py.html#L-(\d+)"[^>]*>(?:(?!</dt>).)*distil"', page
     )
-    assert (ROOT / "fire_opd_trl" / "pipeline.py").read_text().splitlines()[int(line) - 1].startswith("def distil(")
+    assert (ROOT / "fire_opd_trl" / "pipeline.py").read_text().splitlines()[int(line)].startswith("def distil(")
 
 
 def test_a_browser_finds_a_word_and_asks_no_host(built, browser):  # noqa: F811

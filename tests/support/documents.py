@@ -33,5 +33,7 @@ def blocks(text: str, language: str) -> list[Block]:
 def commands(text: str) -> list[list[str]]:
     """The words of each `fire-opd` command of the shell blocks of a page."""
     lines = "".join(block.code for block in blocks(text, "bash")).replace("\\\n", " ").splitlines()
-    split = (shlex.split(line, comments=True) for line in lines if line.startswith("fire-opd "))
+    split = (
+        shlex.split(re.split(r" [|>&] ?", line)[0], comments=True) for line in lines if line.startswith("fire-opd ")
+    )
     return [words[1:] for words in split]
