@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from support.documents import PAGES, ROOT, blocks, commands, named
 
 from fire_opd_trl.cli import COMMANDS
@@ -45,8 +46,11 @@ def left_over_by_the_training(words: list[str]) -> list[str]:
 
 def left_over(verb: str, words: list[str]) -> list[str]:
     """The words that the command's own parser does not understand; it exits for a wrong value."""
-    if verb in ("train", "preflight"):
-        return [word for word in left_over_by_the_training(words) if (verb, word) != ("preflight", "--with-models")]
+    if verb == "train":
+        launched, left = launch_command_parser().parse_known_args([*left_over_by_the_training(words), "script.py"])
+        return left + launched.training_script_args
+    if verb == "preflight":
+        return [word for word in left_over_by_the_training(words) if word != "--with-models"]
     if verb == "plan":
         return left_over_by_the_training(plan_arguments.make_parser().parse_known_args(words)[1])
     if verb == "methods":
