@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook recipes bench gpu evalplus clean
+.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook docs docs-serve recipes bench gpu evalplus clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,6 +63,12 @@ check: $(VENV)/.with-dev ## lint, format and type check
 notebook: $(VENV)/.with-test ## execute the notebook of examples/ on the CPU, and keep its outputs
 	$(BIN)/python tests/support/notebook.py
 
+docs: $(VENV)/.with-docs ## build the site of the docs into site/, without network; a broken link fails
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -c docs . site
+
+docs-serve: docs ## show it on http://127.0.0.1:8000 (site/index.html also opens as a file)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
 recipes: $(VENV)/.with-test ## the tables of docs/recipes.md, with what `fire-opd plan` says of each recipe
 	PYTHONPATH=tests $(BIN)/python -m support.recipes_page
 
@@ -75,7 +81,7 @@ gpu: $(GPU_READY) ## ten minutes on one GPU, in docs/gpu; without one a rehearsa
 evalplus: $(EVALPLUS_VENV)/.ready ## the environment of evalplus, which judges code for `fire-opd evaluate`
 
 clean: ## remove what make, the tools and the demo made
-	rm -rf $(VENV) $(VLLM_VENV) $(GPU_VENV) $(EVALPLUS_VENV) build dist *.egg-info outputs/demo
+	rm -rf $(VENV) $(VLLM_VENV) $(GPU_VENV) $(EVALPLUS_VENV) build dist *.egg-info outputs/demo site
 	rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
