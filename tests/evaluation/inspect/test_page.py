@@ -160,7 +160,7 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
         assert said["student log-prob."] == said["advantage"] == shown(expected)
         assert (said["student entropy"], said["teacher log-prob."], said["id"]) == ("–", "−1.0000", str(100 + token))
         assert said["gap"] == shown(None if expected is None else -1.0 - expected)
-    assert said["trains"] == "no, a tool wrote it" and "idle" in seen.locator(".t[data-i='6']").get_attribute("class")
+    assert said["trains"] == "no, a tool’s" and "idle" in seen.locator(".t[data-i='6']").get_attribute("class")
     assert seen.locator("#shades [data-key=student_entropy]").is_disabled()
     assert "score is NaN" in seen.locator(".why").inner_text()
 

@@ -19,7 +19,7 @@ function moveCursor(reader, i) {
 
 function doesTrain(t, i) {
     if (trains(t, i)) return t.kept ? "yes" : "no, its trajectory is dropped";
-    return told(t) ? "no, a tool wrote it" : "no";
+    return told(t) ? "no, a tool’s" : "no";
 }
 
 function fillCard(t, i) {
