@@ -3,12 +3,11 @@ On-policy distillation with FiRe-OPD from the command line. `fire-opd train` sta
 
 A smoke run on the CPU with the embedded models shows that everything is wired:
 
-    python -c "from fire_opd_trl.demo.task import dataset; dataset('train', 256).to_json('addition.jsonl')"
-    accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py \
-        --config configs/recipes/smoke.yaml \
-        --model_name_or_path fire_opd_trl/demo/models/student \
-        --teacher_model_name_or_path fire_opd_trl/demo/models/teacher \
-        --dataset_name addition.jsonl
+    accelerate launch --config_file configs/accelerate/cpu.yaml examples/train_fire.py --config smoke
+
+This is the paper's run on 8 GPUs; `fire-opd recipes` lists the recipes, and prints one with the source of each value:
+
+    accelerate launch --config_file configs/accelerate/zero3.yaml examples/train_fire.py --config strong-to-weak
 
 This is a full run on 8 GPUs, with student and teacher partitioned by ZeRO-3:
 
@@ -62,6 +61,7 @@ from trl import ScriptArguments  # noqa: E402
 DESCRIPTION = (
     "On-policy distillation: the student answers prompts, and learns from what the teacher finds of every token. "
     "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
+    "{}; and the names of methods, for the first run with another method. `fire-opd recipes` lists them all."
 )
 USUAL = [
     *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method", "dtype"),
@@ -95,6 +95,8 @@ class FiReOPDScriptArguments(ScriptArguments):
             Dataset id on the Hub, local folder, or file (JSONL, Parquet, CSV).
         reward_funcs (`list[str]`, *optional*):
             Dotted paths of reward functions, for example `trl.rewards.accuracy_reward`.
+        tools (`list[str]`, *optional*):
+            Dotted paths of functions that the student may call while it answers.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column that holds the prompt.
         prompt_as_chat (`bool`, *optional*, defaults to `False`):
@@ -115,7 +117,15 @@ class FiReOPDScriptArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Reward functions by dotted path, for example trl.rewards.accuracy_reward, or my_rewards.judge "
-            "for my_rewards.py in the working directory. They are logged; `reward_coef` mixes them in."
+            "for my_rewards.py in the working directory; or FILE.py:NAME. They are logged; `reward_coef` mixes them "
+            "in."
+        },
+    )
+    tools: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Functions that the student may call while it answers, by dotted path as reward_funcs, or as "
+            "FILE.py:NAME. Each needs a docstring and type hints, from which the model learns what it does."
         },
     )
     prompt_column: str = field(
@@ -147,7 +157,7 @@ def make_parser(prog: str | None = None, config: type | None = None):
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
 
     from fire_opd_trl import FiReOPDConfig
-    from fire_opd_trl.preflight.packaged import recipes
+    from fire_opd_trl.preflight.recipes import recipes_by_folder
     from fire_opd_trl.trainer.arguments import Parser, program
 
     return Parser(
@@ -164,23 +174,30 @@ def make_parser(prog: str | None = None, config: type | None = None):
         helps=HELPS,
         prog=prog or program(),
         usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
-        description=textwrap.fill(DESCRIPTION + ", ".join(recipes()) + ".", 78),
+        description=textwrap.fill(DESCRIPTION.format(", ".join(recipes_by_folder()["recipes"])), 78),
         allow_abbrev=False,
     )
 
 
-def imported_reward(path: str):
-    """Returns the function at a dotted path, in an installed module or in one of the working directory."""
+def imported(argument: str, path: str):
+    """
+    Returns the function that an argument names: by its dotted path, in an installed module or in one of the working
+    directory, or as `FILE.py:NAME`.
+    """
+    from fire_opd_trl.preflight.packaged import load_module
+
+    file, _, name = path.rpartition(":")
     try:
-        reward = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(load_module(Path(file)), name) if file.endswith(".py") else pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError, OSError, SyntaxError) as error:
         raise ValueError(
-            f"reward_funcs: {path!r} does not import ({error}). Give module.function, for example "
-            f"trl.rewards.accuracy_reward; a module of your own must be installed or lie in {os.getcwd()}."
+            f"{argument}: {path!r} does not import ({error}). Give module.function, for example "
+            f"trl.rewards.accuracy_reward, or FILE.py:function; a module of your own must be installed or lie in "
+            f"{os.getcwd()}."
         ) from error
-    if not callable(reward):
-        raise ValueError(f"reward_funcs: {path!r} is a {type(reward).__name__}. Name a function inside it.")
-    return reward
+    if not callable(found):
+        raise ValueError(f"{argument}: {path!r} is a {type(found).__name__}. Name a function inside it.")
+    return found
 
 
 def trainer_arguments(script_args, training_args, model_args, dataset_args, checked=None) -> dict:
@@ -188,11 +205,8 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and all
     that is wrong is refused in one error; `fire-opd preflight` gives its table (`checked`), and looks at the rest.
     """
-    from trl import get_peft_config, get_quantization_config
-
     from fire_opd_trl.preflight.findings import Checked
     from fire_opd_trl.preflight.loading import first_process_first, load_prompts
-    from fire_opd_trl.preflight.packages import refuse_missing
 
     found = checked if checked is not None else Checked()
     with found.check("student"):
@@ -208,10 +222,12 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
         evaluated = training_args.eval_strategy != "no"
         train_dataset, eval_dataset = load_prompts(script_args, dataset_args, evaluated, found)
 
-    reward_funcs = []
+    sys.path.append(os.getcwd())
+    reward_funcs, tools = [], []
     with found.check("rewards"):
-        sys.path.append(os.getcwd())
-        reward_funcs = [imported_reward(path) for path in script_args.reward_funcs or []]
+        reward_funcs = [imported("reward_funcs", path) for path in script_args.reward_funcs or []]
+    with found.check("tools"):
+        tools = [imported("tools", path) for path in script_args.tools or []]
 
     callbacks = []
     with found.check("accuracy"):
@@ -221,14 +237,36 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
             callbacks = [AccuracyCallback.of(training_args)]
             found.record("accuracy", callbacks[0].described())
 
+    loading = model_arguments(training_args, model_args, found)
+    if checked is None:
+        found.refuse()
+
+    return {
+        "model": model_args.model_name_or_path,
+        "args": training_args,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "reward_funcs": reward_funcs,
+        "tools": tools or None,
+        "callbacks": callbacks,
+        **loading,
+    }
+
+
+def model_arguments(training_args, model_args, found) -> dict:
+    """
+    Returns the arguments of FiReOPDTrainer that say what the student becomes when it is loaded; how models are loaded
+    joins `training_args`. What is missing is recorded in `found`. `fire-opd plan` needs no more than this.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from fire_opd_trl.preflight.packages import refuse_missing
+
     quantization_config = peft_config = None
     with found.check("packages"):
         needs = {"use_peft": "peft", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
         refuse_missing({name: (module,) for name, module in needs.items() if getattr(model_args, name)})
         quantization_config, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
-    if checked is None:
-        found.refuse()
-
     # Models: what the config says of loading them wins over the general options
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -244,17 +282,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     else:
         own = {**general, **given}
     training_args.teacher_model_init_kwargs = own
-
-    return {
-        "model": model_args.model_name_or_path,
-        "args": training_args,
-        "train_dataset": train_dataset,
-        "eval_dataset": eval_dataset,
-        "reward_funcs": reward_funcs,
-        "callbacks": callbacks,
-        "quantization_config": quantization_config,
-        "peft_config": peft_config,
-    }
+    return {"quantization_config": quantization_config, "peft_config": peft_config}
 
 
 def make_trainer(arguments: dict):

@@ -11,6 +11,7 @@ build on each other, which is also the order of the data:
     rollouts             what was sampled: prompts, TRL's batch, which rows go into which forward and to which rank
     scoring              what the models say of it: log-probabilities, entropies and divergences of every sampled token
     teachers             who says it: which teachers there are, what they read, where they run, whether they are sound
+    preflight/plan       what a run takes, from configurations alone: memory and time on each GPU, phase by phase
     preflight            what can be wrong without weights, found before the GPUs start, in one table
     trainer              FiReOPDTrainer(GRPOTrainer): samples, scores, distils, steps, logs
     evaluation           what a look at runs needs: statistics over seeds, files, templates, processes of their own
@@ -18,6 +19,7 @@ build on each other, which is also the order of the data:
     demo                 the embedded default: a tiny task with a teacher and a student, and a run of it
     real_pair            a real language model that learns sums in words: the task, and how its two models are made
     evaluation/evaluate  is the model better: benchmarks and files of problems, graded, with intervals, on one page
+    data                 prompts to train on: made from public sets, and checked, before they are used
     evaluation/compare   methods side by side on the embedded task or on the real pair, over seeds
     cli                  fire-opd: one line for each verb
 """

@@ -15,11 +15,15 @@ from .trainer.ending import REFUSED, Refusal, refusals
 # verb: the module whose `main` runs it, and what it does
 COMMANDS = {
     "demo": ("demo.run", "See it work: a tiny teacher, a tiny student, two minutes."),
+    "data": ("data.command", "Make prompts from public sets, or check your own."),
+    "plan": ("preflight.plan_arguments", "Say what a run needs and takes, and what fits, before it is run."),
     "preflight": ("preflight.arguments", "Find what is wrong with a training before the GPUs start."),
     "train": ("trainer.command", "Train a student, on one GPU or many."),
     "inspect": ("evaluation.inspect.command", "See what a run did to every token, in one page or here."),
     "evaluate": ("evaluation.evaluate.command", "Measure models on benchmarks or your own problems, with intervals."),
     "compare": ("evaluation.compare.command", "Compare methods on the demo's task, with intervals."),
+    "recipes": ("preflight.recipes", "List the recipes for `train --config`, or print one with its sources."),
+    "env": ("preflight.environment", "Say what a bug report needs: versions, GPUs, memory, settings."),
     "methods": ("cli", "List the methods, or explain one: its equation and arguments."),
 }
 

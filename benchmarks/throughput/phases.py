@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fire_opd_trl.preflight.cost import Work
+from fire_opd_trl.preflight.plan.cost import Work
 from fire_opd_trl.stages import World
 
 

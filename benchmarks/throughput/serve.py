@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from fire_opd_trl.evaluation.workers import QUIT
-from fire_opd_trl.preflight.cost import measure_rates
+from fire_opd_trl.preflight.plan.cost import measure_rates
 
 from .arms import ObservedTrainer, build_arm
 from .memory import Memory

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from fire_opd_trl.preflight.cost import ModelShape
+from fire_opd_trl.preflight.plan.cost import DenseShape
 
 
 SHORTEST = 2  # a word and the end: a completion of the end alone trains nothing
@@ -14,12 +14,12 @@ RANKS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Size(ModelShape):
+class Size(DenseShape):
     """
     A Qwen3 student with random weights, its teacher of the same shape, and one window of completions.
 
     Args:
-        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): As in [`ModelShape`].
+        hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary (`int`): As in [`DenseShape`].
         rows (`int`): Completions of a window, which is one optimizer step.
         batch (`int`): Rows in a micro-batch of a rank.
         prompt (`int`): Tokens of every prompt.
@@ -105,6 +105,7 @@ class SizePreset:
 TINY = Size(32, 2, 2, 1, 16, 64, 500, rows=8, batch=2, prompt=6, mean_length=16)
 SMALL = Size(384, 6, 6, 2, 64, 1152, 50_000, rows=32, batch=4, prompt=32, mean_length=64)
 MEDIUM = Size(640, 10, 10, 2, 64, 1920, 50_000, rows=64, batch=4, prompt=32, mean_length=128)
+QWEN3 = Size(1024, 28, 16, 8, 128, 3072, 151_936, rows=32, batch=4, prompt=64, mean_length=128)
 SIZE_PRESETS = {
     "tiny": SizePreset(TINY, TINY, "0.03 M parameters, seconds: for tests of the benchmark"),
     "small": SizePreset(
@@ -116,5 +117,10 @@ SIZE_PRESETS = {
         MEDIUM,
         replace(MEDIUM, rows=16, mean_length=64, vocabulary=12_500),
         "80 M parameters, a 50 000-token vocabulary: for a GPU, or hours on two cores (estimated)",
+    ),
+    "qwen3-0.6b": SizePreset(
+        QWEN3,
+        replace(QWEN3, rows=8, mean_length=64, vocabulary=37_984),
+        "600 M parameters, a 151 936-token vocabulary, the shape of Qwen3-0.6B: for a GPU of 80 GB, a few arms",
     ),
 }

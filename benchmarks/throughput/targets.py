@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fire_opd_trl.preflight.cost import Work, floors
+from fire_opd_trl.preflight.plan.cost import Work, floors
 
 from .ratios import Ratio, phase_seconds, ratio, step_seconds, without_rollout
 from .sizes import Size

@@ -3,6 +3,7 @@
 import argparse
 
 from .packaged import accelerate_config, accelerate_configs, training_script
+from .recipes import read_recipe, without_config
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +29,12 @@ def main(argv: list[str]) -> int:
         "--with-models", action="store_true", help="load the models, and compare them on a few answers of the student"
     )
     options, rest = parser.parse_known_args(argv)
+    try:
+        recipe, _ = without_config(rest)
+        if recipe is not None:
+            read_recipe(recipe)  # before the imports: what is wrong in it is said at once
+    except ValueError as error:
+        parser.error(str(error))
     config = None
     if options.accelerate_config is not None:
         config = accelerate_config(options.accelerate_config, parser)

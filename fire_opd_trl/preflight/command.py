@@ -18,6 +18,8 @@ from ..teachers.sources import Source, teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
 from .packaged import strangers
+from .plan.of_arguments import plan_of_arguments
+from .plan.report import verdict
 from .tryout import try_answers
 
 
@@ -71,7 +73,7 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
         checked.record("the rest", "not checked, since the settings cannot be read", "warning")
     with checked.check("preflight", whatever=True):
         if parts:
-            others.update({name: parts[name] for name in ("peft_config", "quantization_config")})
+            others.update({name: parts[name] for name in ("peft_config", "quantization_config", "tools")})
             checked = inspect_arguments(parts, others, checked)
     example = checked.example
     if with_models and not checked.faults:
@@ -79,6 +81,8 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
             answers = script.make_trainer(arguments_to_try(parts, folder)).scored_answers
             names, column = list(checked.renderers), parts["args"].teacher_column
             example += "\n" + try_answers(answers, names, column, checked)
+    if parts and not checked.faults:
+        record_plan(parts, accelerate_config, processes, checked)
     print(checked.table())
     print(example)
     faults, doubts = len(checked.faults), sum(finding.outcome == "warning" for finding in checked.findings)
@@ -88,6 +92,16 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
     seen = "" if with_models else " Weights were not looked at: --with-models does."
     print(f"\nTraining can start; {doubts or 'no'} warning{'s' * (doubts != 1)}.{seen}")
     return 0
+
+
+def record_plan(parts: dict[str, Any], accelerate_config: Path | None, processes: int, checked: Checked) -> None:
+    """Add the plan's verdict, in a line. What does not fit is a warning: a plan is computed, and may be wrong."""
+    try:
+        plan = plan_of_arguments(parts, accelerate_config, processes)
+    except (OSError, ValueError) as error:
+        checked.record("plan", f"none could be made: {error}", "warning")
+        return
+    checked.record("plan", verdict(plan), "ok" if plan.fits else "warning")
 
 
 def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Checked) -> dict[str, Any]:

@@ -36,20 +36,42 @@ def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
     return config
 
 
+# Recipes of earlier versions, and those that took their place.
+RENAMED = {
+    "paper": "strong-to-weak",
+    "several_teachers": "multi-teacher",
+    "vllm_colocate_sleep": "strong-to-weak",
+    "vllm_sharded_teacher": "vllm-awake",
+    "vllm_server": "vllm-server",
+}
+
+
 def recipes() -> dict[str, Path]:
-    """The recipes of this package, by name: YAML files with arguments of a training."""
-    return {file.stem: file for file in sorted((packaged_folder("configs") / "recipes").glob("*.yaml"))}
+    """The recipes of this package, by name: YAML files with arguments of a training; those of baselines come last."""
+    folder = packaged_folder("configs") / "recipes"
+    return {file.stem: file for part in (folder, folder / "baselines") for file in sorted(part.glob("*.yaml"))}
 
 
 def recipe(name: str) -> Path:
     """The YAML file of `--config`, which is given by its path, or by name if it is one of this package."""
     if Path(name).is_file():
         return Path(name)
-    if name not in recipes():
-        raise ValueError(
-            f"--config {name} is neither a file nor one of: {', '.join(recipes())}.{did_you_mean(name, recipes())}"
-        )
-    return recipes()[name]
+    known = recipes()
+    if name in known:
+        return known[name]
+    if name in RENAMED:
+        raise ValueError(f"--config {name} is called {RENAMED[name]} now.")
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise ValueError(f"--config {name}: there is no such file.{did_you_mean(Path(name).stem, known)}")
+    raise ValueError(
+        f"--config {name} is neither a file nor a recipe.{did_you_mean(name, known)} `fire-opd recipes` lists them."
+    )
+
+
+def packaged_file(path: str) -> Path:
+    """A file of this package by its path in it, such as `demo/models/student` or `examples/tools.py`."""
+    folder, _, rest = path.partition("/")
+    return packaged_folder(folder) / rest
 
 
 def strangers(arguments: list[str], parser: argparse.ArgumentParser) -> list[str]:

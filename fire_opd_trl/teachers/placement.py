@@ -80,12 +80,13 @@ def sharding_engine(args: FiReOPDConfig) -> str | None:
     return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
 
 
-def choose_placement(args: FiReOPDConfig, source: Source, engine: str | None) -> str:
+def choose_placement(args: FiReOPDConfig, source: Source, engine: str | None, quantized: bool | None = None) -> str:
     """
     Returns where a teacher goes: `"sharded"`, `"replicated"` or `"offload"`. A placement that cannot be is refused.
 
     Args:
         engine (`str`, *optional*): See [`sharding_engine`].
+        quantized (`bool`, *optional*): Whether its weights are packed, by default what its files say.
     """
     chosen, name, stage = args.teacher_placement, source.name, deepspeed_stage(args.teacher_deepspeed)
     sharding = engine in ("ZeRO-3", "FSDP")
@@ -94,7 +95,7 @@ def choose_placement(args: FiReOPDConfig, source: Source, engine: str | None) ->
             "teacher_deepspeed is set, and this run is not one of DeepSpeed's. Launch it with a DeepSpeed "
             "configuration (configs/accelerate/zero3.yaml), or remove teacher_deepspeed."
         )
-    quantized = is_quantized(source)
+    quantized = is_quantized(source) if quantized is None else quantized
     whole = "sharded" if sharding and not quantized else "replicated"
     if chosen == "auto" and stage is not None:
         chosen = "sharded" if stage == 3 else "replicated"

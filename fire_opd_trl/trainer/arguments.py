@@ -9,7 +9,7 @@ from typing import Any
 
 from trl import TrlParser
 
-from ..preflight.packaged import recipe
+from ..preflight.recipes import read_recipe, without_config
 from ..spelling import did_you_mean
 from .ending import COMMAND, wait_for_the_first_rank
 
@@ -61,13 +61,30 @@ class Parser(TrlParser):
             action.help = helps.get(action.dest, action.help)
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *more: Any, **kwargs: Any) -> Any:
-        """As TRL's, with `--config NAME` for a recipe of this package."""
-        import yaml
+        """As TRL's, with `--config NAME` for a recipe of this package, and recipes that extend others."""
+        name, rest = without_config(sys.argv[1:] if args is None else args)
+        if name is not None:
+            self.take_recipe(name)
+        return super().parse_args_and_config(rest, *more, **kwargs)
 
-        try:
-            return super().parse_args_and_config(named_recipe(sys.argv[1:] if args is None else args), *more, **kwargs)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config is no YAML file: {error}") from error
+    def take_recipe(self, name: str) -> None:
+        """
+        `fire-opd train` calls this before it starts anything. The settings of a recipe become the defaults of the
+        arguments; those that no argument has are refused.
+        """
+        settings = read_recipe(name)
+        lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
+        known = {action.dest for action in self._actions}
+        if strange := [key for key in settings if key not in known and key != "env"]:
+            faults = [f"there is no argument {key}.{did_you_mean(str(key), known)}" for key in strange]
+            raise ValueError(f"--config {name}: {' '.join(faults)}")
+        environment = settings.pop("env", None) or {}
+        if not isinstance(environment, dict):
+            raise ValueError(f"--config {name}: env={environment!r} is no mapping of names to values.")
+        os.environ.update({str(key): str(value) for key, value in environment.items()})
+        self.set_defaults_with_config(
+            **{key: [value] if key in lists and isinstance(value, str) else value for key, value in settings.items()}
+        )
 
     def unknown(self, words: list[str]) -> str:
         """Returns the refusal of arguments that do not exist."""
@@ -101,19 +118,6 @@ class Parser(TrlParser):
         """As argparse's, once for all ranks."""
         wait_for_the_first_rank()
         return super().error(message)
-
-
-def named_recipe(arguments: Iterable[str]) -> list[str]:
-    """Returns the arguments with the file of the recipe in place of its name."""
-    named = []
-    for argument in arguments:
-        if argument.startswith("--config="):
-            named += ["--config", str(recipe(argument.removeprefix("--config=")))]
-        else:
-            named.append(str(recipe(argument)) if named[-1:] == ["--config"] else argument)
-    if named[-1:] == ["--config"]:
-        raise ValueError("--config needs the name of a recipe, or of a YAML file.")
-    return named
 
 
 def program() -> str | None:

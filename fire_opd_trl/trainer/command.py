@@ -15,6 +15,7 @@ from ..preflight.packaged import (
     recipe,
     strangers,
 )
+from ..preflight.recipes import without_config
 from .ending import COMMAND, how_to_go_on
 from .launched import Launched
 
@@ -26,7 +27,7 @@ Besides these:
   every option of `accelerate launch`, for example --num_processes 2
 
 For example:
-  fire-opd train --accelerate_config zero3 --config paper \\
+  fire-opd train --accelerate_config zero3 --config strong-to-weak \\
       --dataset_name prompts.jsonl --output_dir outputs/fire
   fire-opd train --help | less
 """
@@ -41,23 +42,23 @@ def main(argv: list[str]) -> int:
 
     ours = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, add_help=False, allow_abbrev=False)
     ours.add_argument("--accelerate_config")
-    ours.add_argument("--config")
-    options, rest = ours.parse_known_args(argv)
-    if options.config is not None:
-        try:
-            options.config = recipe(options.config)
-        except ValueError as error:
-            parser.error(str(error))
-        parser.set_defaults(output_dir=output_dir_of(options.config) or parser.get_default("output_dir"))
+    try:
+        config, rest = without_config(argv)
+        if config is not None:
+            config = str(recipe(config))
+            parser.take_recipe(config)
+    except ValueError as error:
+        parser.error(str(error))
+    options, rest = ours.parse_known_args(rest)
     # Only split here, not built: FiReOPDConfig judges windows by the number of processes, which is still one.
     arguments, launch_options = parser.parse_known_args(rest)
     script_arguments = without(rest, launch_options)
-    if options.config is not None:
-        script_arguments = ["--config", str(options.config), *script_arguments]
+    if config is not None:
+        script_arguments = ["--config", config, *script_arguments]
 
     if options.accelerate_config is not None:
-        config = accelerate_config(options.accelerate_config, parser)
-        launch_options = ["--config_file", str(config), *launch_options]
+        where = accelerate_config(options.accelerate_config, parser)
+        launch_options = ["--config_file", str(where), *launch_options]
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> int:
         parser.error(
             f"{stray} is an argument of neither the training nor `accelerate launch`.{parser.did_you_mean(stray)}"
         )
+    if missing := unknown_of_machines(launch.config_file, launch):
+        parser.error(missing)
     launched = Launched(lambda: launch_command(launch))
     try:
         with patch_environment(**{COMMAND: parser.prog}):  # the script leaves the last word to this process
@@ -84,13 +87,22 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def output_dir_of(recipe: Path) -> str | None:
-    """The output folder that a recipe names. What is wrong in the file is said by the script, which reads it all."""
+def unknown_of_machines(config_file: str | None, launch: argparse.Namespace) -> str:
+    """
+    Returns what a launch on several machines is not told, which torchrun would wait for in vain: the rank of this one,
+    and where the first one is. An accelerate configuration may hold both.
+    """
     try:
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return settings.get("output_dir") if isinstance(settings, dict) else None
+        config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
+    except (OSError, ValueError, yaml.YAMLError):  # accelerate reads it too, and says what is wrong
+        return ""
+    given = {name: value for name, value in vars(launch).items() if value is not None}
+    given = {**(config if isinstance(config, dict) else {}), **given}
+    if int(given.get("num_machines") or 1) < 2:
+        return ""
+    needed = {"machine_rank": "0 on the first machine, 1 on the next", "main_process_ip": "the first one's address"}
+    missing = [f"--{name} ({what})" for name, what in needed.items() if given.get(name) is None]
+    return f"{given['num_machines']} machines need {' and '.join(missing)}." if missing else ""
 
 
 def without(arguments: list[str], taken: list[str]) -> list[str]:

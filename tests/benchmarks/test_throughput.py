@@ -21,7 +21,7 @@ from benchmarks.throughput.report import markdown
 from benchmarks.throughput.sizes import SIZE_PRESETS, TINY, Size, completion_lengths, unlikely_rows
 from benchmarks.throughput.summary import summarize
 from fire_opd_trl.evaluation.workers import WorkerFailed
-from fire_opd_trl.preflight.cost import Work
+from fire_opd_trl.preflight.plan.cost import Work
 from fire_opd_trl.stages import World
 
 

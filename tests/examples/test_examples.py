@@ -160,8 +160,8 @@ def as_a_script(monkeypatch, capsys):
             ["--drop_fraction", "1.5"],
             "drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every row.",
         ),
-        (["--config", "typo.yaml"], "There is no argument --drop_fractoin. Did you mean '--drop_fraction'?"),
-        (["--config", "absent.yaml"], "--config absent.yaml is neither a file nor one of: paper, several_teachers,"),
+        (["--config", "typo.yaml"], "typo.yaml: there is no argument drop_fractoin. Did you mean 'drop_fraction'?"),
+        (["--config", "absent.yaml"], "--config absent.yaml: there is no such file."),
         (["--num_processes", "2"], "There is no argument --num_processes. "),
     ],
 )
@@ -257,16 +257,45 @@ def test_a_reward_may_lie_in_the_working_directory(built, data):
     assert [reward.__name__ for reward in rewards["reward_funcs"]] == ["half", "accuracy_reward"]
 
 
+def test_a_function_may_be_named_by_its_file(built, data):
+    (data / "mine.py").write_text(
+        "def half(completions, **kwargs): return [0.5] * len(completions)\n"
+        "def double(number: int) -> int:\n    return 2 * number\n"
+    )
+    given = built(
+        "--dataset_name", "splits", "--reward_funcs", "mine.py:half", "--tools", "mine.double", "mine.py:double"
+    )
+    assert [reward.__name__ for reward in given["reward_funcs"]] == ["half"]
+    assert [tool(4) for tool in given["tools"]] == [8, 8]
+    assert built("--dataset_name", "splits")["tools"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("gone.py:half", "tools: 'gone.py:half' does not import ([Errno 2] No such file or directory: "),
+        ("mine.py:gone", "tools: 'mine.py:gone' does not import (module 'mine' has no attribute 'gone'). Give module"),
+        ("mine.py:NUMBER", "tools: 'mine.py:NUMBER' is a int. Name a function inside it."),
+        ("broken.py:half", "tools: 'broken.py:half' does not import ("),
+    ],
+)
+def test_a_tool_that_is_no_function_is_refused(data, path, sentence):
+    (data / "mine.py").write_text("NUMBER = 1\n")
+    (data / "broken.py").write_text("def half(:\n")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run(*STUDENT, *TEACHER, "--dataset_name", "splits", "--tools", path)
+
+
 def test_the_launch_lines_of_the_docstring_exist():
     module = packaged.load_module(SCRIPT)
     lines = re.findall(r"^    (accelerate launch (?:.*\\\n)*.*)", module.__doc__, re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         launch, arguments = shlex.split(line.replace("\\\n", " "))[2:4], shlex.split(line.replace("\\\n", " "))[5:]
         assert launch[0] == "--config_file" and (CONFIGS / launch[1].removeprefix("configs/")).is_file()
         if "--config" in arguments:
             at = arguments.index("--config")
-            assert (CONFIGS / arguments[at + 1].removeprefix("configs/")).is_file()
+            assert arguments[at + 1] in packaged.recipes()
             del arguments[at : at + 2]
         assert module.make_parser().parse_known_args(arguments)[1] == []
 

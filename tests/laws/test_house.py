@@ -32,6 +32,7 @@ MAY_IMPORT_HEAVY = {
     "demo",
     "real_pair",
     "evaluation",
+    "data",
     "cli",
 }
 # All modules. Each imports only what stands before it: rooms before rooms, and modules before modules of their room. A
@@ -53,9 +54,13 @@ scoring/__init__ scoring/clock scoring/forward_cost scoring/heads scoring/forwar
 scoring/divergences scoring/window
 teachers/__init__ teachers/setup teachers/vocabulary teachers/prompts teachers/sources teachers/routing
 teachers/deepspeed teachers/offload teachers/placement teachers/health
-preflight/__init__ preflight/packaged preflight/findings preflight/packages preflight/loading
-preflight/cost preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
-preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/arguments
+preflight/plan/__init__ preflight/plan/cost preflight/plan/shapes preflight/plan/run preflight/plan/hardware
+preflight/plan/memory preflight/plan/seconds preflight/plan/fit preflight/plan/report preflight/plan/of_arguments
+preflight/plan/calibrate
+preflight/__init__ preflight/environment preflight/packaged preflight/recipes preflight/findings preflight/packages
+preflight/loading preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
+preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/plan_command
+preflight/arguments preflight/plan_arguments
 trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
 trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command
 trainer/__init__
@@ -75,6 +80,7 @@ evaluation/evaluate/settings evaluation/evaluate/model_facts evaluation/evaluate
 evaluation/evaluate/provider evaluation/evaluate/vllm
 evaluation/evaluate/engine evaluation/evaluate/accuracy evaluation/evaluate/run
 evaluation/evaluate/__init__ evaluation/evaluate/command
+data/__init__ data/sources data/mixing data/prompts data/similar data/against data/readers data/check data/command
 evaluation/compare/__init__ evaluation/compare/presets evaluation/compare/records evaluation/compare/embedded
 evaluation/compare/real evaluation/compare/baselines evaluation/compare/runs evaluation/compare/summary
 evaluation/compare/answers evaluation/compare/pictures evaluation/compare/report evaluation/compare/command

@@ -89,10 +89,9 @@ def test_a_script_for_grpo_distils_after_a_change_of_two_lines(trained):
 
 
 def test_every_flag_of_the_readmes_command_lines_exists():
-    recipes = (ROOT / "configs" / "recipes").glob("*.yaml")
     of_the_launch = argparse.ArgumentParser(allow_abbrev=False)
     of_the_launch.add_argument("--accelerate_config", choices=packaged.accelerate_configs())
-    of_the_launch.add_argument("--config", choices=[file.stem for file in recipes])
+    of_the_launch.add_argument("--config", choices=packaged.recipes())
     of_the_training = packaged.load_module(ROOT / "examples" / "train_fire.py").make_parser()
     launches = [words[2:] for words in command_lines("Start") if words[0] == "fire-opd"]
     assert len(launches) == 3

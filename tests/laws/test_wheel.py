@@ -90,12 +90,10 @@ USED = """
 import contextlib, io, json, sys, traceback
 from pathlib import Path
 
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from fire_opd_trl import cli
-from fire_opd_trl.demo.run import model_path
-from fire_opd_trl.preflight import packaged
+from fire_opd_trl.preflight import packaged, recipes
 
 configs, said = packaged.packaged_folder("configs"), {}
 
@@ -104,18 +102,15 @@ def configs_loaded():
     for file in (configs / "accelerate").glob("*.yaml"):
         print("accelerate", file.stem, load_config_from_file(str(file)).num_processes)
     parser = packaged.load_module(packaged.packaged_folder("examples") / "train_fire.py").make_parser()
-    for file in (configs / "recipes").glob("*.yaml"):
-        assert parser.set_defaults_with_config(**yaml.safe_load(file.read_text())) == [], file
-        print("recipes", file.stem)
+    for name in packaged.recipes():
+        assert parser.set_defaults_with_config(**recipes.read_recipe(name)) == [], name
+        print("recipes", name)
 
 
-models = ("--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", model_path("teacher"))
 parts = {
     "help": lambda: cli.main(["train", "--help"]),
     "configs": configs_loaded,
-    "preflight": lambda: cli.main(
-        ["preflight", "--config", str(configs / "recipes" / "smoke.yaml"), *models, "--dataset_name", "data"]
-    ),
+    "preflight": lambda: cli.main(["preflight", "--config", "smoke"]),
     "demo": lambda: cli.main(["demo", "--steps", "2", "--problems", "8", "--output_dir", "demo"]),
 }
 for name, part in parts.items():
@@ -135,9 +130,6 @@ Path("said.json").write_text(json.dumps(said))
 def used(installed, tmp_path_factory) -> tuple[dict, Path]:
     """What each part of `USED` printed, and the folder in which it ran."""
     folder = tmp_path_factory.mktemp("used")
-    (folder / "data").mkdir()
-    rows = [json.dumps({"prompt": f"{number}+{number}="}) for number in range(10, 42)]
-    (folder / "data" / "train.jsonl").write_text("\n".join(rows))
     run(installed / "python", "-c", USED, cwd=folder)
     return json.loads((folder / "said.json").read_text()), folder
 
@@ -167,4 +159,4 @@ def test_every_packaged_config_loads(used):
     loaded = {tuple(line.split()[:2]) for line in shown.splitlines()}
     folders = ("accelerate", "recipes")
     assert code == 0
-    assert loaded == {(name, file.stem) for name in folders for file in (CHECKOUT / "configs" / name).glob("*.yaml")}
+    assert loaded == {(name, file.stem) for name in folders for file in (CHECKOUT / "configs" / name).rglob("*.yaml")}

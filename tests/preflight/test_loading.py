@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
-from support.commands import CONFIGS
 from support.inspections import STUDENT, TEACHER, preflight_table, with_template
 from trl import DatasetMixtureConfig
 
@@ -144,8 +143,8 @@ def deepmath(here):
 
 def test_the_papers_recipe_passes_as_it_is_shipped(deepmath, here, capsys, monkeypatch):
     """
-    All of paper.yaml but its models, its data, and vLLM, which may not be installed. Rows 12 to 1199 have a difficulty
-    of 6 or more; an epoch of 1188 rows is one window of 1024.
+    All of strong-to-weak but its models, its data, and vLLM, which may not be installed. Rows 12 to 1199 have a
+    difficulty of 6 or more; an epoch of 1188 rows is one window of 1024.
     """
     for name, folder in (("student", STUDENT), ("teacher", TEACHER)):
         shutil.copytree(folder, here / name, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -154,7 +153,7 @@ def test_the_papers_recipe_passes_as_it_is_shipped(deepmath, here, capsys, monke
         with_template().save_pretrained(here / name)
     code, table = preflight_table(
         capsys,
-        *("--accelerate_config", "zero3", "--config", str(CONFIGS / "recipes" / "paper.yaml"), "--use_vllm", "false"),
+        *("--accelerate_config", "zero3", "--config", "strong-to-weak", "--use_vllm", "false"),
         *("--model_name_or_path", str(here / "student"), "--teacher_model_name_or_path", str(here / "teacher")),
         *("--dataset_name", deepmath),
     )

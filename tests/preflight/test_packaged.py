@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import yaml
-from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
+from support.commands import ACCELERATE_CONFIGS, CONFIGS, refusal
 
 from fire_opd_trl.preflight import packaged
 
@@ -29,10 +28,3 @@ def test_recipes_are_found_by_name_unless_there_is_such_a_file(tmp_path, monkeyp
     assert packaged.recipe("smoke") == CONFIGS / "recipes" / "smoke.yaml"
     (tmp_path / "smoke").write_text("method: opd\n")
     assert packaged.recipe("smoke") == Path("smoke")
-
-
-def test_the_recipes_set_only_arguments_that_exist():
-    parser = packaged.load_module(SCRIPT).make_parser()
-    assert len(packaged.recipes()) > 3
-    for recipe in packaged.recipes().values():
-        assert parser.set_defaults_with_config(**yaml.safe_load(recipe.read_text())) == [], recipe.name

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fire_opd_trl.preflight.command import planned_run, trainer_arguments
 from fire_opd_trl.preflight.findings import Checked
-from fire_opd_trl.preflight.packaged import accelerate_configs, packaged_folder, training_script
+from fire_opd_trl.preflight.packaged import accelerate_configs, recipes, training_script
 from fire_opd_trl.preflight.precision import check_precision
 from fire_opd_trl.teachers.vocabulary import config_of
 
@@ -138,7 +138,7 @@ def test_what_peft_copies_of_a_base_in_16_bits_is_refused_when_it_is_loaded(tmp_
 def shipped_lines() -> dict[str, list[str]]:
     """The arguments of every training that this package proposes, by where it does."""
     lines = {}
-    for recipe in sorted((packaged_folder("configs") / "recipes").glob("*.yaml")):
+    for recipe in recipes().values():
         head = recipe.read_text()
         named = re.search(r"--accelerate_config (\w+)|configs/accelerate/(\w+)\.yaml", head)
         config = next(filter(None, named.groups())) if named else "cpu"
@@ -169,4 +169,4 @@ def test_every_shipped_training_steps_float32(tmp_path):
                 check_precision(checked, STUDENT, config_of(STUDENT), parts["args"], others)
             outcomes[place, launch] = checked.findings[0].outcome
             assert launch != config or checked.findings[0].outcome == "ok", (place, checked.findings[0].text)
-    assert len(outcomes) >= 12 and outcomes["paper", "single_gpu"] == "fault"
+    assert len(outcomes) >= 12 and outcomes["strong-to-weak", "single_gpu"] == "fault"

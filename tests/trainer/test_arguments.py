@@ -1,5 +1,6 @@
 """The command line of a training: recipes by name, a help in groups, hints at what was meant."""
 
+import os
 import re
 
 import pytest
@@ -25,16 +26,35 @@ def test_a_recipe_may_be_given_by_name_or_by_path(given):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--config", "smok"], "--config smok is neither a file nor one of: paper, .*Did you mean 'smoke'"),
+        (["--config", "smok"], "--config smok is neither a file nor a recipe. Did you mean 'smoke'"),
         (["--config"], "--config needs the name of a recipe, or of a YAML file."),
-        (["--config", "broken.yaml"], "--config is no YAML file: "),
+        (["--config", "smoke", "--config", "opd"], "--config is given 2 times: smoke, opd. Give it once"),
+        (["--config", "broken.yaml"], "--config broken.yaml is no YAML file: line 2, column 1: "),
+        (["--config", "gone.yaml"], "--config gone.yaml: there is no such file."),
+        (
+            ["--config", "strange.yaml"],
+            "--config strange.yaml: there is no argument drop_fractoin. Did you mean 'drop_fraction'?",
+        ),
+        (["--config", "environment.yaml"], "--config environment.yaml: env='A=1' is no mapping of names to values."),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_a_sentence(parser, tmp_path, monkeypatch, given, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("method: [fire\n")
+    (tmp_path / "strange.yaml").write_text("drop_fractoin: 0.1\n")
+    (tmp_path / "environment.yaml").write_text("env: A=1\n")
     with pytest.raises(ValueError, match=sentence):
         parser.parse_args_and_config(given)
+
+
+def test_what_a_recipe_says_in_yaml_reaches_the_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("OF_THIS_TEST", "before")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: smoke\nenv: {OF_THIS_TEST: 7}\nreward_funcs: trl.rewards.accuracy_reward\nseed: 3\n")
+    parser = packaged.load_module(SCRIPT).make_parser()
+    script, args, _, _ = parser.parse_args_and_config(["--config", str(recipe), "--learning_rate", "0.5"])
+    assert os.environ["OF_THIS_TEST"] == "7" and script.reward_funcs == ["trl.rewards.accuracy_reward"]
+    assert (args.seed, args.learning_rate, args.output_dir, args.max_steps) == (3, 0.5, "outputs/mine", 2)
 
 
 def test_help_is_in_groups_and_what_is_ours_comes_first(parser, monkeypatch):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fire_opd_trl.preflight import cost
-from fire_opd_trl.preflight.cost import ModelShape, Work, floors, flops, forward_floor, measure_rates
+from fire_opd_trl.preflight.plan import cost
+from fire_opd_trl.preflight.plan.cost import DenseShape, Work, floors, flops, forward_floor, measure_rates
 
 
-HAND = ModelShape(4, 2, 2, 1, 3, 5, 7)
+HAND = DenseShape(4, 2, 2, 1, 3, 5, 7)
 
 
 def test_operations_and_weights_counted_by_hand():

@@ -19,7 +19,7 @@ OPTIMIZER_PASSES = 7  # AdamW reads weight, gradient and two moments, and writes
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class DenseShape:
     """
     The shape of a decoder with grouped-query attention, gated layers, and embeddings that are tied to the head.
 
@@ -74,7 +74,7 @@ class Work:
         self.scored += sum(length - prompt for length in lengths)
 
 
-def products(shape: ModelShape) -> dict[str, tuple[int, int]]:
+def products(shape: DenseShape) -> dict[str, tuple[int, int]]:
     """The products of a forward with weights: inner and outer dimension, `[tokens, inner] x [inner, outer]`."""
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return {
@@ -89,7 +89,7 @@ def products(shape: ModelShape) -> dict[str, tuple[int, int]]:
     }
 
 
-def flops(shape: ModelShape, work: Work) -> dict[str, int]:
+def flops(shape: DenseShape, work: Work) -> dict[str, int]:
     """
     Floating-point operations of a forward by product, two for a multiplication and an addition. Layers run over all
     tokens but padding, the head over completion tokens, attention over the pairs that a causal mask leaves.
@@ -107,7 +107,7 @@ def shape_key(inner: int, outer: int) -> str:
     return f"{inner}x{min(outer, HEAD_TILE)}"
 
 
-def forward_floor(shape: ModelShape, work: Work, rates: dict[str, Any], passes: int = 1) -> float:
+def forward_floor(shape: DenseShape, work: Work, rates: dict[str, Any], passes: int = 1) -> float:
     """
     A lower bound of the seconds of one forward, or of a forward and a backward with `passes=3`.
 
@@ -120,12 +120,12 @@ def forward_floor(shape: ModelShape, work: Work, rates: dict[str, Any], passes: 
     return max(passes * computed, shape.parameters * rates["element_bytes"] / rates["copy"])
 
 
-def floors(shape: ModelShape, works: dict[str, Work], rates: dict[str, Any]) -> dict[str, float]:
+def floors(shape: DenseShape, works: dict[str, Work], rates: dict[str, Any]) -> dict[str, float]:
     """
     Lower bounds of the phases of a step. The update adds what AdamW moves, in float32, after the last backward.
 
     Args:
-        shape ([`ModelShape`]): The models.
+        shape ([`DenseShape`]): The models.
         works (`dict[str, Work]`): The work of `"teacher"`, `"student"`, `"update"`; what was not done is absent.
         rates (`dict`): From [`measure_rates`].
     """
@@ -135,13 +135,13 @@ def floors(shape: ModelShape, works: dict[str, Work], rates: dict[str, Any]) -> 
     return found
 
 
-def measure_rates(shape: ModelShape, tokens: int, device: torch.device) -> dict[str, Any]:
+def measure_rates(shape: DenseShape, tokens: int, device: torch.device) -> dict[str, Any]:
     """
     Measure operations a second of a matrix product by its shape, and bytes a second of a copy, read and written. The
     best of a few is taken, since the floor is a lower bound.
 
     Args:
-        shape ([`ModelShape`]): The model.
+        shape ([`DenseShape`]): The model.
         tokens (`int`): Tokens that a forward has; the products are measured with at most so many rows.
         device (`torch.device`): Where the model would compute.
     """

@@ -1,0 +1,1 @@
+"""Scripts that write prompts to train on. `fire-opd data` runs them."""
