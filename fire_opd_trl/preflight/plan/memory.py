@@ -332,7 +332,7 @@ def gradients_of_step(run: PlannedRun) -> float:
     whole = gradient_bytes(run) * trainable(run)
     if run.sharding in ("zero2", "fsdp2"):
         bucket = gradient_bytes(run) * min(run.reduce_bucket, trainable(run)) if run.sharding == "zero2" else 0
-        return whole / run.gpus + 2 * bucket
+        return whole / run.gpus + bucket
     return whole * (2 if run.sharding == "none" and run.gpus > 1 else 1)
 
 
