@@ -15,7 +15,7 @@ from benchmarks.throughput.replay import Replay, tokenizer_of
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 PLUGIN = Path(__file__).parents[2] / "tests" / "engine" / "plugin"

@@ -17,7 +17,7 @@ from fire_opd_trl.preflight.plan.memory import memory
 from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 STEPS = 2  # the second one has the optimizer's states from its beginning
