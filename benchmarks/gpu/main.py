@@ -25,7 +25,8 @@ from .models import Models
 from .presets import PRESETS, sections_of
 from .report import markdown, verdict
 from .rows import filled
-from .running import DONE, SKIPPED, Outcome, Section, run_sections
+from .running import Outcome, Section, run_sections
+from .serving import DONE, SKIPPED
 
 
 MINUTES = 10

@@ -11,7 +11,8 @@ from fire_opd_trl.evaluation.templates import number, render
 
 from .presets import SETTINGS
 from .rows import figures
-from .running import DONE, Outcome
+from .running import Outcome
+from .serving import DONE
 
 
 PLACES = {
