@@ -7,8 +7,7 @@ from typing import Any
 
 from ..preflight.packaged import load_module, packaged_folder
 from ..spelling import did_you_mean
-from .sources import describe_written, load_rows, refuse_missing_file, refuse_output
-from .sources import table_of, write_rows
+from .sources import describe_written, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
 
 
 SCRIPTS = {
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> int:
         description="Make prompts to train on, or check those you have.",
         epilog="commands:\n"
         + "\n".join(f"  {verb:<15}{what}" for verb, what in verbs.items())
-        + "\n\n`fire-opd data COMMAND --help` says more. The first two are scripts in examples/datasets.",
+        + "\n\n`fire-opd data COMMAND --help` says more. All but check are scripts in\nexamples/datasets.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", help=argparse.SUPPRESS)
@@ -154,7 +153,6 @@ def check(argv: list[str]) -> int:
     from datasets import Dataset, disable_progress_bars
     from transformers.utils import logging
 
-    from ..preflight.findings import Checked
     from ..preflight.loading import as_chat, filtered, with_prompt
     from .check import Asked, Columns, look_at
     from .readers import readers_of
