@@ -24,7 +24,7 @@ picture: $(VENV)/.with-test ## the README's picture: the page that the demo has 
 	PYTHONPATH=tests $(BIN)/python -m support.browser outputs/demo/inspect.html docs/inspect_demo.png \
 		--trajectory 2.138 --shade gap --beside opposite --section desk --token 15 --width 1200 --height 872
 
-# One after the other, also under `make -j`: launches have a time limit.
+# One after the other, also under `make -j`: launches have a time limit, and would share two cores with all others.
 test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)
 	$(MAKE) test-fast
 	$(MAKE) test-launch
@@ -34,8 +34,9 @@ test: ## run all tests (PYTEST_ARGS="-k ..." for fewer)
 test-fast: $(VENV)/.with-test ## tests of one process, two at a time
 	$(BIN)/python -m pytest -q -n 2 -m "not launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
-test-launch: $(VENV)/.with-test ## tests of several processes, one at a time
-	$(BIN)/python -m pytest -q -m "launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
+# Two files at a time: a test whose two ranks wait leaves a core free, and a file keeps its launches to itself.
+test-launch: $(VENV)/.with-test ## tests of several processes, two files at a time
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "launch and not nightly" $(PYTEST_ARGS) || [ $$? -eq 5 -a -n "$(PYTEST_ARGS)" ]
 
 test-nightly: $(VENV)/.with-test ## slow tests: a real language model, whole benchmarks, further launchers
 	$(BIN)/python -m pytest -q -m nightly $(PYTEST_ARGS)

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluation.evaluate.command", "Measure models on benchmarks or your own problems, with intervals."),
     "compare": ("evaluation.compare.command", "Compare methods on the demo's task, with intervals."),
     "recipes": ("preflight.recipes", "List the recipes for `train --config`, or print one with its sources."),
+    "env": ("preflight.environment", "Say what a bug report needs: versions, GPUs, memory, settings."),
     "methods": ("cli", "List the methods, or explain one: its equation and arguments."),
 }
 

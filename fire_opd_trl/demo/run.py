@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import platform
+import shutil
 import time
 from importlib import resources
 from pathlib import Path
@@ -36,6 +37,31 @@ ROLLOUTS: dict[str, dict] = {
 }
 STEPS = 100
 HELD_OUT = 1000
+EXPORTED = 4096  # rows of the file of problems: 32 windows of the recipe beside it
+RECIPE = """\
+# The demo as a run of your own: fire-opd train --accelerate_config cpu --config {folder}/run.yaml
+# Put your models, your data and your settings in place of these, one after the other.
+model_name_or_path: {folder}/student
+teacher_model_name_or_path: {folder}/teacher
+dataset_name: {folder}/problems.jsonl
+prompt_column: question
+reward_funcs: [fire_opd_trl.demo.task.exact_match] # is logged, and trains nothing; it reads the column `answer`
+output_dir: {folder}/run
+
+method: opd
+learning_rate: 4.0e-4
+lr_scheduler_type: cosine
+per_device_train_batch_size: 128 # answers that are sampled and learned from at a time
+max_completion_length: 33
+max_steps: 60
+logging_steps: 1
+log_rollouts: 16 # answers of each step that are kept for the page of the run
+save_strategy: "no" # the student is saved at the end
+
+use_cpu: true
+bf16: false
+gradient_checkpointing: false
+"""
 RECORDED = 8  # trajectories of each step for the report: of 512, of which a fifth is dropped
 
 
@@ -59,7 +85,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rollouts", choices=list(ROLLOUTS), default="transformers", help="which engine samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the problems")
     parser.add_argument("--no_report", action="store_true", help="record no trajectories, and make no page of them")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="train nothing: write both models, problems and a recipe there"
+    )
     return parser
+
+
+def export(folder: Path) -> None:
+    """`fire-opd demo --export` calls this: the demo as files, which a newcomer replaces by others one by one."""
+    from .task import problems, prompt
+
+    for name in ("student", "teacher"):
+        shutil.copytree(model_path(name), folder / name)
+    rows = [{"question": prompt(a, b), "answer": str(a + b)} for a, b in problems("train", EXPORTED)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.yaml").write_text(RECIPE.format(folder=folder))
 
 
 def make_progress(steps: int):
@@ -102,6 +142,13 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("steps", "problems"):
         if vars(options)[name] < 1:
             parser.error(f"--{name} {vars(options)[name]}: give at least 1.")
+    if options.export is not None:
+        if options.export.exists() and any(options.export.iterdir()):
+            parser.error(f"--export {options.export}: the folder is not empty. Name one that is not there yet.")
+        export(options.export)
+        print(f"student, teacher, problems.jsonl ({EXPORTED} rows) and run.yaml: {options.export}")
+        print(f"next: fire-opd preflight --accelerate_config cpu --config {options.export}/run.yaml")
+        return 0
     from ..methods import METHODS  # torch, which --help can do without
 
     if options.method not in METHODS:

@@ -3,6 +3,9 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
+
+import yaml
 
 from ..preflight.packaged import (
     accelerate_config,
@@ -70,6 +73,8 @@ def main(argv: list[str]) -> int:
         parser.error(
             f"{stray} is an argument of neither the training nor `accelerate launch`.{parser.did_you_mean(stray)}"
         )
+    if missing := unknown_of_machines(launch.config_file, launch):
+        parser.error(missing)
     launched = Launched(lambda: launch_command(launch))
     try:
         with patch_environment(**{COMMAND: parser.prog}):  # the script leaves the last word to this process
@@ -80,6 +85,24 @@ def main(argv: list[str]) -> int:
         then = how_to_go_on(arguments.output_dir or "trainer_output")
         print(f"\n{parser.prog}: {what} {then}", file=sys.stderr)
     return code
+
+
+def unknown_of_machines(config_file: str | None, launch: argparse.Namespace) -> str:
+    """
+    Returns what a launch on several machines is not told, which torchrun would wait for in vain: the rank of this one,
+    and where the first one is. An accelerate configuration may hold both.
+    """
+    try:
+        config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
+    except (OSError, ValueError, yaml.YAMLError):  # accelerate reads it too, and says what is wrong
+        return ""
+    given = {name: value for name, value in vars(launch).items() if value is not None}
+    given = {**(config if isinstance(config, dict) else {}), **given}
+    if int(given.get("num_machines") or 1) < 2:
+        return ""
+    needed = {"machine_rank": "0 on the first machine, 1 on the next", "main_process_ip": "the first one's address"}
+    missing = [f"--{name} ({what})" for name, what in needed.items() if given.get(name) is None]
+    return f"{given['num_machines']} machines need {' and '.join(missing)}." if missing else ""
 
 
 def without(arguments: list[str], taken: list[str]) -> list[str]:

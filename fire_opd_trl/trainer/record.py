@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from ..config import FiReOPDConfig
 from ..methods import METHODS, first_sentence
 from ..pipeline import Method
+from ..preflight.environment import LEFT_OUT, SECRET_NAME, git_state, without_secrets
 from ..preflight.findings import Checked, title_of
 from ..stages import mean_teacher_logp
 from ..teachers.sources import Source
@@ -29,9 +29,6 @@ PACKAGES = (
     "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "peft", "deepspeed", "vllm",
     "bitsandbytes", "flash-attn", "liger-kernel",
 )  # fmt: skip
-SECRET_NAME = re.compile(r"(^|_)(token|password|secret|api_key)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\bhf_\w{8,}|(?<=://)[^/@\s]+@")  # a token of the Hub; a password in a URL
-LEFT_OUT = "(left out)"
 INSPECTING, INSPECTED = "inspecting", "inspected"  # the status of a look at one window, during it and after
 
 
@@ -111,15 +108,6 @@ def call_to(function: Callable) -> str:
 # How it ran
 
 
-def without_secrets(value: Any) -> Any:
-    """Returns settings without tokens and passwords, by their names and by their looks."""
-    if isinstance(value, dict):
-        return {k: LEFT_OUT if SECRET_NAME.search(str(k)) and v else without_secrets(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(one) for one in value]
-    return SECRET_VALUE.sub(LEFT_OUT, value) if isinstance(value, str) else value
-
-
 def command_line(arguments: list[str]) -> str:
     """Returns the command that started this process, without its secrets."""
     shown, secret = [], False
@@ -144,20 +132,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {**found, **({"cuda": torch.version.cuda} if torch.version.cuda else {})}
-
-
-def git_state() -> dict[str, Any]:
-    """Returns the commit of the working directory, and whether it has changes; nothing outside a repository."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}
 
 
 def world_of(args: FiReOPDConfig) -> dict[str, Any]:

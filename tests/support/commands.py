@@ -15,6 +15,7 @@ SCRIPT = packaged.packaged_folder("examples") / "train_fire.py"
 ACCELERATE_CONFIGS = {  # name: what it starts, on how many processes
     "cpu": ("NO", 1),
     "fsdp2": ("FSDP", 8),
+    "multinode_zero3": ("DEEPSPEED", 16),
     "single_gpu": ("NO", 1),
     "zero2": ("DEEPSPEED", 8),
     "zero3": ("DEEPSPEED", 8),

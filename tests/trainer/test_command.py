@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
-from support.launches import SUPPORT, free_port, run_killably
+from support.launches import SUPPORT, free_port, kill, run_killably
 
 from fire_opd_trl import cli
 from fire_opd_trl.preflight import packaged
 
 
+ACCELERATE = CONFIGS / "accelerate"
 MODELS = packaged.packaged_folder("demo") / "models"
 
 
@@ -124,6 +130,87 @@ def test_a_wrong_value_ends_in_one_sentence_and_an_exit_code():
         "fire-opd train: error: drop_fraction=1.5 is refused. Give a share in [0, 1), for example 0.2; 0 keeps every "
         "row.\n"
     )
+
+
+def test_machines_of_unknown_place_are_refused_instead_of_waited_for(launched, capsys, tmp_path):
+    several = ("train", "--config", "smoke", "--accelerate_config", "multinode_zero3")
+    rank = "--machine_rank (0 on the first machine, 1 on the next)"
+    where = "--main_process_ip (the first one's address)"
+    assert refusal(capsys, *several).endswith(f"2 machines need {rank} and {where}.")
+    more = refusal(capsys, *several, "--num_machines", "4", "--main_process_ip", "10.0.0.1")
+    assert more.endswith(f"4 machines need {rank}.")
+    launch = launched(*several[1:], "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
+    assert (launch.machine_rank, launch.main_process_ip) == (0, "10.0.0.1")
+    whole = tmp_path / "whole.yaml"  # a file may name both
+    whole.write_text(several_machines(machine_rank=1, main_process_ip="10.0.0.1"))
+    assert launched("--config", "smoke", "--accelerate_config", str(whole)).machine_rank is None
+    assert launched(*several[1:], "--num_machines", "1").num_machines == 1
+
+
+def several_machines(**changes) -> str:
+    """The packaged configuration for two machines, changed."""
+    return yaml.safe_dump({**yaml.safe_load(ACCELERATE.joinpath("multinode_zero3.yaml").read_text()), **changes})
+
+
+def test_accelerate_makes_of_two_machines_what_torchrun_needs(monkeypatch):
+    """The real parser, and the real translation to torchrun."""
+    seen = []
+    monkeypatch.setattr("torch.distributed.run.run", seen.append)
+    where = ("--machine_rank", "1", "--main_process_ip", "10.0.0.1", "--main_process_port", "29501")
+    assert cli.main(["train", "--config", "smoke", "--accelerate_config", "multinode_zero3", *where]) == 0
+    (torchrun,) = seen
+    assert (torchrun.nnodes, torchrun.nproc_per_node, torchrun.node_rank) == ("2", "8", 1)
+    assert (torchrun.rdzv_endpoint, torchrun.rdzv_backend) == ("10.0.0.1:29501", "static")
+
+
+def machine(log: Path, environment: dict[str, str], argv: list[str]) -> None:
+    """One machine: `fire-opd *argv`, in a process that is forked from this one, since its imports take seconds."""
+    os.setsid()
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    os.environ.update(environment)
+    code = cli.main(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@pytest.mark.launch
+def test_two_machines_train_together(tmp_path):
+    """`fire-opd train` twice on this one, as two machines with a rank each, by ZeRO-3 on the CPU over 127.0.0.1."""
+    from fire_opd_trl.demo.task import dataset
+
+    dataset("train", 32).to_parquet(tmp_path / "data" / "train.parquet")
+    (tmp_path / "machines.yaml").write_text(several_machines(num_processes=2, use_cpu=True, mixed_precision="no"))
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "hf")}
+    port, machines, logs = str(free_port()), [], [tmp_path / "log0", tmp_path / "log1"]
+    try:
+        for rank, log in enumerate(logs):
+            argv = [
+                *("train", "--config", "smoke", "--accelerate_config", str(tmp_path / "machines.yaml")),
+                *("--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port),
+                *("--model_name_or_path", str(MODELS / "student"), "--dataset_name", str(tmp_path / "data")),
+                *("--teacher_model_name_or_path", str(MODELS / "teacher"), "--output_dir", str(tmp_path / "out")),
+                *("--ddp_timeout", "20"),
+            ]
+            machines.append(multiprocessing.get_context("fork").Process(target=machine, args=(log, environment, argv)))
+            machines[-1].start()
+        end = time.monotonic() + 180
+        for one in machines:
+            one.join(max(0, end - time.monotonic()))
+        codes, said = [one.exitcode for one in machines], [log.read_text() for log in logs]
+    finally:
+        for one in machines:
+            kill(one)  # with all that it started
+            one.join()
+    assert codes == [0, 0], "\n".join(text[-4000:] for text in said)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert (run["world"]["processes"], run["world"]["distributed"]) == (2, "DEEPSPEED")
+    assert "step 2/2  loss" in said[0] and "step 2/2" not in said[1]  # the first machine speaks
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_refusal_of_the_launcher_is_a_sentence_too(monkeypatch, capsys):

@@ -1,0 +1,1 @@
+"""`make gpu`: what one GPU shows in ten minutes, each part in a process of its own."""
