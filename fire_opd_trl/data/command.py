@@ -11,10 +11,10 @@ from .sources import describe_written, load_rows, refuse_missing_file, refuse_ou
 
 
 SCRIPTS = {
-    "deepmath": "Prompts of DeepMath-103K, difficulty 6 and above, as in the paper.",
+    "deepmath": "Prompts of DeepMath-103K, difficulty 6 and above: the paper's.",
     "multi-teacher": "Prompts of several sources, each row with its teacher.",
 }
-CHECK = "Check prompts: lengths, repetitions, evaluation problems, teachers."
+CHECK = "Check prompts: lengths, repetitions, evaluation problems."
 
 
 def main(argv: list[str]) -> int:
