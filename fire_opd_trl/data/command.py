@@ -43,7 +43,7 @@ def check_parser() -> argparse.ArgumentParser:
     """Returns the parser of `fire-opd data check`."""
     parser = argparse.ArgumentParser(
         prog="fire-opd data check",
-        usage="%(prog)s FILE [--student MODEL] [--against TASK] [--OPTION VALUE ...]",
+        usage="%(prog)s FILE [--student MODEL] [--OPTION VALUE ...]",
         description=CHECK + " No weights are loaded.",
         epilog="exit codes: 0 fine, or written with --output; 1 there is a fault; 2 refused.",
         allow_abbrev=False,
