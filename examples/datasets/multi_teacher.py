@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             answer = answers.get(name) or ANSWERS.get(source)
             refuse_unknown_columns(rows, filter(None, [prompt, answer]), f"--source {name}={source}")
             if condition := filters.get(name) or FILTERS.get(source):
-                rows = filtered(rows, condition)
+                before, rows = getattr(rows, "num_rows", 0), filtered(rows, condition)
+                dropped[f"{name}, not {condition}"] = before - getattr(rows, "num_rows", 0)  # of a stream not counted
+                read += dropped[f"{name}, not {condition}"]
             instruction = instructions.get(name, "")
             table = converted(
                 rows, to_row, features, teacher=name, prompt=prompt, answer=answer, instruction=instruction

@@ -1,7 +1,6 @@
 """What is wrong with a set of prompts: every kind of fault with its number of rows and the first of them."""
 
 import json
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,13 +44,11 @@ class Looked:
         checked ([`~preflight.findings.Checked`]): The findings.
         why (`dict[int, str]`): Why a row would be left out, by its number.
         shown (`str`): Prompts and pairs for a person to read.
-        seconds (`float`): How long the search for repetitions took.
     """
 
     checked: Checked = field(default_factory=Checked)
     why: dict[int, str] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
     def rows(self, subject: str, outcome: str, rows: list[int], what: str, why: str = "") -> None:
         """Record a kind of rows, if there is any, and with `why` mark them to be left out."""
@@ -283,7 +280,6 @@ def shown_limits(lengths: torch.Tensor) -> list[int]:
 
 def check_repetitions(looked: Looked, whole: list[dict[str, Any]], asked: Asked, pictured: bool) -> None:
     """Record repetitions among the prompts, and the evaluation problems that they hold."""
-    started = time.monotonic()
     sound = [number for number in range(len(whole)) if looked.why.get(number) not in ("malformed",)]
     first: dict[str, int] = {}
     again: dict[int, int] = {}
@@ -310,7 +306,6 @@ def check_repetitions(looked: Looked, whole: list[dict[str, Any]], asked: Asked,
         for number, (other, share) in sorted(later.items())
     ])  # fmt: skip
     check_problems(looked, once, texts, asked)
-    looked.seconds = time.monotonic() - started
 
 
 def check_problems(looked: Looked, once: list[int], texts: list[str], asked: Asked) -> None:

@@ -90,7 +90,7 @@ def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dat
 
     if isinstance(rows, Dataset):
         return rows if most is None or most >= len(rows) else rows.select(range(most))
-    return Dataset.from_list(list(itertools.islice(rows, most)))
+    return Dataset.from_list(list(itertools.islice(rows, most)), on_mixed_types="use_json")  # as a file is read
 
 
 def converted(
