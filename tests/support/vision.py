@@ -1,85 +1,21 @@
 """A tiny Qwen2.5-VL with random weights, its processor, and rows with and without images; nothing is downloaded."""
 
-import functools
 import random
-import string
-from pathlib import Path
 
 import torch
-import trl
 from datasets import Dataset, IterableDataset
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.processing_utils import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
 
-PATCH, MERGE = 4, 2  # pixels of a patch; patches of a token, in each direction
-SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-SPECIAL += ["<|video_pad|>"]
-
-
-def template(name: str) -> str:
-    """A chat template that TRL carries."""
-    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-@functools.cache
-def characters() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the printable characters."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *string.printable])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        unk_token="?",
-        additional_special_tokens=SPECIAL[2:],
-        padding_side="left",
-    )
-
-
-class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen's processor without videos, which need torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-            [self.image_token, self.video_token]
-        )
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def processor() -> PictureProcessor:
-    """The processor of the tiny model: 8 x 8 pixels make a token."""
-    size = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 16 * (PATCH * MERGE) ** 2}
-    images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=size)
-    return PictureProcessor(images, characters(), chat_template=template("qwen2_5_vl"))
-
-
-def vision_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Two layers of text, two of vision, with weights large enough that the model has opinions."""
-    torch.manual_seed(seed)
-    ids = dict(zip(("image_token_id", "video_token_id"), characters().convert_tokens_to_ids(SPECIAL[5:]), strict=True))
-    ids["vision_start_token_id"], ids["vision_end_token_id"] = characters().convert_tokens_to_ids(SPECIAL[3:5])
-    text = {
-        "vocab_size": len(characters()), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-        "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None,
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
-        "patch_size": PATCH, "spatial_merge_size": MERGE, "window_size": 2 * PATCH * MERGE,
-        "fullatt_block_indexes": [1], "initializer_range": 0.2,
-    }  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+_example = load_module(packaged_folder("examples") / "images.py")  # it makes the models, and stands alone
+PATCH, MERGE, SPECIAL = _example.PATCH, _example.MERGE, _example.SPECIAL
+template, characters, processor, vision_model = (
+    _example.template, _example.characters, _example.processor, _example.vision_model
+)  # fmt: skip
 
 
 def picture(seed: int) -> Image.Image:

@@ -183,7 +183,7 @@ class Printer:
 def shade_of(rows: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
     """Returns what tokens are shaded by, and its values: their weights, or where these are equal their advantages."""
     for name in ("weight", "advantage"):
-        found = np.concatenate([sizes_of(row, name) for row in rows]) if rows else np.zeros(0)
+        found = np.concatenate([sizes_of(row, name)[np.array(row["trains"], bool)] for row in rows] or [np.zeros(0)])
         if len(found) and found.max() > found.min():
             return name, found
     return "", np.zeros(0)
@@ -203,6 +203,7 @@ def title_of(row: dict[str, Any]) -> str:
         "" if row["score"] is None else f"score {row['score']:.4g}",
         "" if row["threshold"] is None else f"cut {row['threshold']:.4g}",
         f"{len(row['tokens']):,} token{'s' * (len(row['tokens']) != 1)}",
+        f"{row['trains'].count(False):,} of them by a tool" if {*row["trains"]} == {True, False} else "",
         ended,
         "looped" if row["looped"] else "",
         "" if row["reward"] is None else f"reward {row['reward']:g}",

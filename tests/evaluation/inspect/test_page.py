@@ -160,9 +160,23 @@ def test_what_is_not_finite_or_not_recorded_is_said(visit, tmp_path, first):
         assert said["student log-prob."] == said["advantage"] == shown(expected)
         assert (said["student entropy"], said["teacher log-prob."], said["id"]) == ("–", "−1.0000", str(100 + token))
         assert said["gap"] == shown(None if expected is None else -1.0 - expected)
-    assert said["trains"] == "no" and "idle" in seen.locator(".t[data-i='6']").get_attribute("class")
+    assert said["trains"] == "no, a tool’s" and "idle" in seen.locator(".t[data-i='6']").get_attribute("class")
     assert seen.locator("#shades [data-key=student_entropy]").is_disabled()
     assert "score is NaN" in seen.locator(".why").inner_text()
+
+
+def test_what_a_tool_wrote_is_marked_counted_and_not_drawn(visit, tmp_path, first):
+    texts, own = ["call", "(", "result", ")", "end"], [True, True, False, False, True]
+    numbers = {name: [1.0] * 5 for name in LABELS.values()}
+    base = changed(first, tokens=texts, **numbers)["trajectories"][0]
+    rows = [{**base, "row": row, "trains": trains} for row, trains in enumerate((own, [True] * 5, [False] * 5))]
+    seen = visit(written(tmp_path, {**first, "trajectories": rows})).page
+    facts, hint = seen.locator(".reader .about"), seen.locator(".reader .hint", has_text="from a tool")
+    drawn = "state.readers[0].chart.data.datasets[0].data.map((point) => point.y)"
+    for row, by_a_tool in ((0, 2), (1, 0), (2, 0)):  # where nothing trains, the mask does not say who wrote it
+        seen.locator("#list .entry").nth(row).click()
+        assert ("2 of them by a tool" in facts.inner_text()) == bool(by_a_tool) == bool(hint.count())
+        assert [value is None for value in seen.evaluate(drawn)].count(True) == by_a_tool
 
 
 # Switches, keys, filters

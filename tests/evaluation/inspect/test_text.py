@@ -178,3 +178,12 @@ def test_two_runs_are_printed_one_after_the_other_and_side_by_side(tmp_path):
     text = in_terminal(report_of([one, two]))
     assert text.startswith("one\n") and "\ntwo\n" in text
     assert text.endswith("Side by side: the last values\n      one   two\nLoss  0.5  0.25\n")
+
+
+def test_what_a_tool_wrote_is_counted_and_does_not_move_the_shades(tmp_path):
+    """Of the student's 20 tokens one is in the heaviest fiftieth, whatever stands in 80 tokens of a tool."""
+    weights, own = [1.0] * 19 + [3.0], [True] * 20 + [False] * 80
+    text = a_run(tmp_path, [trajectory(["a "] * 100, weight=weights + [0.0] * 80, trains=own)])
+    assert "100 tokens, 80 of them by a tool, finished" in " ".join(text.split())
+    assert text.count("«a") == 1 and text.count("‹a") == 0
+    assert "by a tool" not in a_run(tmp_path / "without", [trajectory(["a "] * 20, weight=weights)])

@@ -52,6 +52,8 @@ function value(t, i, name) {
 
 const difference = (a, b) => (a === null || b === null ? null : a - b);
 const trains = (t, i) => t.trains[i] === "1";
+// How many tokens the student did not write. Where no token trains, the mask does not say who wrote them.
+const told = (t) => (t.told ??= t.trains.includes("1") ? t.trains.split("0").length - 1 : 0);
 const has = (t, name) =>
     name === "gap" ? t.has.includes("student_logp") && t.has.includes("teacher_logp") : t.has.includes(name);
 const textOf = (t) => (t.text ??= t.tokens.join(""));

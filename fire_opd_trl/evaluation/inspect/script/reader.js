@@ -101,6 +101,7 @@ function makeReader(t) {
         reader.caption,
         make("div", { class: "strip" }, reader.canvas),
         hintOf(t),
+        told(t) ? make("p", { class: "small hint" }, TOLD) : null,
         reader.tokens,
     );
     const at = (event) => Number(event.target.closest?.(".t")?.dataset.i ?? -1);
@@ -129,10 +130,14 @@ function makeReader(t) {
     return reader;
 }
 
+const TOLD =
+    "The text in italics is from a tool or an environment, with the marks of its turn. The models read it; it does not train, and no figure counts it.";
+
 function factsOf(t) {
     const alike = state.all.filter((one) => one.run === t.run && one.step === t.step && one.group === t.group).length;
     return [
         plural(t.length, "token"),
+        told(t) ? `${thousands(told(t))} of them by a tool` : null,
         t.reward == null ? null : `reward ${short(t.reward)}`,
         t.finished ? "finished" : "not finished",
         state.all.some((one) => one.teacher !== t.teacher) ? `teacher: ${t.teacher}` : null,
@@ -245,7 +250,10 @@ function drawStrip(reader) {
     const series = stripSeries(t);
     const alone = series.length === 1;
     const datasets = series.map(([label, name], k) => {
-        const data = Array.from({ length: t.length }, (_, i) => ({ x: i + 1, y: drawable(value(t, i, name)) }));
+        const data = Array.from({ length: t.length }, (_, i) => ({
+            x: i + 1,
+            y: trains(t, i) || !told(t) ? drawable(value(t, i, name)) : null,
+        }));
         const area = { stepped: "middle", fill: { target: "origin", ...fills(name) }, borderColor: "transparent" };
         return lineStyle(label, data, css(SERIES[k]), {
             borderWidth: 1.2,

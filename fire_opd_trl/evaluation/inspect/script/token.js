@@ -17,6 +17,11 @@ function moveCursor(reader, i) {
     markStrip(reader);
 }
 
+function doesTrain(t, i) {
+    if (trains(t, i)) return t.kept ? "yes" : "no, its trajectory is dropped";
+    return told(t) ? "no, a tool’s" : "no";
+}
+
 function fillCard(t, i) {
     const token = t.tokens[i];
     const row = (label, x, more = "") =>
@@ -38,7 +43,7 @@ function fillCard(t, i) {
         row("teacher entropy", number(of("teacher_entropy")), "nats"),
         row("weight", number(of("weight"))),
         row("advantage", number(of("advantage"))),
-        row("trains", trains(t, i) ? (t.kept ? "yes" : "no, its trajectory is dropped") : "no"),
+        row("trains", doesTrain(t, i)),
     ];
     const long = token.length > LONG_TEXT;
     $("#token").replaceChildren(
