@@ -39,7 +39,7 @@ def names_of(section: str, column: int) -> list[str]:
     """What is code in one of the first two columns of a section's table; `–` stands for no counterpart."""
     lines = re.findall(r"^\| ([`–].*) \|$", section, re.MULTILINE)
     cells = [line.split(" | ")[column].replace(" (column)", "") for line in lines]
-    return [name for cell in cells for name in re.findall(r"[^`, ]+", cell)]
+    return [name for cell in cells for name in re.findall(r"[^`|, ]+", cell)]
 
 
 def blocks(section: str, language: str) -> list[str]:
