@@ -117,7 +117,7 @@ def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
     if page == root_doc:
         for caption, pages in NAVIGATION.items():
             there = "\n".join(f"{name} </{to}>" for name, to in pages.items() if to in app.project.docnames)
-            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{there}\n```\n"
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:titlesonly:\n:caption: {caption}\n\n{there}\n```\n"
 
 
 def shown(path: Path) -> bool:
@@ -174,8 +174,16 @@ def as_restructured_text(app, what: str, name: str, thing, options, lines: list[
     lines[:] = re.sub(r" \|(\w+)\| ", r" \|\1\| ", text).split("\n")
 
 
+def write_entrance(app: Sphinx, error: Exception | None) -> None:
+    """Sphinx calls this at the end. The top of the site leads to the home page, which lies beside the other pages."""
+    target = f"{root_doc}.html"
+    page = f'<!doctype html><meta http-equiv="refresh" content="0; url={target}"><a href="{target}">{project}</a>\n'
+    (Path(app.outdir) / "index.html").write_text(page)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_navigation)
     app.connect("doctree-read", show_linked_files, priority=100)  # before Sphinx collects what it will copy
     app.connect("html-collect-pages", pages_of_files)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=100)  # before napoleon reads its sections
+    app.connect("build-finished", write_entrance)

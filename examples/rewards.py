@@ -8,7 +8,7 @@ from trl.rewards import accuracy_reward
 
 def final_answer(completions, final_answer, **kwargs):
     """
-    1 where an answer's last box equals the column `final_answer` by math-verify, 0 where it does not, and nothing
+    1 where an answer's box equals the column `final_answer` by math-verify, 0 where it does not, and nothing
     (`None`) where that column cannot be read. DeepMath-103K has this column; TRL's own reward reads another one, in
     which an answer stands between dollar signs.
     """

@@ -30,8 +30,8 @@ STD = 3.0  # of the kernels' logits: likeliest tokens of a large vocabulary then
 K = 16
 FLOAT32 = 1e-4
 FLOAT32_WHY = "float32 sums of a vocabulary's terms"
-# A product is rounded to bfloat16 once, by at most 2^-9 of itself. A log-probability has two of them, its own logit and
-# the normaliser; an entropy or a divergence weighs its logits by up to about twice that.
+# A product is rounded to bfloat16 once, by at most 2^-9 of itself. A log-probability has two of them, its own logit
+# and the normaliser; an entropy or a divergence weighs its logits by up to about twice that.
 BFLOAT16 = 2**-7
 BFLOAT16_WHY = "2^-7 of the largest logit: products are rounded to bfloat16"
 LAYERS, LAYERS_WHY = 0.05, "sampling_gap_limit, by which the trainer judges an engine"

@@ -28,7 +28,15 @@ def difference(
         "relative": (gap.norm() / expected.norm()).item(),
     }
     # NaN is within no bound
-    return {"what": what, "setting": setting, **figures, "of": of, "bound": bound, "why": why, "holds": figures[of] <= bound}
+    return {
+        "what": what,
+        "setting": setting,
+        **figures,
+        "of": of,
+        "bound": bound,
+        "why": why,
+        "holds": figures[of] <= bound,
+    }
 
 
 def not_compared(what: str, setting: str, reason: str) -> dict[str, Any]:

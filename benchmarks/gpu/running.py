@@ -1,6 +1,6 @@
 """
-One part after the other, each in a process of its own, inside one budget of time. A part that fails, runs out of memory
-or takes too long costs itself alone; the rows that it had sent are kept.
+One part after the other, each in a process of its own, inside one budget of time. A part that fails, runs out of
+memory or takes too long costs itself alone; the rows that it had sent are kept.
 """
 
 import logging
@@ -85,7 +85,10 @@ def run_sections(
         limit = limit_of(section, waiting[number + 1 :], left)
         say(f"[{number + 1}/{len(waiting)}] {section.name}: at most {duration(limit)}; {duration(left)} left of all")
         outcome = run_section(section, limit, logs / f"{section.name}.log")
-        say(f"    {outcome['status']} after {outcome['seconds']:.0f} s" + f": {outcome['reason']}" * bool(outcome["reason"]))
+        say(
+            f"    {outcome['status']} after {outcome['seconds']:.0f} s"
+            + f": {outcome['reason']}" * bool(outcome["reason"])
+        )
         on_outcome(section.name, outcome)
 
 

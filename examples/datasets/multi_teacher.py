@@ -65,7 +65,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--source",
         metavar="NAME=DATA",
-        help="teachers, and an id or a file for each (default: math and code)",
+        help="a teacher and its data: an id or a file (default: math, code)",
         **pairs,
     )
     add("--prompt_column", metavar="NAME=COLUMN", help="where the prompt is (default: prompt)", **pairs)
@@ -107,13 +107,13 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         tables, dropped, read = {}, {}, 0
         for name, source in sources.items():
             rows = load_rows(source, f"--source {name}", streaming=asked.streaming)
-            prompt, answer = (
-                prompts.get(name) or PROMPTS.get(source, "prompt"),
-                answers.get(name) or ANSWERS.get(source),
-            )
+            prompt = prompts.get(name) or PROMPTS.get(source, "prompt")
+            answer = answers.get(name) or ANSWERS.get(source)
             refuse_unknown_columns(rows, filter(None, [prompt, answer]), f"--source {name}={source}")
             if condition := filters.get(name) or FILTERS.get(source):
-                rows = filtered(rows, condition)
+                before, rows = getattr(rows, "num_rows", 0), filtered(rows, condition)
+                dropped[f"{name}, not {condition}"] = before - getattr(rows, "num_rows", 0)  # of a stream not counted
+                read += dropped[f"{name}, not {condition}"]
             instruction = instructions.get(name, "")
             table = converted(
                 rows, to_row, features, teacher=name, prompt=prompt, answer=answer, instruction=instruction

@@ -15,6 +15,7 @@ from ..evaluation.evaluate.tasks import (
 
 
 ALL = "all"
+FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 PROBLEM_COLUMNS = ("problem", "question", "question_content", "prompt", "text")
 
 
@@ -43,9 +44,7 @@ def evaluation_problems(names: list[str], data_dir: Path | None) -> dict[str, st
 
 def of_task(name: str, data_dir: Path | None) -> list[tuple[str, str]]:
     """Returns the problems of a task or of a file. A file of one's own needs no answers."""
-    if benchmark_named(name) is None and (
-        Path(name).exists() or name.endswith((".jsonl", ".json", ".parquet", ".csv"))
-    ):
+    if benchmark_named(name) is None and (Path(name).exists() or name.endswith(FILES)):
         paths = own_files(name, data_dir)
         return [(f"{own_name(Path(name))} {place}", problem_in(row, name, place)) for place, row in file_rows(paths)]
     task = load_task(name, data_dir)

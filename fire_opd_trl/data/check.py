@@ -1,7 +1,6 @@
 """What is wrong with a set of prompts: every kind of fault with its number of rows and the first of them."""
 
 import json
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,13 +44,11 @@ class Looked:
         checked ([`~preflight.findings.Checked`]): The findings.
         why (`dict[int, str]`): Why a row would be left out, by its number.
         shown (`str`): Prompts and pairs for a person to read.
-        seconds (`float`): How long the search for repetitions took.
     """
 
     checked: Checked = field(default_factory=Checked)
     why: dict[int, str] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
     def rows(self, subject: str, outcome: str, rows: list[int], what: str, why: str = "") -> None:
         """Record a kind of rows, if there is any, and with `why` mark them to be left out."""
@@ -91,15 +88,14 @@ def counted(number: int, thing: str) -> str:
 def look_at(rows: Dataset, name: str, asked: Asked) -> Looked:
     """`fire-opd data check` calls this with all rows. It returns what is wrong and odd, and what there is to see."""
     looked, columns = Looked(), asked.columns
-    named = ", ".join(rows.column_names)
     looked.checked.record(
-        "file", f"{name}: {counted(len(rows), 'row')}; columns {named}", "ok" if len(rows) else "fault"
+        "file",
+        f"{name}: {counted(len(rows), 'row')}; columns {', '.join(rows.column_names)}",
+        "ok" if len(rows) else "fault",
     )
     if "prompt" not in rows.column_names:
         guess = next((column for column in PROMPT_NAMES if column in rows.column_names), None)
-        hint = (
-            f" Is it {guess!r}? Then --prompt_column {guess}." if guess else did_you_mean("prompt", rows.column_names)
-        )
+        hint = f" Is it {guess!r}? Then --prompt_column {guess}." if guess else " Name it with --prompt_column."
         looked.checked.record("columns", f"there is no column `prompt`.{hint}", "fault")
         return looked
     if not len(rows):
@@ -284,7 +280,6 @@ def shown_limits(lengths: torch.Tensor) -> list[int]:
 
 def check_repetitions(looked: Looked, whole: list[dict[str, Any]], asked: Asked, pictured: bool) -> None:
     """Record repetitions among the prompts, and the evaluation problems that they hold."""
-    started = time.monotonic()
     sound = [number for number in range(len(whole)) if looked.why.get(number) not in ("malformed",)]
     first: dict[str, int] = {}
     again: dict[int, int] = {}
@@ -311,7 +306,6 @@ def check_repetitions(looked: Looked, whole: list[dict[str, Any]], asked: Asked,
         for number, (other, share) in sorted(later.items())
     ])  # fmt: skip
     check_problems(looked, once, texts, asked)
-    looked.seconds = time.monotonic() - started
 
 
 def check_problems(looked: Looked, once: list[int], texts: list[str], asked: Asked) -> None:
@@ -357,7 +351,7 @@ def show_pairs(looked: Looked, title: str, pairs: list[tuple[str, str, str, str,
 
 
 def show_rows(looked: Looked, whole: list[dict[str, Any]], asked: Asked) -> None:
-    """Add three prompts to what is shown, as the student and as their teacher read them: of each teacher at least one."""
+    """Add three prompts to what is shown, as the student and as their teacher read them; of each teacher one."""
     readers, columns = asked.readers, asked.columns
     if not readers.tokenizers:
         return

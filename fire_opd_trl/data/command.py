@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         description="Make prompts to train on, or check those you have.",
         epilog="commands:\n"
         + "\n".join(f"  {verb:<15}{what}" for verb, what in verbs.items())
-        + "\n\n`fire-opd data COMMAND --help` says more. The first two are scripts in examples/datasets.",
+        + "\n\n`fire-opd data COMMAND --help` says more. All but check are scripts in\nexamples/datasets.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", help=argparse.SUPPRESS)

@@ -27,9 +27,7 @@ def contents(prompt: Any, roles: tuple[str, ...] | None = None) -> list[str]:
             continue
         content = message.get("content")
         parts = content if isinstance(content, list) else [content]
-        texts += [
-            part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, str | dict)
-        ]
+        texts += [part.get("text") if isinstance(part, dict) else part for part in parts]
     return [text for text in texts if isinstance(text, str)]
 
 

@@ -19,7 +19,7 @@ NUMBERS = re.compile(r"\d+")
 TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|textstyle|mathrm|text|quad|qquad|[,;:! ])(?![a-z])")
 FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
 FEWEST_WORDS = 8  # a shorter text is compared as a whole: three of its words say too little
-COMMON = 200  # texts: a triple that more of them hold, with the same numbers, is no reason to compare two of them
+COMMON = 200  # texts: what more of them hold, beside the same numbers, is an instruction, and makes no two alike
 AT_ONCE = 1_000_000  # pairs in memory
 
 
@@ -68,14 +68,13 @@ class Triples:
     count_T: np.ndarray
 
     @classmethod
-    def of(cls, texts: list[str]) -> "Triples":
-        """Returns the sets of some texts. A short text is a single triple, that of all texts that are equal to it."""
+    def of(cls, texts: list[list[str]]) -> "Triples":
+        """Returns the sets of the words of some texts. A short text is one triple, that of texts equal to it."""
         vocabulary: dict[str, int] = {}
         ids: list[int] = []
         lengths: list[int] = []
         whole: list[int] = []
-        for text in texts:
-            words = words_of(text)
+        for words in texts:
             lengths.append(len(words))
             whole.append(hash(tuple(words)) & (2**63 - 1) if len(words) < FEWEST_WORDS else 0)
             ids.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words])
@@ -139,15 +138,30 @@ def candidates(
 
 def near_duplicates(texts: list[str], similarity: float) -> dict[tuple[int, int], float]:
     """
-    Returns the pairs of texts that share at least a `similarity` of the triples that one of them holds (Jaccard), and
-    have the same numbers, with that similarity. The earlier text comes first.
+    Returns pairs of an earlier and a later text that are nearly the same, with their similarity: they share at least a
+    `similarity` of the triples that one of them holds (Jaccard), and have the same numbers. Of texts with the same
+    words only the first is compared with others.
     """
-    plain = Triples.of(texts)
-    key_N = np.array([hash(numbers_of(text)) & (2**63 - 1) for text in texts], dtype=np.uint64)
-    sets = Triples.sets(plain.text_K, hashed(plain.triple_K, key_N[plain.text_K]), len(texts))
+    words = [words_of(text) for text in texts]
+    first: dict[tuple[str, ...], int] = {}
+    same = [first.setdefault(tuple(one), number) for number, one in enumerate(words)]
+    found = {(earlier, number): 1.0 for number, earlier in enumerate(same) if earlier != number and words[number]}
+    once = np.array(list(first.values()), dtype=np.int64)
+    for (one, other), share in alike(
+        Triples.of([words[number] for number in once]), [numbers_of(texts[number]) for number in once], similarity
+    ).items():
+        found[int(once[one]), int(once[other])] = share
+    return found
+
+
+def alike(plain: Triples, numbers: list[frozenset[str]], similarity: float) -> dict[tuple[int, int], float]:
+    """Returns all pairs of texts with the same numbers that share at least a `similarity` of their triples."""
+    key_N = np.array([hash(one) & (2**63 - 1) for one in numbers], dtype=np.uint64)
+    triple_K = hashed(plain.triple_K, key_N[plain.text_K])  # texts with other numbers have no triple in common
+    every = Triples.sets(plain.text_K, triple_K, len(numbers))
+    rare_K = every.count_T[every.triple_K] <= COMMON
+    sets = Triples.sets(every.text_K[rare_K], every.triple_K[rare_K], len(numbers))
     text_K, triple_K = sets.rarest(similarity)
-    rare_K = (sets.count_T[triple_K] > 1) & (sets.count_T[triple_K] <= COMMON)
-    text_K, triple_K = text_K[rare_K], triple_K[rare_K]
     order = np.lexsort((text_K, triple_K))
     text_K, triple_K = text_K[order], triple_K[order]
     end_K = np.searchsorted(triple_K, triple_K, side="right")
@@ -167,7 +181,7 @@ def held_problems(texts: list[str], problems: list[str], overlap: float) -> dict
     Returns the pairs of a text and a problem of which the text holds at least an `overlap` of the triples, with that
     share. What else the text holds does not matter.
     """
-    sets, asked = Triples.of([*problems, *texts]), len(problems)
+    sets, asked = Triples.of([words_of(text) for text in [*problems, *texts]]), len(problems)
     problem_K, triple_K = sets.rarest(overlap)
     problem_K, triple_K = problem_K[problem_K < asked], triple_K[problem_K < asked]
     there_K = sets.text_K >= asked

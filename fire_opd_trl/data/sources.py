@@ -90,7 +90,7 @@ def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dat
 
     if isinstance(rows, Dataset):
         return rows if most is None or most >= len(rows) else rows.select(range(most))
-    return Dataset.from_list(list(itertools.islice(rows, most)))
+    return Dataset.from_list(list(itertools.islice(rows, most)), on_mixed_types="use_json")  # as a file is read
 
 
 def converted(
@@ -101,9 +101,19 @@ def converted(
     cache knows the same work again; a stream is read once, and only what is made of it is kept.
     """
     from datasets import Dataset
+    from datasets.fingerprint import Hasher
 
     if isinstance(rows, Dataset):
-        return rows.map(convert, fn_kwargs=arguments, remove_columns=rows.column_names, features=features)
+        # `convert` calls functions of this file, which `datasets` knows by name alone: another edition is other work.
+        edition = Path(__file__).read_bytes()
+        fingerprint = Hasher.hash([rows._fingerprint, edition, convert, sorted(arguments.items()), features])
+        return rows.map(
+            convert,
+            fn_kwargs=arguments,
+            remove_columns=rows.column_names,
+            features=features,
+            new_fingerprint=fingerprint,
+        )
     return Dataset.from_list([convert(row, **arguments) for row in rows], features=features)
 
 

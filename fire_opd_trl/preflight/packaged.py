@@ -25,13 +25,24 @@ def accelerate_configs() -> dict[str, Path]:
 
 
 def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
-    """The file of a configuration that is given by name or path; `parser` refuses what is neither."""
+    """The file of a configuration that is given by name or path; `parser` refuses what is none."""
     config = accelerate_configs().get(name, Path(name))
     if not config.is_file():
         configs = accelerate_configs()
         parser.error(
             f"--accelerate_config {name} is neither a file nor one of: {', '.join(configs)}."
             f"{did_you_mean(name, configs)}"
+        )
+    import yaml  # which --help can do without
+
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"--accelerate_config {name} cannot be read as YAML: {' '.join(str(error).split())}")
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        parser.error(
+            f"--accelerate_config {name} is no configuration of accelerate: it names no distributed_type. `accelerate "
+            "config` makes one."
         )
     return config
 

@@ -92,12 +92,9 @@ def unknown_of_machines(config_file: str | None, launch: argparse.Namespace) -> 
     Returns what a launch on several machines is not told, which torchrun would wait for in vain: the rank of this one,
     and where the first one is. An accelerate configuration may hold both.
     """
-    try:
-        config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
-    except (OSError, ValueError, yaml.YAMLError):  # accelerate reads it too, and says what is wrong
-        return ""
+    config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
     given = {name: value for name, value in vars(launch).items() if value is not None}
-    given = {**(config if isinstance(config, dict) else {}), **given}
+    given = {**config, **given}
     if int(given.get("num_machines") or 1) < 2:
         return ""
     needed = {"machine_rank": "0 on the first machine, 1 on the next", "main_process_ip": "the first one's address"}

@@ -6,6 +6,8 @@ import runpy
 import shlex
 import signal
 import sys
+import sysconfig
+from importlib.machinery import PathFinder
 
 import nbformat
 import pytest
@@ -344,3 +346,13 @@ def test_the_readme_has_every_file_in_its_table():
     table = (EXAMPLES / "README.md").read_text()
     files = {file.name for file in EXAMPLES.iterdir() if file.is_file()} - {"README.md", "__init__.py"}
     assert set(re.findall(r"\]\((\w+\.\w+)\)", table)) == files
+
+
+def test_nothing_beside_the_script_hides_a_package_that_it_imports():
+    """Python looks beside a script first: a package `datasets` in examples/ would be taken for Hugging Face's."""
+    folder = SCRIPT.parent
+    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert "train_fire" in beside
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    hidden = [name for name in beside - {"__init__"} if PathFinder.find_spec(name, installed)]
+    assert hidden == []

@@ -9,60 +9,34 @@ import math
 import re
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, Features, Image, Value
 from PIL.Image import Image as Picture
 from support.commands import ACCELERATE_CONFIGS, SCRIPT
+from support.recipes_page import PAGE, RECIPES, ROWS, command_of, filled, parsed, steps
 from support.vision import picture, processor, vision_model
 from transformers import AutoTokenizer
-from trl.trainer.utils import RepeatSampler
 
 from fire_opd_trl import METHODS, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.preflight import packaged
-from fire_opd_trl.preflight.command import planned_config
 from fire_opd_trl.preflight.recipes import read_recipe, recipes_by_folder
 
 
-RECIPES = packaged.recipes()
-OURS, BASELINES = recipes_by_folder().values()
+_, BASELINES = recipes_by_folder().values()
 SOURCES = ("paper", "script", "code", "verl", "TRL", "data", "ours", "as in strong-to-weak")
 # What a baseline may set: its method with all that this needs, and no more of the run.
 BLOCK = {"method", "method_kwargs", "drop_fraction", "confidence", "confusion", "offload_teacher_states"}
 OUTCOMES = {"reward_funcs", "num_generations", "max_steps"}
-PROMPTS = 57_046  # rows of DeepMath-103K from difficulty 6 on, by the file of the authors' data
+PROMPTS = ROWS["zwhe99/DeepMath-103K"]
 RUNS_OF_THE_PAPER = ("strong-to-weak", "single-teacher", "multi-teacher")
 
 
 def own_lines(name: str) -> list[str]:
     return RECIPES[name].read_text().splitlines()
-
-
-def command_of(name: str) -> list[str]:
-    """The words of the training that the top of a recipe's file proposes."""
-    text = RECIPES[name].read_text().replace("\\\n#", "")
-    (line,) = re.findall(r"^# .*(fire-opd train .*)$", text, re.MULTILINE)
-    return line.split()
-
-
-def processes_of(name: str) -> int:
-    """On how many processes a recipe's file proposes to train."""
-    words = command_of(name)
-    if "--num_processes" in words:
-        return int(words[words.index("--num_processes") + 1])
-    return ACCELERATE_CONFIGS[words[words.index("--accelerate_config") + 1]][1]
-
-
-def parsed(name: str, *argv: str, processes: int | None = None):
-    """The arguments of a recipe, as the script has them on so many processes."""
-    faults: list[str] = []
-    config = planned_config(processes or processes_of(name), faults)
-    parser = packaged.load_module(SCRIPT).make_parser("fire-opd train", config)
-    arguments = parser.parse_args_and_config(["--config", name, "--use_cpu", "true", *argv])
-    assert faults == []
-    return arguments
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -111,14 +85,6 @@ def test_a_baseline_is_its_base_with_one_block_changed(name):
     assert repr(parsed(name)[1].build_method()) == repr(method)
 
 
-def steps(rows: int, args) -> int:
-    """Optimizer steps of a run, with TRL's own sampler: an epoch has only whole windows."""
-    window = args.generation_batch_size // args.num_generations
-    epoch = RepeatSampler(range(rows), mini_repeat_count=1, batch_size=window)
-    windows = len(list(epoch)) // window
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * windows)
-
-
 @pytest.mark.parametrize("name", [*RUNS_OF_THE_PAPER, *BASELINES])
 def test_the_windows_of_the_papers_runs_are_the_papers(name):
     script, args, _, _ = parsed(name)
@@ -137,7 +103,7 @@ def test_the_windows_of_the_papers_runs_are_the_papers(name):
     [
         ("images", 256, 7690, 90),
         ("lora-24gb", 64, 7473, 116),
-        ("self-distillation", 32, 30_000, 937),
+        ("self-distillation", 32, PROMPTS, 1782),
         ("smoke", 8, 64, 2),
     ],
 )
@@ -152,6 +118,13 @@ def test_a_server_leaves_six_gpus_to_training_and_the_window_about_as_large():
     assert args.generation_batch_size == 1032 == 6 * 4 * 43  # the multiple of 24 that is nearest to 1024
     text = RECIPES["vllm-server"].read_text()
     assert f"--port {args.vllm_server_port}" in text and f"--max-model-len {args.vllm_max_model_length}" in text
+
+
+def test_the_page_has_each_recipe_with_its_window_its_steps_and_its_plan():
+    """`make recipes` writes these tables."""
+    page = PAGE.read_text()
+    assert filled(page) == page
+    assert page.count("](../configs/recipes/") == len(RECIPES)
 
 
 # Two steps of each
@@ -215,7 +188,7 @@ SIZES = [  # sizes, engine and device alone; what a recipe is about stays as it 
 ]
 
 
-def arguments_of(name: str, tiny, folder) -> dict:
+def arguments_of(name: str, tiny, folder, *more: str) -> dict:
     """The arguments of the trainer for a recipe in which models, rows, sizes and engine are replaced by tiny ones."""
     settings, argv = read_recipe(name), [*SIZES, "--output_dir", str(folder)]
     if name != "smoke":
@@ -229,6 +202,7 @@ def arguments_of(name: str, tiny, folder) -> dict:
         argv += ["--num_generations", "4"]
     if (settings.get("method_kwargs") or {}).get("top_k", 0) > 4:  # of a vocabulary of 16
         argv += ["--method_kwargs", json.dumps({**settings["method_kwargs"], "top_k": 4})]
+    argv += more
     script = packaged.load_module(SCRIPT)
     return script.trainer_arguments(*parsed(name, *argv, processes=1))
 
@@ -274,3 +248,30 @@ def test_two_steps_with_images(tiny, tmp_path):
     given = {"model": vision_model(0), "teacher_model": vision_model(1), "processing_class": processor()}
     logs = two_steps(FiReOPDTrainer(**{**arguments, **given}))
     assert logs[0]["fire/keep_ratio"] == 7 / 8  # in the second step a completion may be empty
+
+
+def test_two_steps_with_a_tool(tiny, tmp_path):
+    """The student's prompt says what the calculator does. That it is called and what it returns: test_tools.py."""
+    examples = packaged.load_module(packaged.packaged_folder("examples") / "tools.py")
+    tokenizer = examples.tiny_tokenizer()
+    teacher = examples.tiny_teacher(tokenizer, updates=1)
+    for name, model in (("teacher", teacher), ("student", examples.spoilt(teacher, noise=0.05))):
+        tokenizer.save_pretrained(tmp_path / name)
+        model.save_pretrained(tmp_path / name)
+    arguments = arguments_of("tools", tiny, tmp_path / "out", "--max_prompt_length", "1000", "--log_rollouts", "1")
+    args = arguments["args"]
+    args.allow_guessing_teacher = True  # random weights
+    args.teacher_model_name_or_path = str(tmp_path / "teacher")
+    trainer = FiReOPDTrainer(**{**arguments, "model": str(tmp_path / "student")})
+    two_steps(trainer)
+    assert [tool("6 * 7") for tool in trainer.tools] == ["42"]
+    (file, *_) = (tmp_path / "out" / "rollouts").glob("*.parquet")
+    (row,) = pq.read_table(file).to_pylist()
+    assert '"name": "calculator"' in row["prompt"] and "Calculates" in row["prompt"]
+
+
+def test_an_answer_is_right_by_its_box():
+    module = packaged.load_module(packaged.packaged_folder("examples") / "rewards.py")
+    said = ["so \\boxed{\\frac{1}{2}}", "\\boxed{3}, and 4 is no answer", "I do not know", "\\boxed{7}"]
+    completions = [[{"role": "assistant", "content": text}] for text in said]
+    assert module.final_answer(completions, final_answer=["0.5", "3", "4", ""]) == [1.0, 1.0, 0.0, None]

@@ -1,6 +1,5 @@
 """The README: short, with a picture, and what it shows runs: its Python, its change from GRPO, its command lines."""
 
-import argparse
 import ast
 import re
 import shlex
@@ -14,7 +13,6 @@ from fire_opd_trl import METHODS, FiReOPDConfig
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
 from fire_opd_trl.evaluation.inspect import command
-from fire_opd_trl.preflight import packaged
 
 
 ROOT = Path(fire_opd_trl.__file__).parent.parent
@@ -86,18 +84,6 @@ def test_a_script_for_grpo_distils_after_a_change_of_two_lines(trained):
     assert "from trl import GRPOConfig, GRPOTrainer" in before
     trainer = trained(after)
     assert trainer.state.global_step == 1 and isinstance(trainer, GRPOTrainer)
-
-
-def test_every_flag_of_the_readmes_command_lines_exists():
-    of_the_launch = argparse.ArgumentParser(allow_abbrev=False)
-    of_the_launch.add_argument("--accelerate_config", choices=packaged.accelerate_configs())
-    of_the_launch.add_argument("--config", choices=packaged.recipes())
-    of_the_training = packaged.load_module(ROOT / "examples" / "train_fire.py").make_parser()
-    launches = [words[2:] for words in command_lines("Start") if words[0] == "fire-opd"]
-    assert len(launches) == 3
-    for words in launches:
-        arguments = of_the_launch.parse_known_args(words)[1]
-        assert of_the_training.parse_known_args(arguments)[1] == []
 
 
 def test_the_readmes_looks_at_a_run_are_understood():

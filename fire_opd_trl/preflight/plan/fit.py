@@ -71,7 +71,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits on the card, and the engine has room for a row."""
-        return self.peak <= self.room and cache_room(self.run, self.hardware) > 0
+        engine = self.run.engine
+        return self.peak <= self.room and (engine is None or cache_room(self.run, engine, self.hardware) > 0)
 
     @property
     def cards(self) -> int:
@@ -204,11 +205,12 @@ def fitted(plan: Plan) -> Plan | None:
     """
     run, found = plan.run, {}
     colocated = run.engine is not None and not run.engine.gpus
+    least = min(run.scoring_token_budget, BUDGETS[0])
     for kind in placed(plan) or [placement_of(run)]:
         for checkpointing in sorted({run.gradient_checkpointing, True}):
             for sleeps in sorted({sleeps_in(run), colocated}):
                 moved = sleeping(placed_at(run, kind), sleeps)
-                tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=BUDGETS[0]))
+                tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=least))
                 sizes = {f"{other.run.rows}": other for other in cuts(tried)}
                 if (rows := cheapest(sizes, f"{run.rows}")) is None:
                     continue

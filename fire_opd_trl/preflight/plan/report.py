@@ -30,7 +30,7 @@ GB = 1e9
 
 def gb(count: float) -> str:
     """Bytes in GB, 10^9 bytes."""
-    return "-" if not count else f"{count / GB:.1f}" if count >= GB / 10 else f"{count / GB:.2f}"
+    return "-" if not count else f"{count / GB:.1f}" if count >= GB / 10 else f"{count / GB:.3f}"
 
 
 def duration(seconds: float) -> str:
@@ -135,11 +135,11 @@ def placement_rows(plan: Plan) -> list[list[str]]:
 
 def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     """The same window on other numbers of cards."""
-    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "card-hours / 100 steps", "fits"]]
+    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "h / 100 steps", "fits"]]
     for gpus in scales:
         other = scaled(plan, gpus)
         if other is None:
-            rows.append([str(gpus), *["-"] * 8, "window cannot be cut so"])
+            rows.append([str(gpus), *["-"] * 8, "not so cut"])
             continue
         run = other.run
         rows.append(
@@ -191,7 +191,7 @@ def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 
 def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
     """Returns the screen."""
-    lines = [title(plan), window_line(plan)]
+    lines = [*wrapped(title(plan)), *wrapped(window_line(plan))]
     lines += ["Computed from configurations: nothing was run, no weights were loaded. GB are 10^9 bytes.", ""]
     lines += table(memory_rows(plan), markdown=False)
     lines += [f"A card has {gb(plan.hardware.memory)} GB, of which this plan may use {gb(plan.room)}.", ""]
@@ -227,7 +227,9 @@ def assumption_lines(plan: Plan, sources: bool) -> list[str]:
     for option, value, meaning, word, source in rows:
         head = f"{option} {value}".ljust(left) + "  " + meaning
         lines.append(head if sources else f"{head.ljust(left + 2 + middle)}  {word}")
-        lines += [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4)] if sources else []
+        lines += (
+            [f"    {line}" for line in textwrap.wrap(source, WIDTH - 4, break_on_hyphens=False)] if sources else []
+        )
     cards = f"--hardware {plan.hardware.name}: {plan.hardware.source}"
     return [*lines, *wrapped(cards, " " * 4)] if sources else lines
 

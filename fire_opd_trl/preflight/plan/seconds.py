@@ -230,12 +230,9 @@ def static_decode(run: PlannedRun, lengths: list[float], hardware: Hardware, ass
     return Cost(memory=steps * bound) if bound == read else Cost(compute=steps * bound)
 
 
-def cache_room(run: PlannedRun, hardware: Hardware) -> float:
+def cache_room(run: PlannedRun, engine: Engine, hardware: Hardware) -> float:
     """Returns the bytes of an engine's cache, on all of its cards; less than 0 where its weights do not fit."""
-    if run.engine is None:
-        return math.inf
-    room = run.engine.tensor_parallel * run.engine.memory * hardware.memory
-    return room - run.student.parameters * run.compute_bytes
+    return engine.tensor_parallel * engine.memory * hardware.memory - run.student.parameters * run.compute_bytes
 
 
 def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardware: Hardware) -> int:
@@ -243,7 +240,7 @@ def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardw
     Returns how many rows an engine decodes at a time: as many as its cache holds at half of their length, which is
     what they have in the mean, and as many as it was told to take.
     """
-    room = cache_room(run, hardware)
+    room = cache_room(run, engine, hardware)
     if room <= 0:
         return 0
     typical = run.prompt_mean + sum(length * length for length in lengths) / sum(lengths) / 2
