@@ -95,8 +95,8 @@ def figures() -> list[Published]:
     return found
 
 
-# What `estimate_zero3_model_states_mem_needs` of DeepSpeed 0.19.8 returns without offloading, in GiB: 18 bytes for each
-# parameter, divided by the ranks, and 4 for each of the largest module, which here is the embedding.
+# What `estimate_zero3_model_states_mem_needs` of DeepSpeed 0.19.8 returns without offloading, in GiB: 18 bytes for
+# each parameter, divided by the ranks, and 4 for each of the largest module, which here is the embedding.
 DEEPSPEED = (("Qwen/Qwen3-4B", 8, 9.88), ("meta-llama/Llama-3.1-70B", 64, 22.39))
 
 

@@ -31,6 +31,7 @@ def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
     always, states = resident(run), {"teacher's states": 0.0 if run.offload_teacher_states else states_bytes(run)}
     asleep = engine(run, gpu) if run.engine and not run.engine.sleeps else {}
     scored = {**always, **asleep, "per-token numbers": numbers(run)}
+    teachers = [scoring(run, teacher, "teacher scoring") for teacher in run.teachers.values()]
     found = {
         "rollout": {**always, **engine(run, gpu), **generation(run)},
         "teacher scoring": {

@@ -135,12 +135,12 @@ KINDS = {
 
 
 def saved_bytes(model: torch.nn.Module, tokens: int, autocast: bool) -> int:
-    """What a forward saves for its backward, counted by PyTorch: each storage once, without weights and their casts."""
+    """What a forward saves for its backward, counted by PyTorch, without weights and their casts."""
     storages, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(value):
         storage = value.untyped_storage()
-        if storage.data_ptr() not in weights and tokens in value.shape + (value.shape[0] // 2,):
+        if storage.data_ptr() not in weights and {tokens, 2 * tokens} & set(value.shape):
             storages[storage.data_ptr()] = storage.nbytes()
         return value
 
