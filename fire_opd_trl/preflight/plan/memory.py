@@ -34,11 +34,7 @@ def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
     teachers = [scoring(run, teacher, "teacher scoring") for teacher in run.teachers.values()]
     found = {
         "rollout": {**always, **engine(run, gpu), **generation(run)},
-        "teacher scoring": {
-            **scored,
-            **states,
-            **largest([scoring(run, t, "teacher scoring") for t in run.teachers.values()]),
-        },
+        "teacher scoring": {**scored, **states, **largest(teachers)},
         "student scoring": {**scored, **states, **scoring(run, student_of(run), "student scoring")},
         "update": {**scored, **states, **update(run)},
     }
