@@ -166,4 +166,4 @@ def test_a_layer_saves_what_pytorch_counts(kind, precision):
     run = PlannedRun(shape_of(config, kind), compute_bytes=4 if precision == "float32" else 2,
                      autocast=precision == "autocast")  # fmt: skip
     # what the formula leaves out: a number for each row of a norm and of attention, and the routes of a mixture
-    assert saved(run) == pytest.approx((counts[1] - counts[0]) / tokens, rel=0.02)
+    assert saved(run) == pytest.approx((counts[1] - counts[0]) / tokens, rel=0.03)
