@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -123,7 +124,8 @@ def measured() -> str:
 
     rows = [["setting", "T op/s", *(f"{head}: measured, planned" for head in report.HEADS), "planned / measured"]]
     for record in json.loads((DOCS / "plan" / "seconds.json").read_text()):
-        plan, seen = planned_seconds(record, Path("/nonexistent")), record["seconds"]
+        with tempfile.TemporaryDirectory() as folder:
+            plan, seen = planned_seconds(record, Path(folder)), record["seconds"]
         pairs = [f"{seen[phase]:.1f}, {plan[phase]:.1f}" if seen[phase] > 0.05 else "given" for phase in PHASES]
         counted = [phase for phase in PHASES if seen[phase] > 0.05]
         ratio = sum(plan[phase] for phase in counted) / sum(seen[phase] for phase in counted)
@@ -202,10 +204,8 @@ def growth(name: str, grows: bool) -> str:
         times = [report.duration(took) for took in (*(plan.costs[p].seconds for p in PHASES), plan.step_seconds)]
         sent = STATISTICS[0] * window + STATISTICS[1] * gpus
         hours = plan.step_seconds / 3600 * gpus / window * 1e6
-        numbers = [f"{hours:,.0f}".replace(",", " "), f"{sent / 1e6:.2f} MB", "yes" if plan.fits else "no"]
-        rows.append(
-            [str(gpus), report.tokens(window), report.gb(plan.peak), *times, report.duration(plan.step_seconds)]
-        )
+        numbers = [f"{hours:.0f}", f"{sent / 1e6:.2f} MB", "yes" if plan.fits else "no"]
+        rows.append([str(gpus), str(window), report.gb(plan.peak), *times, report.duration(plan.step_seconds)])
         rows[-1] += numbers
     return markdown(rows)
 
@@ -227,7 +227,7 @@ def links(name: str) -> str:
             run.accumulation * run.student.parameters * 2,
         )
         statistics = STATISTICS[0] * run.window + STATISTICS[1] * gpus
-        rows.append([str(gpus), *(report.tokens(share * part / 1e9) for part in parts), f"{statistics / 1e9:.4f}"])
+        rows.append([str(gpus), *(f"{share * part / 1e9:.0f}" for part in parts), f"{statistics / 1e9:.4f}"])
     return markdown(rows)
 
 
