@@ -4,7 +4,9 @@ cluster by us; here they are read by the parsers that will read them, and run wi
 told.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +143,7 @@ def test_the_exit_code_of_the_training_is_the_jobs_and_the_server_ends(tmp_path)
     ("wishes", "said"),
     [
         ({"SERVER": "dies"}, "the server ended before it answered: logs/fire-opd-77/server.log says why."),
-        ({"SERVER": "silent", "SERVER_WAIT": "1"}, "the server did not answer within 1 s"),
+        ({"SERVER": "silent", "SERVER_WAIT": "3"}, "the server did not answer within 3 s"),
         ({"NODES": "n1 n2"}, "this job has 2 nodes, and needs 3"),
         ({"SERVER": "dies-later", "TRAINING": "hangs"}, "the server ended while the training ran"),
     ],
