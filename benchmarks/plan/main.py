@@ -35,15 +35,13 @@ def measure(name: str, folder: Path) -> dict[str, int]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     launch = ["accelerate.commands.launch", "--config_file", str(ZERO3), "--main_process_port", port, "-m"]
-    worker, output = "benchmarks.plan.worker", folder / "seen.json"
-    for command in (
-        [*python, worker, "--models", name, str(folder)],
-        [*python, *(launch if setting.zero3 else []), worker, name, str(folder), str(output)],
-    ):
+    worker = ["benchmarks.plan.worker", str(folder)]
+    made = [[*python, *worker, "--models", name]] if setting.zero3 else []
+    for command in (*made, [*python, *(launch if setting.zero3 else []), *worker, name]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{name}: {' '.join(command)} failed.\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    seen = [json.loads(file.read_text())["peaks"] for file in sorted(folder.glob("seen.*.json"))]
+    seen = [json.loads(file.read_text())["peaks"] for file in sorted((folder / name).glob("seen.*.json"))]
     return {phase: max(peaks[phase] for peaks in seen) for phase in seen[0]}
 
 
