@@ -135,7 +135,7 @@ def main(names: list[str], folder: Path) -> None:
     for name in names:
         if not SETTINGS[name].zero3:
             make_models(SETTINGS[name], folder / name)
-        seen = measure(SETTINGS[name], folder / name)
+        seen = {**measure(SETTINGS[name], folder / name), "first": name == names[0]}
         (folder / name / f"seen.{seen['rank']}.json").write_text(json.dumps(seen))
 
 
