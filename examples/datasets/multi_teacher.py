@@ -58,7 +58,7 @@ def to_row(row: dict, teacher: str, prompt: str, answer: str | None, instruction
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage="%(prog)s --output FILE [--source NAME=DATA ...] [--OPTION VALUE ...]",
+        usage="%(prog)s --output FILE [--OPTION VALUE ...]",
         description="Write prompts of several sources, each row with its teacher.",
         allow_abbrev=False,
     )
