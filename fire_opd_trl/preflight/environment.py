@@ -41,16 +41,21 @@ WIDTH = 118
 
 def main(argv: list[str]) -> int:
     """Run `fire-opd env`: print what a bug report needs. The exit code is 0."""
+    options = build_parser().parse_args(argv)
+    found = facts()
+    print(json.dumps(found, indent=2) if options.json else screen(found))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `fire-opd env`."""
     parser = argparse.ArgumentParser(
         prog="fire-opd env",
         description="What a bug report needs to know of this machine: versions, GPUs, memory, settings.",
         epilog="Nothing is sent anywhere. Secrets are not shown, and your home folder is `~`.",
     )
     parser.add_argument("--json", action="store_true", help="the same for programs")
-    options = parser.parse_args(argv)
-    found = facts()
-    print(json.dumps(found, indent=2) if options.json else screen(found))
-    return 0
+    return parser
 
 
 def facts() -> dict[str, Any]:

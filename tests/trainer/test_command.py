@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.commands import ACCELERATE_CONFIGS, CONFIGS, SCRIPT, refusal
-from support.launches import SUPPORT, free_port, kill, run_killably
+from support.launches import HARD_KILL_SECONDS, SUPPORT, free_port, kill, run_killably
 
 from fire_opd_trl import cli
 from fire_opd_trl.preflight import packaged
@@ -192,7 +192,7 @@ def test_two_machines_train_together(tmp_path):
             ]
             machines.append(multiprocessing.get_context("fork").Process(target=machine, args=(log, environment, argv)))
             machines[-1].start()
-        end = time.monotonic() + 180
+        end = time.monotonic() + HARD_KILL_SECONDS
         for one in machines:
             one.join(max(0, end - time.monotonic()))
         codes, said = [one.exitcode for one in machines], [log.read_text() for log in logs]
