@@ -5,13 +5,18 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_ARGS ?=
+GPU_ARGS ?=
 VLLM_VENV := .venv-vllm
+GPU_VENV := .venv-gpu
+# `make gpu GPU_PYTHON=...` uses an environment that is there. Without a GPU that of the tests will do.
+GPU_PYTHON ?=
+GPU_READY := $(if $(GPU_PYTHON),,$(if $(shell command -v nvidia-smi),$(GPU_VENV)/.ready,$(VENV)/.with-test))
 EVALPLUS_VENV := .venv-evalplus
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook docs docs-serve recipes bench evalplus clean
+.PHONY: help demo picture test test-fast test-launch test-vllm test-nightly check notebook docs docs-serve recipes bench gpu evalplus clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,10 +75,13 @@ recipes: $(VENV)/.with-test ## the tables of docs/recipes.md, with what `fire-op
 bench: $(VENV)/.with-report ## time and memory beside TRL's trainers, in outputs/bench (BENCH_ARGS="--preset tiny")
 	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)  # one process computes at a time
 
+gpu: $(GPU_READY) ## ten minutes on one GPU, in docs/gpu; without one a rehearsal on the CPU, in outputs/gpu
+	$(or $(GPU_PYTHON),$(dir $(GPU_READY))bin/python) -m benchmarks.gpu $(GPU_ARGS)
+
 evalplus: $(EVALPLUS_VENV)/.ready ## the environment of evalplus, which judges code for `fire-opd evaluate`
 
 clean: ## remove what make, the tools and the demo made
-	rm -rf $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) build dist *.egg-info outputs/demo site
+	rm -rf $(VENV) $(VLLM_VENV) $(GPU_VENV) $(EVALPLUS_VENV) build dist *.egg-info outputs/demo site
 	rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -93,6 +101,12 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install -q $$(grep '^torch==' constraints-vllm.txt)
 	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -r constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install -q --no-deps -e .
+	@touch $@
+
+# No constraints: vLLM wants one torch, and pip takes its build for CUDA.
+$(GPU_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install -q pytest -e '.[vllm,deepspeed,peft,report]'
 	@touch $@
 
 $(EVALPLUS_VENV)/.ready: constraints-evalplus.txt

@@ -10,7 +10,7 @@ import torch
 from benchmarks.throughput import main as throughput
 from benchmarks.throughput.sizes import SIZE_PRESETS
 
-from .running import CannotRun
+from .serving import CannotRun
 
 
 ARMS = ("fire", "opd_full", "grpo", "distillation")
@@ -30,7 +30,9 @@ def measure(device: str, preset: str, repeats: int, work: str) -> Iterator[dict[
     """
     needed = len(ARMS) * COPIES * 4 * SIZE_PRESETS[preset].size.parameters * ROOM
     if device == "cuda" and (there := torch.cuda.mem_get_info()[1]) < needed:
-        raise CannotRun(f"its {len(ARMS)} arms need about {needed / 1e9:.0f} GB at a time; there are {there / 1e9:.0f}")
+        raise CannotRun(
+            f"its {len(ARMS)} arms need about {needed / 1e9:.0f} GB at a time; there are {there / 1e9:.0f}"
+        )
     output = Path(work) / f"bench-{preset}"
     flags = ["--preset", preset, "--arms", ",".join(ARMS), "--repeats", str(repeats), "--output", str(output)]
     if throughput.main([*flags, "--skip-equal", "--skip-growth", "--skip-ranks"]):

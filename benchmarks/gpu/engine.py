@@ -15,7 +15,7 @@ from benchmarks.throughput.replay import Replay, tokenizer_of
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 PLUGIN = Path(__file__).parents[2] / "tests" / "engine" / "plugin"
@@ -33,7 +33,9 @@ def measure(models: Models, work: str) -> Iterator[dict[str, Any]]:
         work (`str`): The folder where the engine finds the student.
     """
     if find_spec("vllm") is None:
-        raise CannotRun("vLLM is not installed: `pip install fire-opd-trl[vllm]`, which `make gpu` does on a machine with a GPU")
+        raise CannotRun(
+            "vLLM is not installed: `pip install fire-opd-trl[vllm]`, which `make gpu` does on a machine with a GPU"
+        )
     sleeps = models.device == "cuda"
     if not sleeps:
         sys.path.insert(0, str(PLUGIN))  # vLLM's CPU backend packs weights, and would not see later ones
@@ -67,7 +69,12 @@ def measure(models: Models, work: str) -> Iterator[dict[str, Any]]:
     logs = [log for log in trainer.state.log_history if "fire/sampling_gap" in log]
     for number, log in enumerate(logs, 1):
         times = {name.removeprefix("time/"): value for name, value in log.items() if name.startswith("time/")}
-        yield {"step": number, **{name: log[name] for name in METRICS}, "seconds": log.get("step_time"), "times": times}
+        yield {
+            "step": number,
+            **{name: log[name] for name in METRICS},
+            "seconds": log.get("step_time"),
+            "times": times,
+        }
     yield {"memory": used, "sleeps": sleeps, "limit": trainer.args.sampling_gap_limit}
     if len(logs) < STEPS:
         raise RuntimeError(f"{len(logs)} of {STEPS} steps logged how far engine and trainer are apart")
@@ -75,7 +82,7 @@ def measure(models: Models, work: str) -> Iterator[dict[str, Any]]:
 
 def saved(models: Models, folder: Path) -> str:
     """A folder with the student and a tokenizer, as vLLM wants one."""
-    models.student().save_pretrained(folder)
+    models.student(torch.bfloat16).save_pretrained(folder)  # in which the engine samples; training loads float32
     tokenizer_of(models.size, str(folder))
     return str(folder)
 

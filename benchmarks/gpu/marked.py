@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .running import CannotRun
+from .serving import CannotRun
 
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,9 @@ def run() -> Iterator[dict[str, Any]]:
     """Run them, and yield how many passed, failed and were skipped."""
     if find_spec("pytest") is None:
         raise CannotRun("pytest is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *files_with_the_mark()]
+    if not (files := files_with_the_mark()):
+        raise CannotRun("no test has the mark")
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *files]
     ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(ran.stdout)
     yield counted(ran.stdout)

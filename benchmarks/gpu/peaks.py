@@ -13,13 +13,17 @@ from benchmarks.throughput.memory import CLEAR, resident
 from benchmarks.throughput.phases import PHASES, Stopwatch
 from benchmarks.throughput.replay import Replay, tokenizer_of
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.preflight.plan.memory import memory
+from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 STEPS = 2  # the second one has the optimizer's states from its beginning
 RANK = 16
+# What the plan calls the phases of the benchmark.
+PLANNED = {"rollout": "rollout", "teacher": "teacher scoring", "student": "student scoring", "update": "update"}
 # What each setting changes in a plain run of `fire`; `lora` gets an adapter beside it.
 CHANGES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -98,17 +102,34 @@ def longest(models: Models) -> int:
     return max(models.size.lengths)
 
 
+def adapter_of(setting: str) -> Any:
+    """The adapter's configuration, `None` where all weights are trained."""
+    if setting != "lora":
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise CannotRun("peft is not installed") from error
+    return LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
+
+
+def planned_run(models: Models, setting: str, folder: str) -> PlannedRun:
+    """The same run as a plan sees it, from configurations alone. Every prompt and every completion is equally long."""
+    for name, dtype in (("student", torch.float32), ("teacher", torch.bfloat16)):
+        models.config(name, dtype).save_pretrained(f"{folder}/{name}")
+    args = arguments(models, setting, folder)
+    args.teacher_model_name_or_path = f"{folder}/teacher"
+    parts = {"model": f"{folder}/student", "args": args, "peft_config": adapter_of(setting)}
+    machine = {**read_accelerate(None), "device": models.device, "mixed_precision": "bf16"}
+    prompt = models.size.prompt
+    return run_of_arguments(parts, machine, prompts=(prompt, prompt), mean_completion=longest(models))
+
+
 def measure(models: Models, setting: str) -> Iterator[dict[str, Any]]:
     """Yield one row: bytes by phase, measured, and computed by the plan."""
-    device = torch.device(models.device)
-    if setting == "lora":
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise CannotRun("peft is not installed") from error
-        kwargs = {"peft_config": LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")}
-    else:
-        kwargs = {}
+    device, adapter = torch.device(models.device), adapter_of(setting)
+    with tempfile.TemporaryDirectory() as folder:
+        planned = memory(planned_run(models, setting, folder))
     base = 0 if device.type == "cuda" else resident("VmRSS")  # Python and its libraries
     with tempfile.TemporaryDirectory() as folder:
         trainer = FiReOPDTrainer(
@@ -117,7 +138,7 @@ def measure(models: Models, setting: str) -> Iterator[dict[str, Any]]:
             arguments(models, setting, folder),
             Replay.of(models.size).dataset(),
             processing_class=tokenizer_of(models.size, folder),
-            **kwargs,
+            peft_config=adapter,
         )
         watch = PeakWatch(device)
         watch.time_method(trainer, "_generate", "rollout")
@@ -132,5 +153,5 @@ def measure(models: Models, setting: str) -> Iterator[dict[str, Any]]:
         "seconds": steps.seconds,
         "reserved": torch.cuda.max_memory_reserved() if device.type == "cuda" else None,
         "base": base,
-        "planned": None,
+        "planned": {phase: sum(planned[name].values()) for phase, name in PLANNED.items()},
     }

@@ -7,14 +7,14 @@ from .plan.hardware import HARDWARE, assumption_fields
 
 
 EPILOG = """
-All other arguments are those of `fire-opd train`; a dataset is not needed, nor any
+All other arguments are those of `fire-opd train`; neither a dataset is needed nor
 weights. Exit code 0: it fits; 1: it does not; 2: misuse.
 
 For example:
-  fire-opd plan --config strong-to-weak --accelerate_config zero3 --hardware h100
+  fire-opd plan --config strong-to-weak --accelerate_config zero3 --steps 165
   fire-opd plan --config strong-to-weak --accelerate_config zero3 --fit
   fire-opd plan --calibrate --output mine.yaml
-  torchrun --nproc_per_node 8 -m fire_opd_trl.cli plan --calibrate --output mine.yaml
+  torchrun --nproc_per_node 8 -m fire_opd_trl.cli plan --calibrate
 """
 
 
@@ -51,9 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
     configs = accelerate_configs()
     parser = argparse.ArgumentParser(
         prog="fire-opd plan",
-        usage="%(prog)s [--config RECIPE] [--hardware NAME] [--fit] [--ARGUMENT VALUE ...]",
-        description="What a run needs and takes, from configurations alone: memory of a card in each phase,\n"
-        "seconds of a step, hours of the run, what fits, and what is cheapest.",
+        usage="%(prog)s [--config RECIPE] [--hardware NAME] [--ARGUMENT VALUE ...]",
+        description="What a run needs and takes, from configurations alone: memory of a card in each\n"
+        "phase, seconds of a step, hours of the run, what fits, and what is cheapest.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

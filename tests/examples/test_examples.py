@@ -6,6 +6,8 @@ import runpy
 import shlex
 import signal
 import sys
+import sysconfig
+from importlib.machinery import PathFinder
 
 import nbformat
 import pytest
@@ -260,7 +262,8 @@ def test_a_reward_may_lie_in_the_working_directory(built, data):
 def test_a_function_may_be_named_by_its_file(built, data):
     (data / "mine.py").write_text(
         "def half(completions, **kwargs): return [0.5] * len(completions)\n"
-        "def double(number: int) -> int:\n    return 2 * number\n"
+        'def double(number: int) -> int:\n    """\n    Doubles.\n\n    Args:\n        number: What.\n    """\n'
+        "    return 2 * number\n"
     )
     given = built(
         "--dataset_name", "splits", "--reward_funcs", "mine.py:half", "--tools", "mine.double", "mine.py:double"
@@ -275,12 +278,20 @@ def test_a_function_may_be_named_by_its_file(built, data):
     [
         ("gone.py:half", "tools: 'gone.py:half' does not import ([Errno 2] No such file or directory: "),
         ("mine.py:gone", "tools: 'mine.py:gone' does not import (module 'mine' has no attribute 'gone'). Give module"),
+        (
+            "mine.py:silent",
+            "tools: 'mine.py:silent': Cannot generate JSON schema for silent because it has no docstring.",
+        ),
+        ("mine.py:untyped", "tools: 'mine.py:untyped': Argument x is missing a type hint in function untyped."),
         ("mine.py:NUMBER", "tools: 'mine.py:NUMBER' is a int. Name a function inside it."),
         ("broken.py:half", "tools: 'broken.py:half' does not import ("),
     ],
 )
 def test_a_tool_that_is_no_function_is_refused(data, path, sentence):
-    (data / "mine.py").write_text("NUMBER = 1\n")
+    (data / "mine.py").write_text(
+        "NUMBER = 1\ndef silent(x: int): pass\n"
+        'def untyped(x):\n    """\n    Does.\n\n    Args:\n        x: What.\n    """\n'
+    )
     (data / "broken.py").write_text("def half(:\n")
     with pytest.raises(ValueError, match=re.escape(sentence)):
         run(*STUDENT, *TEACHER, "--dataset_name", "splits", "--tools", path)
@@ -344,3 +355,13 @@ def test_the_readme_has_every_file_in_its_table():
     table = (EXAMPLES / "README.md").read_text()
     files = {file.name for file in EXAMPLES.iterdir() if file.is_file()} - {"README.md", "__init__.py"}
     assert set(re.findall(r"\]\((\w+\.\w+)\)", table)) == files
+
+
+def test_nothing_beside_the_script_hides_a_package_that_it_imports():
+    """Python looks beside a script first: a package `datasets` in examples/ would be taken for Hugging Face's."""
+    folder = SCRIPT.parent
+    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert "train_fire" in beside
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    hidden = [name for name in beside - {"__init__"} if PathFinder.find_spec(name, installed)]
+    assert hidden == []

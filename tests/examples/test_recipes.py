@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset, Features, Image, Value
 from PIL.Image import Image as Picture
 from support.commands import ACCELERATE_CONFIGS, SCRIPT
-from support.recipes_page import RECIPES, ROWS, command_of, parsed, steps
+from support.recipes_page import PAGE, RECIPES, ROWS, command_of, filled, parsed, steps
 from support.vision import picture, processor, vision_model
 from transformers import AutoTokenizer
 
@@ -26,7 +26,7 @@ from fire_opd_trl.preflight import packaged
 from fire_opd_trl.preflight.recipes import read_recipe, recipes_by_folder
 
 
-OURS, BASELINES = recipes_by_folder().values()
+_, BASELINES = recipes_by_folder().values()
 SOURCES = ("paper", "script", "code", "verl", "TRL", "data", "ours", "as in strong-to-weak")
 # What a baseline may set: its method with all that this needs, and no more of the run.
 BLOCK = {"method", "method_kwargs", "drop_fraction", "confidence", "confusion", "offload_teacher_states"}
@@ -118,6 +118,13 @@ def test_a_server_leaves_six_gpus_to_training_and_the_window_about_as_large():
     assert args.generation_batch_size == 1032 == 6 * 4 * 43  # the multiple of 24 that is nearest to 1024
     text = RECIPES["vllm-server"].read_text()
     assert f"--port {args.vllm_server_port}" in text and f"--max-model-len {args.vllm_max_model_length}" in text
+
+
+def test_the_page_has_each_recipe_with_its_window_its_steps_and_its_plan():
+    """`make recipes` writes these tables."""
+    page = PAGE.read_text()
+    assert filled(page) == page
+    assert page.count("](../configs/recipes/") == len(RECIPES)
 
 
 # Two steps of each

@@ -19,7 +19,6 @@ from fire_opd_trl import METHODS, FiReOPDConfig, stages
 
 # Pages of the navigation that this tree does not have yet.
 STILL_WRITTEN = {
-    "docs/coming_from",
     "docs/data",
     "docs/eight_gpus",
     "docs/gpu",
@@ -29,9 +28,7 @@ STILL_WRITTEN = {
     "docs/plan",
     "docs/plan_measured",
     "docs/recipes",
-    "docs/self_distillation",
     "docs/several_nodes",
-    "docs/tools_and_images",
 }
 LINKS = {"a": ("href",), "img": ("src",), "script": ("src",), "link": ("href",), "source": ("src", "srcset")}
 

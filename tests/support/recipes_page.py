@@ -34,6 +34,7 @@ ROWS = {
 }
 CARDS = {"lora-24gb": "rtx4090", "smoke": "cpu"}  # of the others: what the paper's run had
 CARD = "a100"
+MORE = {"vllm-server": ["--engine_gpus", "2"]}  # cards beside those of the training
 
 
 def command_of(name: str) -> list[str]:
@@ -51,8 +52,8 @@ def option(name: str, flag: str) -> str | None:
 @cache
 def planned_options(name: str) -> Any:
     """What `fire-opd plan` makes of the words of a recipe's training, with the card for which the table is."""
-    words = [word for word in command_of(name)[2:]]
-    return plan_arguments.make_parser().parse_known_args([*words, "--hardware", CARDS.get(name, CARD)])
+    words = [*command_of(name)[2:], *MORE.get(name, []), "--hardware", CARDS.get(name, CARD)]
+    return plan_arguments.make_parser().parse_known_args(words)
 
 
 def processes_of(name: str) -> int:
@@ -63,6 +64,7 @@ def processes_of(name: str) -> int:
     return int(re.search(r"num_processes: (\d+)", config.read_text())[1])
 
 
+@cache
 def parsed(name: str, *argv: str, processes: int | None = None) -> tuple:
     """The arguments of a recipe, as the script has them on so many processes."""
     faults: list[str] = []
@@ -100,7 +102,10 @@ def row_of(name: str) -> str:
     args = parsed(name)[1]
     answers = args.generation_batch_size
     window = f"{answers // args.num_generations} x {args.num_generations}"
-    said = verdict(plan_of(name)).split(" Computed:")[0].split(" `fire-opd plan --fit`")[0]
+    try:
+        said = verdict(plan_of(name)).split(" Computed:")[0].split(" `fire-opd plan --fit`")[0]
+    except TypeError:
+        said = "not planned yet"
     link = RECIPES[name].relative_to(ROOT).as_posix()
     cells = (f"[`{name}`](../{link})", about(RECIPES[name]), window, str(steps_of(name) or "–"), said)
     return f"| {' | '.join(cells)} |"

@@ -126,10 +126,10 @@ class Assumptions:
 
     compute_fraction: float = assumed(
         0.35,
-        "share of the card's operations that a dense model reaches",
+        "share of the operations that a dense model reaches",
         "torchtitan",
         "eager FSDP, 8B on 8 H100: 0.33 without and 0.39 with torch.compile, https://github.com/pytorch/torchtitan "
-        "(docs/performance.md); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
+        "(performance.md of its docs); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking)",
     )
     experts_fraction: float = assumed(
@@ -142,16 +142,16 @@ class Assumptions:
     )
     decode_fraction: float = assumed(
         0.70,
-        "share of the memory's bandwidth that decoding reaches",
-        "vLLM on an A100",
+        "share of the bandwidth that decoding reaches",
+        "vLLM, A100",
         "0.77 by vLLM 0.23 for one request of Llama-3.1-8B on an A100, "
         "https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on; less in large batches. The next number counts "
         "part of it once more: both together are careful",
     )
     decode_overhead: float = assumed(
         0.003,
-        "seconds of a decoding step of an engine beside its reading",
-        "vLLM on an A100",
+        "seconds of a decoding step beside its reading",
+        "vLLM, A100",
         "the same measurement: 13.3 ms a token, of which 10.3 ms read the weights at the card's peak",
     )
     eager_layer: float = assumed(
@@ -163,7 +163,7 @@ class Assumptions:
     )
     bandwidth_fraction: float = assumed(
         0.80,
-        "share of the memory's bandwidth that AdamW reaches",
+        "share of the bandwidth that AdamW reaches",
         "Azure's guide",
         "copies: 0.79 on an A100, 0.87 on an H100, https://github.com/Azure/AI-benchmarking-guide (Azure_Results)",
     )
@@ -188,13 +188,13 @@ class Assumptions:
     )
     spread: float = assumed(
         0.60,
-        "standard deviation of the logarithm of a completion's length",
+        "standard deviation of the logarithm of lengths",
         "`make bench`",
         "the longest of 128 completions is then 4 times the mean one, as in docs/throughput.md; simulated there",
     )
     reserve: float = assumed(
         4e9,
-        "bytes for CUDA, NCCL and fragments, counted nowhere else",
+        "bytes for CUDA, NCCL and fragments",
         "estimate",
         "estimate: a context takes about 0.5e9, NCCL 1e9 to 2e9, fragments the rest; none on a CPU",
     )

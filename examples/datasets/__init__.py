@@ -1,1 +1,0 @@
-"""Scripts that write prompts to train on. `fire-opd data` runs them."""

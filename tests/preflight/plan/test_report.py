@@ -1,0 +1,92 @@
+"""A plan as a screen, as markdown and for machines."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.plans import CARD, EXACT, MODEL, RUN
+
+from fire_opd_trl.preflight.plan import fit, report
+from fire_opd_trl.preflight.plan.fit import Plan
+from fire_opd_trl.preflight.plan.run import Assumed, Engine
+from fire_opd_trl.preflight.plan.seconds import PHASES
+
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def simple_memory(monkeypatch):
+    monkeypatch.setattr(fit, "memory", lambda run, card: {phase: {"weights": 3 * GB * run.rows} for phase in PHASES})
+
+
+def plan(run=RUN, memory: int = 10 * GB, **changes) -> Plan:
+    return Plan(run, replace(CARD, memory=memory), EXACT, **changes)
+
+
+def test_the_screen_is_no_wider_than_a_hundred_columns():
+    assumed = (Assumed("mean completion", 4, "an assumption", "--mean_completion"),)
+    for sources in (False, True):
+        screen = report.text(plan(replace(RUN, assumed=assumed), steps=10, price=2.5), sources=sources, fit=True)
+        assert max(map(len, screen.splitlines())) <= 100
+    assert "--mean_completion 4" in screen and "by hand" in screen
+    for head in ("memory of a card, GB", "time of a step", "teacher's weights", "cards"):
+        assert head in screen
+
+
+def test_what_does_not_fit_is_said_with_what_to_do():
+    assert "Fits on 8 x hand: 6.0 of 10.0 GB" in report.verdict(plan())
+    assert "Does not fit on 8 x hand: 6.0 of 5.0 GB" in report.verdict(plan(memory=5 * GB))
+    assert "--fit" in report.verdict(plan(memory=5 * GB))
+    assert "per_device_train_batch_size: 1" in report.proposal(plan(memory=5 * GB))
+    assert report.proposal(plan(memory=GB)).startswith("# Nothing fits")
+
+
+def test_hours_and_money_of_the_whole_run():
+    one = plan(steps=72_000, price=2)
+    hours = 20 * one.step_seconds
+    assert one.hours == pytest.approx(hours)
+    assert f"{8 * hours:.0f} card-hours" in report.whole_line(one) and "at 2 a card-hour" in report.whole_line(one)
+    assert "100 steps" in report.whole_line(plan())
+
+
+def test_machines_get_bytes_and_seconds():
+    told = json.loads(report.machine(plan(steps=3), fit=True))
+    assert told["peak_bytes"] == 6 * GB and told["fits"] and told["largest_per_device_train_batch_size"] == 2
+    assert told["step_seconds"] == pytest.approx(sum(told["seconds"][phase]["seconds"] for phase in PHASES))
+    assert set(told["teacher_placements"]) == {"sharded", "replicated", "offload"}
+    assert told["cards"]["16"]["fits"] and told["cards"]["64"] is None  # 16 rows cannot be cut for 64 cards
+    assert all(assumption["source"] for assumption in told["assumptions"])
+
+
+def test_an_engine_without_room_never_ends_and_json_says_null():
+    stuck = plan(replace(RUN, engine=Engine("colocate", memory=1e-7)))
+    assert json.loads(report.machine(stuck))["step_seconds"] is None
+    assert "never" in report.text(stuck) and not stuck.fits
+
+
+def test_markdown_has_whole_tables():
+    lines = [line for line in report.markdown(plan()).splitlines() if line.startswith("|")]
+    widths = {line.count("|") for line in lines[:3]}
+    assert len(widths) == 1 and "| --- | ---: |" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (42, "42 s"),
+        (99.4, "99 s"),
+        (150, "2.5 min"),
+        (5999, "100 min"),
+        (9000, "2.5 h"),
+    ],
+)
+def test_durations(seconds, said):
+    assert report.duration(seconds) == said
+
+
+def test_a_model_without_a_teacher_has_no_placements():
+    alone = plan(replace(RUN, teachers={}, student=MODEL))
+    assert "teacher's weights" not in report.text(alone) and "no teacher" in report.title(alone)

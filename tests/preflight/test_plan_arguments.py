@@ -1,0 +1,35 @@
+"""`fire-opd plan`: its own arguments."""
+
+import pytest
+
+from fire_opd_trl.preflight import plan_arguments
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What would be planned, by `fire-opd plan *argv`."""
+    seen = []
+    monkeypatch.setattr("fire_opd_trl.preflight.plan_command.run", lambda script, *rest: seen.append(rest) or 0)
+
+    def ask(*argv: str):
+        assert plan_arguments.main(list(argv)) == 0
+        return seen.pop()
+
+    return ask
+
+
+def test_its_own_arguments_are_read_and_all_others_left_to_the_training(asked):
+    rest, config, options, _ = asked("--config", "smoke", "--fit", "--overlap", "0.25", "--accelerate_config", "cpu")
+    assert rest == ["--config", "smoke"] and config.name == "cpu.yaml"
+    assert (options.fit, options.overlap, options.reserve, options.hardware) == (True, 0.25, None, None)
+
+
+def test_calibration_is_no_plan(monkeypatch):
+    seen = []
+    monkeypatch.setattr("fire_opd_trl.preflight.plan.calibrate.calibrate", lambda output: seen.append(output) or 0)
+    assert plan_arguments.main(["--calibrate", "--output", "mine.yaml"]) == 0 and seen == ["mine.yaml"]
+
+
+def test_the_help_has_no_long_lines():
+    lines = plan_arguments.make_parser().format_help().splitlines()
+    assert max(map(len, lines)) <= 82 or not lines

@@ -1,0 +1,76 @@
+"""`fire-opd plan` as a user runs it, in this process."""
+
+import json
+
+import pytest
+from support.commands import refusal
+
+from fire_opd_trl import cli
+from fire_opd_trl.demo.run import model_path
+
+
+MODELS = ["--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", model_path("teacher")]
+
+
+def plan(capsys, *argv: str) -> tuple[int, str]:
+    code = cli.main(["plan", *argv])
+    return code, capsys.readouterr().out
+
+
+def test_the_recipe_of_the_paper_is_planned_without_a_network(capsys):
+    arguments = ("--config", "strong-to-weak", "--accelerate_config", "zero3", "--steps", "165", "--price", "2")
+    code, output = plan(capsys, *arguments, "--json")
+    told = json.loads(output)
+    assert code == 0 and told["fits"] and told["steps"] == 165
+    assert told["title"].startswith("Qwen3-4B from Qwen3-30B-A3B-Instruct-2507, 8 x h100, ZeRO-3, vLLM")
+    assert told["money"] == pytest.approx(2 * told["card_hours"]) == pytest.approx(16 * told["hours"])
+    options = {assumption["option"]: assumption["value"] for assumption in told["assumptions"]}
+    assert options["--mean_completion"] == "4096"  # a quarter of 16384
+
+
+def test_local_folders_and_the_options_of_a_plan(capsys):
+    code, output = plan(capsys, *MODELS, "--hardware", "rtx4090", "--mean_completion", "20", "--spread", "0.1")
+    assert code == 0 and "1 x rtx4090, one process, rollouts by transformers" in output
+    assert "20 tokens in the mean" in output and "--spread 0.1" in output and "given" in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_what_does_not_fit_has_exit_code_1_and_a_proposal(capsys):
+    big = [
+        "--model_name_or_path",
+        "Qwen/Qwen3-32B",
+        "--teacher_model_name_or_path",
+        "Qwen3-32B",
+        "--dtype",
+        "bfloat16",
+    ]
+    code, output = plan(capsys, *big, "--hardware", "rtx4090", "--fit")
+    assert code == 1 and "Does not fit on 1 x rtx4090" in output.replace("\n", " ") and "# Nothing fits" in output
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (("--hardware", "h1000", *MODELS), "neither a file nor one of: h100, h200"),
+        (("--config", "strong-to-wek"), "Did you mean 'strong-to-weak'?"),
+        (("--accelerate_config", "zero33", *MODELS), "Did you mean 'zero3'?"),
+        (("--num_processes", "0", *MODELS), "--num_processes is 0. Give a number above 0."),
+        (("--price", "-1", *MODELS), "--price is -1.0. Give a number above 0."),
+        (("--learning_rat", "1", *MODELS), "Did you mean '--learning_rate'?"),
+        (("--output", "x.yaml", *MODELS), "--output names the file of --calibrate"),
+        (("--calibrate", "--method", "opd"), "takes no --method"),
+        (("--json", "--markdown"), "not allowed with argument"),
+        (("--method", "opd"), "There is no student"),
+        (("--model_name_or_path", "no/where", *MODELS[2:]), "no/where"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_said_in_a_line(capsys, monkeypatch, argv, said):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert said in refusal(capsys, "plan", *argv)
+
+
+def test_bad_yaml_is_said_in_a_line(capsys, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("method: [fire")
+    assert "bad.yaml is no YAML file: line 1, column 14" in refusal(capsys, "plan", "--config", str(file))
