@@ -106,6 +106,7 @@ myst_heading_anchors = 4  # the anchors that GitHub gives headings
 myst_enable_extensions = ["html_image"]
 highlight_language = "text"
 add_module_names = False
+smartquotes = False  # in a help such as '{"math": "org/math"}' they are code
 default_role = "py:obj"  # `name` in a docstring: a link if the reference has the name, code if not
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say the types
