@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,14 @@ def measure(name: str, folder: Path) -> dict[str, int]:
     setting = SETTINGS[name]
     environment = {**os.environ, **QUIET, **ENVIRONMENT}
     python = [sys.executable, "-m"]
-    accelerate = [*python, "accelerate.commands.launch", "--config_file", str(ZERO3), "-m"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = ["accelerate.commands.launch", "--config_file", str(ZERO3), "--main_process_port", port, "-m"]
     worker, output = "benchmarks.plan.worker", folder / "seen.json"
     for command in (
         [*python, worker, "--models", name, str(folder)],
-        [*(accelerate if setting.zero3 else python), worker, name, str(folder), str(output)],
+        [*python, *(launch if setting.zero3 else []), worker, name, str(folder), str(output)],
     ):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -205,8 +205,7 @@ def growth(name: str, grows: bool) -> str:
         sent = STATISTICS[0] * window + STATISTICS[1] * gpus
         hours = plan.step_seconds / 3600 * gpus / window * 1e6
         numbers = [f"{hours:.0f}", f"{sent / 1e6:.2f} MB", "yes" if plan.fits else "no"]
-        rows.append([str(gpus), str(window), report.gb(plan.peak), *times, report.duration(plan.step_seconds)])
-        rows[-1] += numbers
+        rows.append([str(gpus), str(window), report.gb(plan.peak), *times, *numbers])
     return markdown(rows)
 
 

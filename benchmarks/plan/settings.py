@@ -164,9 +164,7 @@ SETTINGS = {
         Setting("nothing-zero3", "the same on each of two ranks", NOTHING, NOTHING, (8,), 8, 1, 1, zero3=True),
         Setting("base", "a student of 36 M parameters, a teacher of 95 M", SMALL, MIDDLE),
         Setting("large-student", "a student of 197 M", LARGE, SMALL, (64,), rows=1),
-        Setting(
-            "checkpointing", "layers computed again in the backward", SMALL, MIDDLE, rows=8, accumulation=1, **AGAIN
-        ),
+        Setting("checkpointing", "layers are computed twice", SMALL, MIDDLE, rows=8, accumulation=1, **AGAIN),
         Setting("split", "one row in each of four micro-batches", SMALL, MIDDLE, (64,), rows=1, accumulation=4),
         Setting("long", "completions of 1024 tokens", SMALL, SMALL, (1024,), rows=1, accumulation=1),
         Setting("uneven", "completions of 32, 64, 128 and 512 tokens", SMALL, SMALL, (32, 64, 128, 512), rows=2),

@@ -23,7 +23,7 @@ from .settings import SETTINGS, Setting
 from .worker import make_models, trainer_of
 
 
-TIMED = ("base", "large-student", "large-teacher", "checkpointing", "lora", "generate")
+TIMED = ("base", "generate", "lora", "large-student", "checkpointing")
 CLOCKS = {"rollout": "time/rollout", "teacher scoring": "time/score_teacher", "student scoring": "time/score_student"}
 
 
@@ -73,6 +73,7 @@ def main() -> None:
         print(json.dumps(time_setting(options.one[0], Path(options.one[1]))))
         return
     records = []
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     for name in TIMED:
         with tempfile.TemporaryDirectory() as folder:
             make_models(SETTINGS[name], Path(folder))
@@ -80,8 +81,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             records.append(json.loads(done.stdout.splitlines()[-1]))
             print(name, records[-1]["seconds"], planned(records[-1], Path(folder)), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(records, indent=1) + "\n")
+            options.output.write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

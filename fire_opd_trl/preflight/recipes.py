@@ -31,10 +31,10 @@ def main(argv: list[str]) -> int:
     """Run `fire-opd recipes`: list the recipes, or print one with all that it inherits; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="fire-opd recipes",
-        description="List the recipes of `fire-opd train --config NAME`, or print one as a run reads it, with the "
-        "source of each value.",
-        epilog="A recipe of your own: fire-opd recipes NAME > mine.yaml, then --config mine.yaml. Or begin it with\n"
-        "`extends: NAME`, and write only what differs.",
+        description="List the recipes of `fire-opd train --config NAME`, or print one as a run\n"
+        "reads it, with the source of each value.",
+        epilog="A recipe of your own: fire-opd recipes NAME > mine.yaml, then --config mine.yaml.\n"
+        "Or begin it with `extends: NAME`, and write only what differs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe by name, or a YAML file")

@@ -1,10 +1,12 @@
 """`make gpu`: inside its time, whatever its sections do; right figures; a report that says what was not run."""
 
 import json
+import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,6 +24,7 @@ from benchmarks.gpu.rates import listed_as
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.rows import ROWS, figures, filled
 from benchmarks.gpu.running import Section, limit_of, run_sections
+from benchmarks.throughput.phases import PHASES
 from benchmarks.throughput.replay import Replay
 
 
@@ -244,6 +247,64 @@ def test_figures_of_the_results():
     results = rehearsal()
     results["run"]["card"] = "NVIDIA H100"
     assert "us, NVIDIA H100, [`make gpu`]" in filled(results)[0]
+
+
+def on_a_card() -> dict:
+    """Results of a run on a GPU, all made up, with something in every section."""
+    results = rehearsal()
+    results["run"] |= {
+        "device": "cuda", "preset": "card", "card": "NVIDIA H100 80GB HBM3", "memory": 85.0e9, "driver": "570.1",
+        "cuda": "12.9", "versions": {"torch": "2.13.0", "vllm": "0.31.0"}, "commit": "0123456789ab",
+    }  # fmt: skip
+    rates = {"name": "a card", "operations": 600e12, "bandwidth": 3e12, "host": 50e9, "memory": 85.0e9}
+    peak = {"setting": "full", "phases": dict.fromkeys(PHASES, 9e9), "planned": dict.fromkeys(PHASES, 10e9)}
+    gap = {"fire/sampling_gap": 0.004, "fire/sampling_kl": 1e-5, "fire/sampling_unknown": 0.0}
+    memory = {"before": 4e9, "built": 5e9, "sampling": 30e9, "training": 12e9}
+    arm = {"arm": "fire", "seconds": 0.5, "tokens_per_second": 9000.0, "memory": {"above": 1e9, "peak": 2e9}}
+    compared = [difference("entropy", "head, bfloat16, Triton", torch.ones(2), torch.zeros(2), 0.5, "max", "because")]
+    rows = {
+        "rates": [{"measured": rates, "listed": {**rates, "operations": 1000e12}}],
+        "correctness": compared,
+        "attention": [not_compared("log-probability", "flash attention", "not installed")],
+        "memory_full": [{**peak, "reserved": 12e9}],
+        "engine": [
+            {"step": 1, **gap, "seconds": 2.0, "times": {"rollout": 1.5}},
+            {"memory": memory, "sleeps": True, "limit": 0.05},
+        ],
+        "bench_medium": [arm, ratio("distillation", "opd_full", 3.0), ratio("grpo", "fire", 1.5)],
+        "tests": [{"passed": 1}],
+    }
+    results["sections"] = {
+        name: {"status": "done", "reason": "", "seconds": 30.0, "rows": found} for name, found in rows.items()
+    }
+    results["titles"] = {name: f"what {name} shows" for name in rows}
+    return {**results, "command": ["python -m benchmarks.gpu"], "minutes": 10, "size": asdict(TINY.size)}
+
+
+def test_the_report_of_a_card():
+    results = on_a_card()
+    text = markdown(results)
+    assert text.startswith("# NVIDIA H100 80GB HBM3\n") and "ehears" not in text and "Not run" not in text
+    assert "| matrix products, G operations/s | 600000 | 1000000 | 0.60 |" in text
+    assert "| NVIDIA H100 80GB HBM3, 85 GB, driver 570.1, CUDA 12.9 |" in text
+    assert "done; **1 beyond their bounds**" in text and "| max ≤ 0.5 | **no** |" in text
+    assert "not compared: not installed" in text and "0 of 1 comparisons within their bounds" in text
+    assert "| 9 / 10 | 0.90 | 12 |" in text  # measured, planned, their ratio, reserved
+    assert "| end of the step, asleep | 12 |" in text and "| engine has sampled | 30 |" in text
+    assert "`pytest -m gpu`: 1 passed." in text
+    assert len(figures(results)) == len(ROWS) - 1  # attention was not compared at all
+    assert not re.search(r"\d[eE]\+", text)  # no 6e+05
+
+
+def test_a_card_is_described(monkeypatch, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 570.86.15\necho 570.86.15\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40S")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=48e9))
+    found = command.describe("cuda")
+    assert (found["card"], found["memory"], found["driver"]) == ("NVIDIA L40S", 48e9, "570.86.15")
+    assert command.describe("cpu")["card"] is None
 
 
 def test_every_row_that_it_fills_stands_in_the_results():

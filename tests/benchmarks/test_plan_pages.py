@@ -8,6 +8,8 @@ from benchmarks.plan import pages
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_the_tables_of_a_page_are_what_the_plan_says(page):
     text = (pages.DOCS / page).read_text(encoding="utf-8")
+    tables = [table.splitlines() for table in text.replace("\n\n", "\0").split("\0") if table.startswith("| ")]
+    assert all(len({line.count(" | ") for line in table if line.startswith("|")}) == 1 for table in tables)
     assert pages.written(page, text) == text, "run `python -m benchmarks.plan.pages`, and read what has changed"
 
 

@@ -260,6 +260,12 @@ def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardw
     return max(1, min(len(lengths), told, int(room / (typical * run.student.keys_and_values * run.compute_bytes))))
 
 
+def mixed(lengths: list[float]) -> list[float]:
+    """Returns the lengths in an order in which long and short ones are spread evenly, the same every time."""
+    golden = (math.sqrt(5) - 1) / 2
+    return [lengths[i] for i in sorted(range(len(lengths)), key=lambda i: (i + 0.5) * golden % 1)]
+
+
 def engine_decode(
     run: PlannedRun, engine: Engine, lengths: list[float], hardware: Hardware, assumptions: Assumptions
 ) -> Cost:
@@ -271,7 +277,7 @@ def engine_decode(
     room = concurrent_rows(run, engine, lengths, hardware)
     if not room:
         return Cost(memory=math.inf)
-    waiting, running = sorted(lengths), []  # ends of those that run; the longest wait last, and start first
+    waiting, running = mixed(lengths), []  # an engine does not know which row will be long; ends of those that run
     now = starts = 0.0
     total = Cost()
     while waiting or running:
