@@ -22,6 +22,7 @@ STILL_WRITTEN = {
     "docs/data",
     "docs/eight_gpus",
     "docs/gpu",
+    "docs/gpu/cpu_tiny",
     "docs/gpu/report",
     "docs/internet_scale",
     "docs/paper_run",
