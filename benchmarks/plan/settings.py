@@ -149,68 +149,36 @@ class Setting:
 
 SMALL, MIDDLE, LARGE = Model(8, 512, 2048), Model(10, 768, 3072), Model(12, 1024, 4096)
 WIDE = Model(4, 512, 1536, vocabulary=96000)
+TIED = Model(4, 512, 1536, vocabulary=96000, tied=True)
+AGAIN: dict[str, Any] = {"arguments": {"gradient_checkpointing": True}}
+WHOLE: dict[str, Any] = {"arguments": {"method": "opd_full"}}
+TOP_K: dict[str, Any] = {"arguments": {"method": "eopd", "method_kwargs": {"top_k": 64, "threshold": 0.0}}}
 STREAMED: dict[str, Any] = {"arguments": {"teacher_placement": "offload"}}
+REPLICA: dict[str, Any] = {"arguments": {"teacher_placement": "replicated"}}
+SHARDED: dict[str, Any] = {"completions": (32,), "rows": 1, "accumulation": 1, "zero3": True}
 NOTHING = Model(1, 128, 128, vocabulary=256)
 SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("nothing", "models of 1 MB: what a process takes for itself", NOTHING, NOTHING, (8,), 8, 1, 1),
         Setting("nothing-zero3", "the same on each of two ranks", NOTHING, NOTHING, (8,), 8, 1, 1, zero3=True),
-        Setting("base", "a student of 42 M, a teacher of 108 M", SMALL, MIDDLE),
-        Setting("one-batch", "all rows in one micro-batch", SMALL, MIDDLE, rows=8, accumulation=1),
-        Setting("split", "one row in each of 8 micro-batches", SMALL, MIDDLE, rows=1, accumulation=8),
-        Setting(
-            "checkpointing",
-            "layers are computed again in the backward",
-            SMALL,
-            MIDDLE,
-            rows=8,
-            accumulation=1,
-            arguments={"gradient_checkpointing": True},
-        ),
-        Setting("large-student", "a student of 218 M", LARGE, SMALL, rows=2),
-        Setting("large-teacher", "a teacher of 218 M", SMALL, LARGE, rows=2),
-        Setting("long", "completions of 1024 tokens", SMALL, SMALL, (1024,), rows=1),
-        Setting("uneven", "completions of 32 to 1024 tokens", SMALL, SMALL, (32, 64, 128, 1024), rows=2),
-        Setting("vocabulary", "96 000 tokens, 99 M of 112 M parameters", WIDE, WIDE, rows=2),
-        Setting(
-            "tied",
-            "the same, the student's head is its embeddings",
-            Model(4, 512, 1536, 96000, tied=True),
-            WIDE,
-            rows=2,
-        ),
+        Setting("base", "a student of 36 M parameters, a teacher of 95 M", SMALL, MIDDLE),
+        Setting("large-student", "a student of 197 M", LARGE, SMALL, (64,), rows=1),
+        Setting("checkpointing", "layers are computed twice", SMALL, MIDDLE, rows=8, accumulation=1, **AGAIN),
+        Setting("split", "one row in each of four micro-batches", SMALL, MIDDLE, (64,), rows=1, accumulation=4),
+        Setting("long", "completions of 1024 tokens", SMALL, SMALL, (1024,), rows=1, accumulation=1),
+        Setting("uneven", "completions of 32, 64, 128 and 512 tokens", SMALL, SMALL, (32, 64, 128, 512), rows=2),
+        Setting("vocabulary", "96 000 tokens: 98 M of 110 M parameters", WIDE, WIDE, rows=2),
+        Setting("tied", "the same, the student's head is its embeddings", TIED, WIDE, (64,), rows=2),
         Setting("lora", "an adapter of rank 16 on the large student", LARGE, SMALL, lora=16),
-        Setting("whole", "whole distributions (opd_full)", WIDE, WIDE, rows=2, arguments={"method": "opd_full"}),
+        Setting("whole", "whole distributions (opd_full)", WIDE, WIDE, (64,), rows=2, accumulation=1, **WHOLE),
+        Setting("top-k", "the teacher's top 64 (eopd)", SMALL, MIDDLE, (64,), rows=2, **TOP_K),
+        Setting("streamed", "the teacher stays in its files", SMALL, MIDDLE, (64,), rows=2, **STREAMED),
+        Setting("generate", "transformers samples 24 rows", SMALL, SMALL, (48,), 32, 2, 12, generate=True),
         Setting(
-            "top-k",
-            "the teacher's top 64 (eopd)",
-            SMALL,
-            MIDDLE,
-            arguments={"method": "eopd", "method_kwargs": {"top_k": 64, "threshold": 0.0}},
+            "zero3", "ZeRO-3 on two ranks, both models of 197 M", LARGE, LARGE, rows=2, accumulation=1, zero3=True
         ),
-        Setting("streamed", "the teacher stays in its files", SMALL, LARGE, **STREAMED),
-        Setting("zero3", "ZeRO-3, two ranks", LARGE, LARGE, rows=2, accumulation=1, zero3=True),
-        Setting(
-            "zero3-replica",
-            "ZeRO-3, the teacher whole on both ranks",
-            MIDDLE,
-            LARGE,
-            rows=2,
-            accumulation=1,
-            zero3=True,
-            arguments={"teacher_placement": "replicated"},
-        ),
-        Setting(
-            "zero3-whole",
-            "ZeRO-3, whole distributions",
-            WIDE,
-            WIDE,
-            rows=2,
-            accumulation=1,
-            zero3=True,
-            arguments={"method": "opd_full"},
-        ),
-        Setting("generate", "transformers samples 64 rows", SMALL, SMALL, (96,), 32, 4, 16, generate=True),
+        Setting("zero3-replica", "ZeRO-3, the teacher whole on each rank", SMALL, MIDDLE, **SHARDED, **REPLICA),
+        Setting("zero3-whole", "ZeRO-3, whole distributions", WIDE, WIDE, **SHARDED, **WHOLE),
     )
 }

@@ -105,7 +105,7 @@ class SizePreset:
 TINY = Size(32, 2, 2, 1, 16, 64, 500, rows=8, batch=2, prompt=6, mean_length=16)
 SMALL = Size(384, 6, 6, 2, 64, 1152, 50_000, rows=32, batch=4, prompt=32, mean_length=64)
 MEDIUM = Size(640, 10, 10, 2, 64, 1920, 50_000, rows=64, batch=4, prompt=32, mean_length=128)
-QWEN3 = Size(1024, 28, 16, 8, 128, 3072, 151_936, rows=32, batch=4, prompt=64, mean_length=128)
+QWEN3 = Size(1024, 28, 16, 8, 128, 3072, 151_936, rows=32, batch=2, prompt=64, mean_length=96)
 SIZE_PRESETS = {
     "tiny": SizePreset(TINY, TINY, "0.03 M parameters, seconds: for tests of the benchmark"),
     "small": SizePreset(

@@ -11,10 +11,10 @@ from .sources import describe_written, load_rows, refuse_missing_file, refuse_ou
 
 
 SCRIPTS = {
-    "deepmath": "Prompts of DeepMath-103K, difficulty 6 and above, as in the paper.",
+    "deepmath": "Prompts of DeepMath-103K, difficulty 6 and above: the paper's.",
     "multi-teacher": "Prompts of several sources, each row with its teacher.",
 }
-CHECK = "Check prompts: lengths, repetitions, evaluation problems, teachers."
+CHECK = "Check prompts: lengths, repetitions, evaluation problems."
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +43,7 @@ def check_parser() -> argparse.ArgumentParser:
     """Returns the parser of `fire-opd data check`."""
     parser = argparse.ArgumentParser(
         prog="fire-opd data check",
-        usage="%(prog)s FILE [--student MODEL] [--against TASK] [--OPTION VALUE ...]",
+        usage="%(prog)s FILE [--student MODEL] [--OPTION VALUE ...]",
         description=CHECK + " No weights are loaded.",
         epilog="exit codes: 0 fine, or written with --output; 1 there is a fault; 2 refused.",
         allow_abbrev=False,

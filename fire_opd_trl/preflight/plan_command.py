@@ -1,6 +1,7 @@
 """What `fire-opd plan` does: it reads the arguments of a training, and says what they need and take."""
 
 import argparse
+import difflib
 import logging
 import warnings
 from pathlib import Path
@@ -33,6 +34,7 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, options: a
     transformers.logging.set_verbosity_error()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
+        refuse_near_misses(rest, options)
         plan = plan_of_command(script, rest, accelerate_config, options)
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
@@ -43,6 +45,14 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, options: a
     else:
         print(text(plan, options.sources, options.fit))
     return 0 if plan.fits else 1
+
+
+def refuse_near_misses(rest: list[str], options: argparse.Namespace) -> None:
+    """Refuse a word that is nearly an option of this command, which the training's parser could not tell."""
+    for word in rest:
+        name = word.split("=")[0].removeprefix("--")
+        if word.startswith("--") and (close := difflib.get_close_matches(name, vars(options), n=1, cutoff=0.85)):
+            raise ValueError(f"There is no argument --{name}. Did you mean '--{close[0]}'?")
 
 
 def plan_of_command(script: Any, rest: list[str], accelerate_config: Path | None, options: argparse.Namespace) -> Plan:

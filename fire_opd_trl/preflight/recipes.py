@@ -31,10 +31,10 @@ def main(argv: list[str]) -> int:
     """Run `fire-opd recipes`: list the recipes, or print one with all that it inherits; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="fire-opd recipes",
-        description="List the recipes of `fire-opd train --config NAME`, or print one as a run reads it, with the "
-        "source of each value.",
-        epilog="A recipe of your own: fire-opd recipes NAME > mine.yaml, then --config mine.yaml. Or begin it with\n"
-        "`extends: NAME`, and write only what differs.",
+        description="List the recipes of `fire-opd train --config NAME`, or print one as a run\n"
+        "reads it, with the source of each value.",
+        epilog="A recipe of your own: fire-opd recipes NAME > mine.yaml, then --config mine.yaml.\n"
+        "Or begin it with `extends: NAME`, and write only what differs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe by name, or a YAML file")
@@ -165,7 +165,7 @@ def loaded(file: Path) -> dict[str, Any]:
 def in_a_line(error: Any) -> str:
     """Returns what is wrong in a YAML file, and where, without the lines that it quotes."""
     mark = getattr(error, "problem_mark", None)
-    said = getattr(error, "problem", None) or getattr(error, "reason", str(error))
+    said: str = getattr(error, "problem", None) or getattr(error, "reason", str(error))
     return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 

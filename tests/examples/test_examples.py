@@ -262,7 +262,8 @@ def test_a_reward_may_lie_in_the_working_directory(built, data):
 def test_a_function_may_be_named_by_its_file(built, data):
     (data / "mine.py").write_text(
         "def half(completions, **kwargs): return [0.5] * len(completions)\n"
-        "def double(number: int) -> int:\n    return 2 * number\n"
+        'def double(number: int) -> int:\n    """\n    Doubles.\n\n    Args:\n        number: What.\n    """\n'
+        "    return 2 * number\n"
     )
     given = built(
         "--dataset_name", "splits", "--reward_funcs", "mine.py:half", "--tools", "mine.double", "mine.py:double"
@@ -277,12 +278,20 @@ def test_a_function_may_be_named_by_its_file(built, data):
     [
         ("gone.py:half", "tools: 'gone.py:half' does not import ([Errno 2] No such file or directory: "),
         ("mine.py:gone", "tools: 'mine.py:gone' does not import (module 'mine' has no attribute 'gone'). Give module"),
+        (
+            "mine.py:silent",
+            "tools: 'mine.py:silent': Cannot generate JSON schema for silent because it has no docstring.",
+        ),
+        ("mine.py:untyped", "tools: 'mine.py:untyped': Argument x is missing a type hint in function untyped."),
         ("mine.py:NUMBER", "tools: 'mine.py:NUMBER' is a int. Name a function inside it."),
         ("broken.py:half", "tools: 'broken.py:half' does not import ("),
     ],
 )
 def test_a_tool_that_is_no_function_is_refused(data, path, sentence):
-    (data / "mine.py").write_text("NUMBER = 1\n")
+    (data / "mine.py").write_text(
+        "NUMBER = 1\ndef silent(x: int): pass\n"
+        'def untyped(x):\n    """\n    Does.\n\n    Args:\n        x: What.\n    """\n'
+    )
     (data / "broken.py").write_text("def half(:\n")
     with pytest.raises(ValueError, match=re.escape(sentence)):
         run(*STUDENT, *TEACHER, "--dataset_name", "splits", "--tools", path)

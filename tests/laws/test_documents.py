@@ -45,12 +45,18 @@ def test_a_word_of_the_glossary_is_defined_once():
 
 def test_the_memory_of_a_gpu_is_the_sum_of_its_rows_and_what_the_readme_says():
     page, readme = (ROOT / "docs" / "hardware.md").read_text(), (ROOT / "README.md").read_text()
-    sums = []
-    for table in page.split("| what | GB |")[1:]:
-        *parts, total = (float(number) for number in re.findall(r"^\| [^|]+ \| ([\d.]+) \|", table, re.MULTILINE))
-        assert total == pytest.approx(sum(parts)) and len(parts) >= 4
-        sums.append(round(total))
-    assert [f"{total} GB" in readme for total in sums] == [True, True]
+    peaks = []
+    for table in page.split("<!-- plan: ")[1:]:
+        rows = re.findall(r"^\| ([^|]+) \| (.*) \|$", table, re.MULTILINE)
+        numbers = {name: [float(cell.replace("-", "0")) for cell in cells.split(" | ")] for name, cells in rows[2:]}
+        total = numbers.pop("sum")
+        assert len(numbers) >= 4 and len(total) == 4
+        for phase, whole in enumerate(total):
+            parts = sum(row[phase] for row in numbers.values())
+            assert whole == pytest.approx(parts, abs=0.05 * len(numbers) + 0.05)  # each is rounded
+        peaks.append(round(max(total)))
+    assert len(peaks) == 2
+    assert [f"{peak} GB" in readme for peak in peaks] == [True, True], peaks
 
 
 def test_a_decision_has_a_question_a_choice_and_its_evidence():

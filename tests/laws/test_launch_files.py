@@ -6,6 +6,7 @@ told.
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ ROOT = Path(fire_opd_trl.__file__).parents[1]
 SLURM, SKYPILOT, DOCKER = ROOT / "configs" / "slurm", ROOT / "configs" / "skypilot", ROOT / "docker"
 SERVER_JOB, SERVER_TASK = SLURM / "two_nodes_vllm_server.sbatch", SKYPILOT / "two_nodes_vllm_server.yaml"
 SCRIPTS, TASKS = sorted(SLURM.glob("*.sbatch")), sorted(SKYPILOT.glob("*.yaml"))
+SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")  # of the environment of the tests
 WINDOW = 1024  # rows, in the paper and in the recipe strong-to-weak
 IPS = "10.0.0.1\n10.0.0.2\n10.0.0.3"
 
@@ -78,7 +80,7 @@ def check_server_run(launched, trained: list[list[str]], served: list[list[str]]
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_job_script_is_sound_bash(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
-    found = subprocess.run(["shellcheck", "--shell=bash", str(script)], capture_output=True, text=True)
+    found = subprocess.run([SHELLCHECK, "--shell=bash", str(script)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 
@@ -189,7 +191,7 @@ def test_a_task_has_known_fields_sound_scripts_and_no_open_port(file, tmp_path):
         script = run_section(task, section, tmp_path)
         names = [f"{name}=" for name in task["envs"]]
         script.write_text("#!/bin/bash\n" + "\n".join(["export SKYPILOT_NODE_IPS=", *names]) + "\n" + task[section])
-        found = subprocess.run(["shellcheck", "--exclude=SC2034", str(script)], capture_output=True, text=True)
+        found = subprocess.run([SHELLCHECK, "--exclude=SC2034", str(script)], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
     assert "constraints-cuda.txt" in task["setup"]
 

@@ -57,6 +57,7 @@ def test_what_does_not_fit_has_exit_code_1_and_a_proposal(capsys):
         (("--num_processes", "0", *MODELS), "--num_processes is 0. Give a number above 0."),
         (("--price", "-1", *MODELS), "--price is -1.0. Give a number above 0."),
         (("--learning_rat", "1", *MODELS), "Did you mean '--learning_rate'?"),
+        (("--hardwar", "h100", *MODELS), "Did you mean '--hardware'?"),
         (("--output", "x.yaml", *MODELS), "--output names the file of --calibrate"),
         (("--calibrate", "--method", "opd"), "takes no --method"),
         (("--json", "--markdown"), "not allowed with argument"),

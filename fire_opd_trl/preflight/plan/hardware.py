@@ -129,7 +129,7 @@ class Assumptions:
         "share of the operations that a dense model reaches",
         "torchtitan",
         "eager FSDP, 8B on 8 H100: 0.33 without and 0.39 with torch.compile, https://github.com/pytorch/torchtitan "
-        "(docs/performance.md); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
+        "(performance.md of its docs); operations of a recomputation counted, 0.35 to 0.59 from 1B to 70B, "
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking)",
     )
     experts_fraction: float = assumed(

@@ -31,10 +31,11 @@ def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
     always, states = resident(run), {"teacher's states": 0.0 if run.offload_teacher_states else states_bytes(run)}
     asleep = engine(run, gpu) if run.engine and not run.engine.sleeps else {}
     scored = {**always, **asleep, "per-token numbers": numbers(run)}
+    teachers = [scoring(run, teacher, "teacher scoring") for teacher in run.teachers.values()]
     found = {
         "rollout": {**always, **engine(run, gpu), **generation(run)},
-        "teacher scoring": {**scored, **states, **largest([scoring(run, t) for t in run.teachers.values()])},
-        "student scoring": {**scored, **states, **scoring(run, Placed(run.student, run.student_bits, where(run)))},
+        "teacher scoring": {**scored, **states, **largest(teachers)},
+        "student scoring": {**scored, **states, **scoring(run, student_of(run), "student scoring")},
         "update": {**scored, **states, **update(run)},
     }
     return {phase: {name: size for name, size in parts.items() if size} for phase, parts in found.items()}
@@ -97,9 +98,10 @@ def sharded_by(run: PlannedRun) -> int:
     return run.gpus if run.sharding in ("zero3", "fsdp2") else 1
 
 
-def where(run: PlannedRun) -> str:
-    """Returns where the student is, in the words for teachers."""
-    return "replicated" if sharded_by(run) == 1 else "offload" if run.offload_parameters else "sharded"
+def student_of(run: PlannedRun) -> Placed:
+    """Returns the student as a model that scores."""
+    where = "replicated" if sharded_by(run) == 1 else "offload" if run.offload_parameters else "sharded"
+    return Placed(run.student, run.student_bits, where)
 
 
 def keeps_copies(run: PlannedRun) -> bool:
@@ -128,13 +130,16 @@ def frozen(run: PlannedRun, model: Placed) -> float:
 # What forwards bring
 
 
-def gathered(run: PlannedRun, model: Placed, training: bool = False) -> float:
+def gathered(run: PlannedRun, model: Placed, phase: str) -> float:
     """
-    Returns the bytes of the weights that a forward brings to the device.
+    Returns the bytes of the weights that the forwards of a phase bring to the device.
 
-    - ZeRO-3 gathers module by module, all experts of a mixture together (`keep_mixtures_whole`), ahead of time as many
-      as `prefetch_bucket` numbers, and gives a module free behind its forward. In training it keeps those that come
-      again soon, up to `max_live` (deepspeed.readthedocs.io/en/latest/zero3.html).
+    - ZeRO-3 gathers module by module, all experts of a mixture together (`keep_mixtures_whole`), and gives a module
+      free behind its forward. Once it knows the order of the modules, it gathers ahead with every module, in steps of
+      `prefetch_bucket` numbers, until `max_live` are there; what it gathers together lies in a flat buffer and then in
+      a copy (`fetch_sub_module` in zero/partitioned_param_coordinator.py, `AllGatherCoalescedHandle` in
+      zero/partition_parameters.py). A teacher's order is always the same. The student's is not, since it scores
+      without a backward and then trains: it scores module by module, and in training holds up to `max_live`.
     - FSDP 2 gathers a layer, and the next one ahead of it; embeddings and head, which are in the root, stay gathered.
     - What is streamed brings a layer.
     """
@@ -147,18 +152,18 @@ def gathered(run: PlannedRun, model: Placed, training: bool = False) -> float:
     if run.sharding == "fsdp2":
         return run.compute_bytes * (2 * shape.largest_layer + outside) + 4 * shape.head
     module = max(shape.largest_layer if shape.experts else shape.hidden * shape.intermediate, shape.head)
-    ahead = min(shape.parameters, module + run.prefetch_bucket)
-    return weight * (max(ahead, min(shape.parameters, run.max_live)) if training else ahead)
+    live, ahead = min(shape.parameters, max(module, run.max_live)), min(shape.parameters, run.prefetch_bucket)
+    return weight * {"student scoring": module, "update": live, "teacher scoring": live + 2 * ahead}[phase]
 
 
-def scoring(run: PlannedRun, model: Placed) -> Components:
+def scoring(run: PlannedRun, model: Placed, phase: str) -> Components:
     """
     Returns what a forward without gradients takes: gathered weights, the widest place of a layer, a tile of the head.
     """
     tokens, shape = scored_tokens(run), model.shape
     wide = run.compute_bytes if model.bits > 16 or run.autocast else 2
     parts = {
-        "gathered weights": gathered(run, model),
+        "gathered weights": gathered(run, model, phase),
         "activations": tokens * widest(shape, wide),
         "logits' tile": head_tile(run, shape),
     }
@@ -287,7 +292,7 @@ def update(run: PlannedRun) -> Components:
     student, tokens = run.student, updated_tokens(run)
     parts = {
         "activations": activations(run, tokens),
-        "gathered weights": gathered(run, Placed(student, run.student_bits, where(run)), training=True),
+        "gathered weights": gathered(run, student_of(run), "update"),
         "logits' tile": head_tile(run, student, 2 if run.whole_distributions and run.divergence else 1),
         "cast weights": cast_weights(run),
     }
@@ -311,6 +316,8 @@ def update(run: PlannedRun) -> Components:
     elif not first and not run.adapter:
         ends["gradient of the head"] = gradient_bytes(run) * student.embedding
     steps = {"gradients": gradients, "gradients in float32": 0.0}
+    if run.sharding == "zero2":
+        steps["gradients"] = gradient_bytes(run) * trainable(run) / run.gpus
     if run.sharding.startswith("zero") and run.student_bits < 32 and not run.offload_optimizer:
         steps["gradients in float32"] = 6.0 * trainable(run) / run.gpus  # as they are, put together, and in float32
     if run.sharding == "zero3":
@@ -332,7 +339,7 @@ def gradients_of_step(run: PlannedRun) -> float:
     whole = gradient_bytes(run) * trainable(run)
     if run.sharding in ("zero2", "fsdp2"):
         bucket = gradient_bytes(run) * min(run.reduce_bucket, trainable(run)) if run.sharding == "zero2" else 0
-        return whole / run.gpus + 2 * bucket
+        return whole / run.gpus + bucket
     return whole * (2 if run.sharding == "none" and run.gpus > 1 else 1)
 
 

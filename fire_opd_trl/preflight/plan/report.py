@@ -41,11 +41,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / unit:.1f} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
 
 
-def tokens(count: float) -> str:
-    """A number of tokens with thin marks between thousands."""
-    return f"{count:,.0f}".replace(",", " ")
-
-
 def title(plan: Plan) -> str:
     """What is planned, in a line."""
     run = plan.run
@@ -161,9 +156,9 @@ def window_line(plan: Plan) -> str:
     run = plan.run
     rows = run.rows * run.steps_per_generation * run.gpus
     return (
-        f"A window: {tokens(rows)} completions of {tokens(run.completion_mean)} tokens in the mean, "
-        f"{tokens(run.completion_longest)} at most, behind prompts of {tokens(run.prompt_mean)} "
-        f"({tokens(run.prompt_longest)} at most)."
+        f"A window: {rows} completions of {run.completion_mean:.0f} tokens in the mean, "
+        f"{run.completion_longest} at most, behind prompts of {run.prompt_mean:.0f} "
+        f"({run.prompt_longest} at most)."
     )
 
 
@@ -171,9 +166,14 @@ def whole_line(plan: Plan) -> str:
     """The whole run in a sentence."""
     if plan.hours is None or plan.card_hours is None:
         hundred = 100 * plan.step_seconds
-        return f"100 steps: {duration(hundred)}, {hundred * plan.cards / 3600:.0f} card-hours (--steps for the whole)."
+        return f"100 steps: {duration(hundred)}, {card_hours(hundred * plan.cards / 3600)} (--steps for the whole)."
     money = f", {plan.card_hours * plan.price:,.0f} at {plan.price:g} a card-hour" if plan.price else ""
-    return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {plan.card_hours:.0f} card-hours{money}."
+    return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {card_hours(plan.card_hours)}{money}."
+
+
+def card_hours(hours: float) -> str:
+    """Card-hours, with a decimal where there are few."""
+    return f"{hours:.1f} card-hours" if hours < 10 else f"{hours:.0f} card-hours"
 
 
 def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
@@ -200,7 +200,7 @@ def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
     rows, budget = largest_rows(plan), largest_budget(plan)
     lines += [
         f"Largest that fits, each alone: per_device_train_batch_size {rows or 'none'}; scoring_token_budget "
-        f"{tokens(budget) if budget else 'none'}.",
+        f"{budget or 'none'}.",
         "",
     ]
     if placed(plan):

@@ -74,6 +74,17 @@ def completion_lengths(rows: int, run: PlannedRun, spread: float) -> list[float]
     return list(log_normal(rows, run.completion_mean, run.completion_longest, spread))
 
 
+def with_longest(lengths: list[float], run: PlannedRun, spread: float) -> list[float]:
+    """
+    Returns the lengths of the rank that all others wait for: its longest completion is the longest of the window, the
+    highest quantile of all rows in place of the rank's.
+    """
+    rows, normal = len(lengths), NormalDist()
+    steps = normal.inv_cdf(1 - 0.5 / max(rows, run.window)) - normal.inv_cdf(0.5 / rows)
+    longest = lengths[-1] * math.exp(spread * steps)  # from the shortest, which no limit has cut
+    return [max(lengths[0], min(float(run.completion_longest), longest)), *lengths[1:]]
+
+
 @lru_cache
 def log_normal(rows: int, mean: float, longest: float, spread: float) -> tuple[float, ...]:
     """
@@ -176,7 +187,7 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
     shape, rows, engine = run.student, rank_rows(run), run.engine
     width = gathered_width(run)
     if engine is None:
-        lengths = completion_lengths(rows, run, assumptions.spread)
+        lengths = with_longest(completion_lengths(rows, run, assumptions.spread), run, assumptions.spread)
         decode = static_decode(run, lengths, hardware, assumptions)
         cards, engine_rows = 1.0, float(rows)
         sent = gather(shape.parameters, width, run, hardware, assumptions) if student_partitioned(run) else 0.0
@@ -185,6 +196,7 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
         engines = max(1, (engine.gpus or run.gpus) // engine.tensor_parallel)
         engine_rows = math.ceil(rows * run.gpus / engines)
         lengths = completion_lengths(round(engine_rows), run, assumptions.spread)
+        lengths = with_longest(lengths, run, assumptions.spread)
         decode = engine_decode(run, engine, lengths, hardware, assumptions)
         other_machine = engine.mode == "server" and run.gpus >= run.gpus_per_node
         link = hardware.network if other_machine else hardware.link
@@ -248,6 +260,12 @@ def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardw
     return max(1, min(len(lengths), told, int(room / (typical * run.student.keys_and_values * run.compute_bytes))))
 
 
+def mixed(lengths: list[float]) -> list[float]:
+    """Returns the lengths in an order in which long and short ones are spread evenly, the same every time."""
+    golden = (math.sqrt(5) - 1) / 2
+    return [lengths[i] for i in sorted(range(len(lengths)), key=lambda i: (i + 0.5) * golden % 1)]
+
+
 def engine_decode(
     run: PlannedRun, engine: Engine, lengths: list[float], hardware: Hardware, assumptions: Assumptions
 ) -> Cost:
@@ -259,7 +277,7 @@ def engine_decode(
     room = concurrent_rows(run, engine, lengths, hardware)
     if not room:
         return Cost(memory=math.inf)
-    waiting, running = sorted(lengths), []  # ends of those that run; the longest wait last, and start first
+    waiting, running = mixed(lengths), []  # an engine does not know which row will be long; ends of those that run
     now = starts = 0.0
     total = Cost()
     while waiting or running:

@@ -43,8 +43,8 @@ def test_what_does_not_fit_is_said_with_what_to_do():
 
 
 def test_hours_and_money_of_the_whole_run():
-    one = plan(steps=7200, price=2)
-    hours = 2 * one.step_seconds
+    one = plan(steps=72_000, price=2)
+    hours = 20 * one.step_seconds
     assert one.hours == pytest.approx(hours)
     assert f"{8 * hours:.0f} card-hours" in report.whole_line(one) and "at 2 a card-hour" in report.whole_line(one)
     assert "100 steps" in report.whole_line(plan())

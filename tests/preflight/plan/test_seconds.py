@@ -21,6 +21,7 @@ from fire_opd_trl.preflight.plan.seconds import (
     student_scoring,
     teacher_scoring,
     update,
+    with_longest,
     work_of,
 )
 
@@ -162,3 +163,14 @@ def test_a_step_is_its_phases_and_costs_add_up():
     total = Cost(1, 2, 3, 1) + Cost(1, 0, 0, 0)
     assert total.seconds == 6 and total.times(2).seconds == 12 and total.dominant == "operations"
     assert Cost().dominant == "nothing"
+
+
+def test_all_ranks_wait_for_the_longest_completion_of_the_window():
+    run = replace(RUN, rows=128, gpus=8, completion_mean=100, completion_longest=100_000)
+    rank = completion_lengths(128, run, spread=0.6)
+    waited = with_longest(rank, run, spread=0.6)
+    # Of 1024 rows the highest quantile is 3.30 standard deviations out, of 128 it is 2.66.
+    assert waited[0] / rank[0] == pytest.approx(2.718281828 ** (0.6 * (3.297 - 2.660)), rel=0.01)
+    assert waited[1:] == rank[1:]
+    assert with_longest(rank, replace(run, completion_longest=500), spread=0.6)[0] == 500
+    assert with_longest([4.0, 4.0], RUN, spread=0.6) == [4.0, 4.0]  # all are as long as can be
