@@ -121,7 +121,11 @@ def git_state(folder: str | Path = ".") -> dict[str, Any]:
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            **{"capture_output": True, "text": True, "timeout": 10, "check": True, "stdin": subprocess.DEVNULL},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            stdin=subprocess.DEVNULL,
         ).stdout.strip()
 
     try:
@@ -153,7 +157,7 @@ def supported() -> dict[str, Any]:
     """Returns the versions that this package names in its pyproject.toml, and TRL of vLLM: a SpecifierSet by name."""
     from packaging.requirements import Requirement
 
-    ranges = {}
+    ranges: dict[str, Any] = {}
     for requirement in map(Requirement, requirements()):
         ranges.setdefault(requirement.name, requirement.specifier)
     for requirement in map(Requirement, metadata.requires("trl") or ()):
@@ -279,8 +283,8 @@ def hub_cache() -> dict[str, Any]:
 def accelerate_default() -> dict[str, Any]:
     """Returns what `accelerate config` has left, which a run takes where no --accelerate_config is given."""
     folder = hub_home() / "accelerate"
-    names = [folder / f"default_config.{ending}" for ending in ("yaml", "yml", "json")]
-    file = next((path for path in names if path.is_file()), None)
+    files = [folder / f"default_config.{ending}" for ending in ("yaml", "yml", "json")]
+    file = next((path for path in files if path.is_file()), None)
     if file is None:
         return {"file": None}
     import yaml

@@ -66,16 +66,16 @@ silent) ;;
 esac
 for ((i = 0; i < 400; i++)); do
     if [[ -n ${FINISH:-} ]]; then touch "$FINISH"; fi
-    if [[ ${SERVER:-} == dies-later && -e $NOTES.training ]]; then exit 7; fi
+    if [[ ${SERVER:-} == dies-later && $(grep -c "^fire-opd" "$NOTES") == 2 ]]; then exit 7; fi
     /bin/sleep 0.05
 done
 """,
     "curl": r"""note curl "${@: -1}"; [[ -e $NOTES.ready || -n ${CURL:-} ]]""",
     "sleep": "/bin/sleep 0.05",
     "fire-opd": r"""
+trap 'note fire-opd-ended; exit 143' TERM
 note fire-opd "${VLLM_HOST_IP:-}" "$@"
 touch "$NOTES.training"
-trap 'note fire-opd-ended; exit 143' TERM
 if [[ ${TRAINING:-0} != hangs ]]; then exit "${TRAINING:-0}"; fi
 for ((i = 0; i < 400; i++)); do /bin/sleep 0.05; done
 """,
