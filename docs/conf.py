@@ -77,8 +77,9 @@ NAVIGATION = {
         "The paper's run, planned": "docs/paper_run",
         "Internet scale, on paper": "docs/internet_scale",
         "Plan against measurements": "docs/plan_measured",
-        "One GPU": "docs/gpu",
+        "One GPU, ten minutes": "docs/gpu",
         "One GPU: report": "docs/gpu/report",
+        "One GPU: the same on a CPU": "docs/gpu/cpu_tiny",
         "What the tests notice": "docs/mutants",
         "Nightly tests": "docs/nightly",
         "Decisions": "docs/decisions",
@@ -105,6 +106,7 @@ myst_heading_anchors = 4  # the anchors that GitHub gives headings
 myst_enable_extensions = ["html_image"]
 highlight_language = "text"
 add_module_names = False
+smartquotes = False  # in a help such as '{"math": "org/math"}' they are code
 default_role = "py:obj"  # `name` in a docstring: a link if the reference has the name, code if not
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say the types

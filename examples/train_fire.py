@@ -61,7 +61,7 @@ from trl import ScriptArguments  # noqa: E402
 DESCRIPTION = (
     "On-policy distillation: the student answers prompts, and learns from what the teacher finds of every token. "
     "--config NAME or FILE.yaml sets any of these arguments, and the command line overrides it. The recipes by name: "
-    "{}; and the names of methods, for the first run with another method. `fire-opd recipes` lists them all."
+    "{}; and the names of methods, for strong-to-weak with another method. `fire-opd recipes` lists them all."
 )
 USUAL = [
     *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "method", "dtype"),
@@ -174,7 +174,9 @@ def make_parser(prog: str | None = None, config: type | None = None):
         helps=HELPS,
         prog=prog or program(),
         usage="%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]",
-        description=textwrap.fill(DESCRIPTION.format(", ".join(recipes_by_folder()["recipes"])), 78),
+        description=textwrap.fill(
+            DESCRIPTION.format(", ".join(recipes_by_folder()["recipes"])), 78, break_on_hyphens=False
+        ),
         allow_abbrev=False,
     )
 

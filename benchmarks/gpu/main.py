@@ -91,7 +91,12 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         parser.error(str(error))
     run = {"preset": preset, "device": device, "model": options.model, "teacher": options.teacher, **describe(device)}
-    results = {"run": run, "command": ["python -m benchmarks.gpu", *argv], "size": asdict(models.size), "sections": {}}
+    results: dict[str, Any] = {
+        "run": run,
+        "command": ["python -m benchmarks.gpu", *argv],
+        "size": asdict(models.size),
+        "sections": {},
+    }
     results["titles"] = {section.name: section.title for section in sections}
     results["minutes"], results["date"] = minutes, time.strftime("%Y-%m-%d")
     earlier = None if options.overwrite else read(output / RESULTS)

@@ -39,7 +39,7 @@ def markdown(results: dict[str, Any]) -> str:
         "verdict": verdict(sections),
         "figures": figures(results),
         "states": {name: state(outcome) for name, outcome in sections.items()},
-        "rates": (rows(sections, "rates") or [None])[0],
+        "rates": next(iter(rows(sections, "rates")), None),
         "compared": {name: rows(sections, name) for name in ("correctness", "attention")},
         "peaks": [row for name in sections if name.startswith("memory_") for row in rows(sections, name)],
         "settings": SETTINGS,
@@ -55,7 +55,7 @@ def markdown(results: dict[str, Any]) -> str:
             for name in sections
             if name.startswith("bench_") and rows(sections, name)
         },
-        "tests": (rows(sections, "tests") or [None])[0],
+        "tests": next(iter(rows(sections, "tests")), None),
     }
     return render(Path(__file__).with_name("report.md.j2"), values, {"bracketed": bracketed, "giga": giga})
 

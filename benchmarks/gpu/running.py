@@ -88,7 +88,8 @@ def run_sections(
 
 def run_section(section: Section, limit: float, log: Path) -> Outcome:
     """Run one section for at most so many seconds; return its status, the reason for it, its rows and its time."""
-    began, rows = time.monotonic(), []
+    began = time.monotonic()
+    rows: list[Row] = []
 
     def outcome(status: str, reason: str = "") -> Outcome:
         return {"status": status, "reason": reason, "rows": rows, "seconds": time.monotonic() - began}

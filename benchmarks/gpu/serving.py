@@ -16,6 +16,7 @@ class CannotRun(Exception):
 def serve(link: Connection, function: str, arguments: tuple) -> None:
     """Run a section, a generator of rows: send each row as soon as it is known, then how it ended."""
     logging.disable(logging.WARNING)
+    end: tuple[str, ...]
     try:
         for row in pkgutil.resolve_name(function)(*arguments):
             link.send(("row", row))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.throughput.memory import ENVIRONMENT
 
-from .page import PAGE, RESULTS, page, read_results
+from .page import PAGE, RESULTS, Measured, page, read_results
 from .settings import SETTINGS, ZERO3
 
 
@@ -26,8 +26,8 @@ QUIET = {
 }
 
 
-def measure(name: str, folder: Path) -> dict[str, int]:
-    """Measure a setting in processes of its own; returns the peak of each phase, of the rank that takes most."""
+def measure(name: str, folder: Path) -> Measured:
+    """Measure a setting in processes of its own."""
     setting = SETTINGS[name]
     environment = {**os.environ, **QUIET, **ENVIRONMENT}
     python = [sys.executable, "-m"]
@@ -35,16 +35,19 @@ def measure(name: str, folder: Path) -> dict[str, int]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     launch = ["accelerate.commands.launch", "--config_file", str(ZERO3), "--main_process_port", port, "-m"]
-    worker, output = "benchmarks.plan.worker", folder / "seen.json"
-    for command in (
-        [*python, worker, "--models", name, str(folder)],
-        [*python, *(launch if setting.zero3 else []), worker, name, str(folder), str(output)],
-    ):
+    worker = ["benchmarks.plan.worker", str(folder)]
+    made = [[*python, *worker, "--models", name]] if setting.zero3 else []
+    for command in (*made, [*python, *(launch if setting.zero3 else []), *worker, name]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{name}: {' '.join(command)} failed.\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    seen = [json.loads(file.read_text())["peaks"] for file in sorted(folder.glob("seen.*.json"))]
-    return {phase: max(peaks[phase] for peaks in seen) for phase in seen[0]}
+    return taken_together([json.loads(file.read_text()) for file in sorted((folder / name).glob("seen.*.json"))])
+
+
+def taken_together(seen: list[dict]) -> Measured:
+    """Returns what the ranks have seen as one: the peak of each phase is that of the rank that takes most."""
+    peaks = {phase: max(of["peaks"][phase] for of in seen) for phase in seen[0]["peaks"]}
+    return {"first": seen[0]["first"], "peaks": peaks}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +61,6 @@ def main(argv: list[str] | None = None) -> int:
             results[name] = measure(name, Path(folder))
         ordered = {name: results[name] for name in SETTINGS if name in results}
         RESULTS.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-        print(name, {phase: f"{size / 1e6:.0f} MB" for phase, size in results[name].items()}, flush=True)
+        print(name, {phase: f"{size / 1e6:.0f} MB" for phase, size in results[name]["peaks"].items()}, flush=True)
     PAGE.write_text(page(results), encoding="utf-8")
     return 0

@@ -4,6 +4,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from fire_opd_trl.preflight.plan.memory import PHASES, memory, peak
 
@@ -14,6 +15,19 @@ from .settings import SETTINGS
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS, TEXT = ROOT / "docs" / "plan_measured.md", Path(__file__).with_name("results.json"), "page.md"
 ALONE = {False: "nothing", True: "nothing-zero3"}  # what tells what a process takes for itself
+
+
+class Measured(TypedDict):
+    """
+    What was measured of a setting.
+
+    Args:
+        first (`bool`): Whether it was the first setting of its process.
+        peaks (`dict`): Bytes by phase, above what the process had before its models were loaded.
+    """
+
+    first: bool
+    peaks: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,8 @@ class Row:
         return max(self.planned.values()) / max(self.measured.values())
 
 
-def read_results() -> dict[str, dict[str, int]]:
-    """Returns what was measured so far: by setting and phase, in bytes."""
+def read_results() -> dict[str, Measured]:
+    """Returns what was measured so far, by setting."""
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
 
 
@@ -49,28 +63,29 @@ def planned(name: str) -> dict[str, float]:
         return {phase: peak(parts) for phase, parts in memory(SETTINGS[name].planned(Path(folder))).items()}
 
 
-def alone(results: dict[str, dict[str, int]], zero3: bool) -> float:
-    """Returns what a process takes for itself: by how much one with models of 1 MB grows above what is planned."""
+def alone(results: dict[str, Measured], zero3: bool) -> float:
+    """
+    Returns what a process takes for itself in its first setting: by how much one with models of 1 MB grows above what
+    is planned. In a later setting its libraries, threads and buffers are there.
+    """
     name = ALONE[zero3]
-    return max(results[name][phase] for phase in PHASES) - max(planned(name).values())
+    return max(results[name]["peaks"][phase] for phase in PHASES) - max(planned(name).values())
 
 
-def rows(results: dict[str, dict[str, int]]) -> list[Row]:
+def rows(results: dict[str, Measured]) -> list[Row]:
     """Returns the settings that were measured, but those that tell what a process takes for itself."""
     own = {zero3: alone(results, zero3) for zero3, name in ALONE.items() if name in results}
-    return [
-        Row(
-            name,
-            SETTINGS[name].what,
-            planned(name),
-            {phase: results[name][phase] - own[SETTINGS[name].zero3] for phase in PHASES},
-        )
-        for name in results
-        if name not in ALONE.values()
-    ]
+    found = []
+    for name, seen in results.items():
+        setting = SETTINGS[name]
+        less = own[setting.zero3] if seen["first"] else 0.0
+        measured = {phase: seen["peaks"][phase] - less for phase in PHASES}
+        if name not in ALONE.values():
+            found.append(Row(name, setting.what, planned(name), measured))
+    return found
 
 
-def page(results: dict[str, dict[str, int]]) -> str:
+def page(results: dict[str, Measured]) -> str:
     """Returns docs/plan_measured.md."""
     found = rows(results)
     peaks = ["| setting | what it is | planned, MB | measured, MB | ratio |", "| --- | --- | --- | --- | --- |"]

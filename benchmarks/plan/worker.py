@@ -1,4 +1,4 @@
-"""One setting in a process of its own, or in one on each rank: what its memory grew by in every phase of two steps."""
+"""What the memory of a process grows by in every phase of two steps of a setting; with ZeRO-3 that of each rank."""
 
 import ctypes
 import gc
@@ -106,23 +106,13 @@ def import_all(setting: Setting) -> None:
         import peft  # noqa: F401
 
 
-def main(name: str, folder: Path, output: Path) -> None:
-    """Measure a setting, and write what was seen."""
-    setting = SETTINGS[name]
-    import_all(setting)
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(2)
+def measure(setting: Setting, folder: Path) -> dict[str, Any]:
+    """Train two steps of a setting, whose models lie in `folder`; returns what was seen on this rank."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     phases = Phases()
     trainer = trainer_of(setting, folder)
     phases.note("loading")
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    loaded, of_files = resident("VmRSS") - phases.imported, resident("RssFile")
     phases.watch(trainer, "_generate", "rollout")
     for teacher in trainer.window_scorer.teachers.values():
         phases.watch(teacher, "token_scores", "teacher scoring")
@@ -130,13 +120,27 @@ def main(name: str, folder: Path, output: Path) -> None:
     CLEAR.write_text("5")
     trainer.train()
     phases.note("update")
-    rank = trainer.accelerator.process_index
-    seen = {"imported": phases.imported, "loaded": loaded, "files": of_files, "peaks": phases.peaks}
-    output.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
+    return {"rank": trainer.accelerator.process_index, "imported": phases.imported, "peaks": phases.peaks}
+
+
+def main(names: list[str], folder: Path) -> None:
+    """Measure settings one after the other, and write what was seen."""
+    for name in names:
+        import_all(SETTINGS[name])
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(2)
+    for name in names:
+        if not SETTINGS[name].zero3:
+            make_models(SETTINGS[name], folder / name)
+        seen = {**measure(SETTINGS[name], folder / name), "first": name == names[0]}
+        (folder / name / f"seen.{seen['rank']}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--models":
-        make_models(SETTINGS[sys.argv[2]], Path(sys.argv[3]))
+    if sys.argv[2] == "--models":
+        make_models(SETTINGS[sys.argv[3]], Path(sys.argv[1]) / sys.argv[3])
     else:
-        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+        main(sys.argv[2:], Path(sys.argv[1]))

@@ -58,7 +58,10 @@ def to_row(row: dict, least: float, instruction: str, solution: str | None, hint
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog, description="Write prompts of DeepMath-103K for a training.", allow_abbrev=False
+        prog=prog,
+        usage="%(prog)s --output FILE [--OPTION VALUE ...]",
+        description="Write prompts of DeepMath-103K for a training.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="what is written: .jsonl or .parquet")

@@ -57,7 +57,10 @@ def to_row(row: dict, teacher: str, prompt: str, answer: str | None, instruction
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog, description="Write prompts of several sources, each row with its teacher.", allow_abbrev=False
+        prog=prog,
+        usage="%(prog)s --output FILE [--OPTION VALUE ...]",
+        description="Write prompts of several sources, each row with its teacher.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     pairs = {"nargs": "+", "action": "extend", "default": []}

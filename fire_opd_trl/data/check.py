@@ -311,8 +311,8 @@ def check_repetitions(looked: Looked, whole: list[dict[str, Any]], asked: Asked,
 def check_problems(looked: Looked, once: list[int], texts: list[str], asked: Asked) -> None:
     """Record the prompts that hold an evaluation problem."""
     if not asked.problems:
-        text = "not compared with evaluation problems: --against names tasks or files"
-        looked.checked.record("evaluation", text, "warning")
+        said = "not compared with evaluation problems: --against names tasks or files"
+        looked.checked.record("evaluation", said, "warning")
         return
     names, problems = list(asked.problems), list(asked.problems.values())
     best: dict[int, tuple[int, float]] = {}
@@ -328,7 +328,7 @@ def check_problems(looked: Looked, once: list[int], texts: list[str], asked: Ask
         f"at least {asked.overlap:.0%} of the triples of words, and all numbers, of an evaluation problem. A student "
         "that is trained on it is no longer measured by it", "an evaluation problem",
     )  # fmt: skip
-    compared = f"compared with {counted(len(problems), 'problem')}: {len(rows) or 'none'} of the rows holds one"
+    compared = f"compared with {counted(len(problems), 'problem')}: {counted(len(rows), 'row')} held one"
     if other := len(others - set(best)):
         compared += f"; in {counted(other, 'row')} the words are those of a problem, and the numbers are others"
     looked.checked.record("evaluation", compared)

@@ -41,4 +41,10 @@ def main(argv: list[str]) -> int:
 
     from .command import run  # transformers, seconds
 
-    return run(training_script(), rest, config, options.num_processes, options.with_models)
+    script = training_script()
+    try:
+        if recipe is not None:
+            script.make_parser(parser.prog).take_recipe(recipe)  # a key that is no argument
+    except ValueError as error:
+        parser.error(str(error))
+    return run(script, rest, config, options.num_processes, options.with_models)

@@ -95,11 +95,14 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
 
 
 def record_plan(parts: dict[str, Any], accelerate_config: Path | None, processes: int, checked: Checked) -> None:
-    """Add the plan's verdict, in a line. What does not fit is a warning: a plan is computed, and may be wrong."""
+    """
+    Add the plan's verdict, in a line. What does not fit is a warning: a plan is computed, and may be wrong. So is a
+    model of which none can be made, whatever the reason.
+    """
     try:
         plan = plan_of_arguments(parts, accelerate_config, processes)
-    except (OSError, ValueError) as error:
-        checked.record("plan", f"none could be made: {error}", "warning")
+    except Exception as error:
+        checked.record("plan", f"none could be made: {type(error).__name__}: {error}", "warning")
         return
     checked.record("plan", verdict(plan), "ok" if plan.fits else "warning")
 

@@ -34,5 +34,5 @@ def test_the_plan_is_near_what_others_report():
 
 @pytest.mark.nightly
 def test_a_setting_is_measured_anew(tmp_path):
-    peaks = measure("split", tmp_path)
-    assert max(peaks.values()) == pytest.approx(max(RESULTS["split"].values()), rel=0.05)
+    peaks = measure("split", tmp_path)["peaks"]
+    assert 0.8 < max(ROWS["split"].planned.values()) / max(peaks.values()) < 1.2

@@ -165,7 +165,7 @@ def test_a_prompt_that_holds_an_evaluation_problem_is_a_fault_and_one_with_other
     )
     assert found["evaluation"][0].startswith("fault: 2 rows, the first is row 1: at least 60% of the triples of words")
     assert found["evaluation"][1] == (
-        "ok: compared with 2 problems: 2 of the rows holds one; in 1 row the words are those of a problem, and the "
+        "ok: compared with 2 problems: 2 rows held one; in 1 row the words are those of a problem, and the "
         "numbers are others"
     )
     assert looked.why == {1: "an evaluation problem", 3: "an evaluation problem"}

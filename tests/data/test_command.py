@@ -1,11 +1,14 @@
 """`fire-opd data` as a user runs it: the scripts, the check, what is refused, and every command of its page."""
 
+import importlib.machinery
 import json
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets import Dataset, load_dataset
 from support.inspections import preflight_table
@@ -226,6 +229,14 @@ def test_help_is_there_at_once_and_fits_a_terminal(capsys, monkeypatch):
         assert time.monotonic() - started < 1
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 82
     assert cli.COMMANDS["data"][0] == "data.command"
+
+
+def test_the_folder_of_scripts_does_not_hide_the_library_of_its_name():
+    """`python examples/train_fire.py` looks for `datasets` in examples/ first: a package there would be taken."""
+    found = importlib.machinery.PathFinder.find_spec(
+        "datasets", [str(packaged.packaged_folder("examples")), *sys.path]
+    )
+    assert found.origin == datasets.__file__
 
 
 # The page

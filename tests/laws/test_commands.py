@@ -112,7 +112,7 @@ def test_the_first_run_runs_as_it_is_written(tmp_path):
         env={**os.environ, "REPOSITORY": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     own = tmp_path / "first" / "own"

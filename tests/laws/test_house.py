@@ -95,7 +95,6 @@ TESTED_ELSEWHERE = {
     "trainer/__init__": "trainer/test_trainer.py: it only names what the room offers",
     "teachers/setup": "teachers/test_placement.py: a record of what placement needs of a run",
     "preflight/tryout": "preflight/test_command.py: it tries models, under --with-models",
-    "demo/run": "laws/test_wheel.py and examples/test_examples.py: the demo takes steps where it is installed",
     "demo/make_models": "it trains the embedded models for minutes; all tests of training start from what it made",
     "trainer/one_window": "evaluation/inspect/test_pair.py: a look at a pair from end to end",
     "evaluation/style": "data alone: colours",

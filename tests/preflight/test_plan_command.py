@@ -1,12 +1,18 @@
 """`fire-opd plan` as a user runs it, in this process."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.commands import refusal
+from support.plans import EXACT, RUN
 
 from fire_opd_trl import cli
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight import command
+from fire_opd_trl.preflight.findings import Checked
+from fire_opd_trl.preflight.plan.fit import Plan
+from fire_opd_trl.preflight.plan.hardware import HARDWARE
 
 
 MODELS = ["--model_name_or_path", model_path("student"), "--teacher_model_name_or_path", model_path("teacher")]
@@ -75,3 +81,25 @@ def test_bad_yaml_is_said_in_a_line(capsys, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("method: [fire")
     assert "bad.yaml is no YAML file: line 1, column 14" in refusal(capsys, "plan", "--config", str(file))
+    assert "bad.yaml" in refusal(capsys, "plan", *MODELS, "--accelerate_config", str(file))
+
+
+@pytest.mark.parametrize("bytes_of_card, outcome", [(10**12, "ok"), (10, "warning")])
+def test_preflight_has_a_line_for_the_plan(monkeypatch, bytes_of_card, outcome):
+    card = replace(HARDWARE["h100"], memory=bytes_of_card)
+    monkeypatch.setattr(command, "plan_of_arguments", lambda *given: Plan(RUN, card, EXACT))
+    checked = Checked()
+    command.record_plan({}, None, 8, checked)
+    (finding,) = checked.findings
+    assert (finding.subject, finding.outcome) == ("plan", outcome) and "8 x h100" in finding.text
+
+
+def test_preflight_says_why_there_is_no_plan(monkeypatch):
+    def broken(*given):
+        raise KeyError("layers")
+
+    monkeypatch.setattr(command, "plan_of_arguments", broken)
+    checked = Checked()
+    command.record_plan({}, None, 8, checked)
+    (finding,) = checked.findings
+    assert finding.outcome == "warning" and "none could be made: KeyError: 'layers'" in finding.text

@@ -111,6 +111,15 @@ def test_what_is_wrong_in_a_recipe_is_said_in_a_line(written, capsys, verb, text
     assert code == 2 and said.splitlines()[-1] == f"fire-opd {verb[0]}: error: --config {sentence}"
 
 
+@pytest.mark.parametrize("verb", ["preflight", "train", "plan"])
+def test_a_key_that_is_no_argument_is_misuse(written, capsys, verb):
+    written(it="extends: smoke\ndrop_fractoin: 0.3\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main([verb, "--config", "it.yaml"])
+    sentence = "--config it.yaml: there is no argument drop_fractoin. Did you mean 'drop_fraction'?"
+    assert end.value.code == 2 and capsys.readouterr().err.splitlines()[-1] == f"fire-opd {verb}: error: {sentence}"
+
+
 def test_a_renamed_recipe_says_its_new_name(capsys):
     for old, new in packaged.RENAMED.items():
         assert old not in packaged.recipes() and new in packaged.recipes()

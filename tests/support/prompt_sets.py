@@ -1,6 +1,13 @@
-"""Sets of prompts in the columns of those that people use, and a student that reads chats."""
+"""
+Sets of prompts in the columns of those that people use, and a student that reads chats.
 
+    PYTHONPATH=tests python -m support.prompt_sets 100000    # writes big.jsonl and problems.jsonl, to time the check
+"""
+
+import itertools
+import json
 import random
+import sys
 from pathlib import Path
 
 from datasets import Dataset
@@ -68,3 +75,23 @@ def chat_model(folder: Path) -> str:
         "{{ m['content'] }}{% endfor %}{% if enable_thinking is defined %},{% endif %}="
     )
     return name
+
+
+def random_texts(many: int, seed: int = 0) -> list[str]:
+    """Texts of 59 words on average; few words are frequent and most are rare, and each tenth is a number."""
+    draw, weights = random.Random(seed), list(itertools.accumulate(1 / (rank + 5) for rank in range(20_000)))
+    texts = []
+    for _ in range(many):
+        length = max(5, int(draw.lognormvariate(3.9, 0.6)))
+        words_ = [f"w{rank}" for rank in draw.choices(range(20_000), cum_weights=weights, k=length)]
+        for _ in range(length // 10):
+            words_[draw.randrange(length)] = str(draw.randrange(100))
+        texts.append(" ".join(words_))
+    return texts
+
+
+if __name__ == "__main__":
+    made = random_texts(int(sys.argv[1]) + 2500)
+    for name, texts in (("problems", made[:2500]), ("big", made[2500:])):
+        rows = ({"prompt": text} if name == "big" else {"problem": text} for text in texts)
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

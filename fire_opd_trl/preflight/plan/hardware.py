@@ -254,6 +254,7 @@ def hardware_of(facts: Any, name: str) -> Hardware:
     return Hardware(**facts)
 
 
-def assumption_fields(kind: type = Assumptions) -> list[tuple[str, float, str]]:
+def assumption_fields() -> list[tuple[str, float, str]]:
     """Returns the name, the value and the meaning of each assumption, for the command's options."""
-    return [(f.name, f.default, f.metadata["help"]) for f in fields(kind)]
+    default = Assumptions()
+    return [(f.name, getattr(default, f.name), f.metadata["help"]) for f in fields(Assumptions)]

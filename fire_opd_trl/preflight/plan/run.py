@@ -178,7 +178,10 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
     Returns what an accelerate configuration says of the run: `gpus`, `gpus_per_node`, `device`, `sharding`,
     `mixed_precision`, `offload_optimizer`, `offload_parameters`. Without one it is a single GPU.
     """
-    said = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        said = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--accelerate_config {file} is no YAML file: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{file} is no configuration of accelerate.")
     deepspeed = dict(said.get("deepspeed_config") or {})

@@ -1,0 +1,108 @@
+"""A run as a plan sees it, from the arguments of a training."""
+
+import pytest
+from peft import LoraConfig
+from support.inspections import STUDENT, TEACHER, settings
+from transformers import AutoConfig
+
+from fire_opd_trl.preflight.packaged import accelerate_configs
+from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments, weight_bits
+
+
+ZERO3 = read_accelerate(accelerate_configs()["zero3"])
+ONE = read_accelerate(accelerate_configs()["cpu"])
+
+
+def planned(accelerate=ONE, peft_config=None, said=None, **config) -> PlannedRun:
+    args = settings(**{"teacher_model_name_or_path": TEACHER, **config})
+    parts = {"model": STUDENT, "args": args, "peft_config": peft_config, "quantization_config": None}
+    return run_of_arguments(parts, accelerate, **(said or {}))
+
+
+def test_configurations_of_accelerate():
+    assert {name: ZERO3[name] for name in ("gpus", "gpus_per_node", "device", "sharding", "mixed_precision")} == {
+        "gpus": 8, "gpus_per_node": 8, "device": "cuda", "sharding": "zero3", "mixed_precision": "bf16"
+    }  # fmt: skip
+    assert (
+        not ZERO3["offload_optimizer"] and read_accelerate(accelerate_configs()["zero3_offload"])["offload_parameters"]
+    )
+    assert read_accelerate(accelerate_configs()["zero2"])["sharding"] == "zero2"
+    assert read_accelerate(accelerate_configs()["fsdp2"])["sharding"] == "fsdp2"
+    assert (ONE["sharding"], ONE["device"], ONE["gpus"]) == ("none", "cpu", 1)
+    assert read_accelerate(None)["sharding"] == "none"
+
+
+def test_deepspeeds_own_file(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}')
+    (tmp_path / "acc.yaml").write_text(
+        "distributed_type: DEEPSPEED\nnum_processes: 16\nnum_machines: 2\n"
+        "deepspeed_config: {deepspeed_config_file: ds.json}\n"
+    )
+    said = read_accelerate(tmp_path / "acc.yaml")
+    assert (said["sharding"], said["gpus"], said["gpus_per_node"]) == ("zero3", 16, 8)
+    run = planned(said)
+    assert run.reduce_bucket == run.student.hidden**2  # what transformers sets for "auto"
+    assert run.prefetch_bucket == 50_000_000 and planned(ZERO3).reduce_bucket == 500_000_000  # DeepSpeed's defaults
+
+
+def test_precisions():
+    assert (planned().student_bits, planned().compute_bytes, planned().autocast) == (32, 4, False)
+    sharded = planned(ZERO3)  # DeepSpeed casts the module to bf16 and computes in it
+    assert (sharded.student_bits, sharded.compute_bytes, sharded.autocast) == (16, 2, False)
+    on_one = planned({**ONE, "mixed_precision": "bf16"})
+    assert (on_one.student_bits, on_one.compute_bytes, on_one.autocast) == (32, 2, True)
+    fsdp = planned(read_accelerate(accelerate_configs()["fsdp2"]))
+    assert (fsdp.student_bits, fsdp.autocast) == (32, True)
+    config = AutoConfig.from_pretrained(TEACHER)
+    assert weight_bits(config, "bfloat16", None) == 16
+    assert weight_bits(config, "auto", {"load_in_4bit": True}) == 4.5
+
+
+def test_teachers_and_references():
+    assert planned(ZERO3).teachers["teacher"].placement == "sharded"
+    assert planned().teachers["teacher"].placement == "replicated"
+    assert planned(teacher_placement="offload").teachers["teacher"].placement == "offload"
+    two = planned(teacher_model_name_or_path={"a": TEACHER, "b": "Qwen/Qwen3-4B"})
+    assert [teacher.shape.layers for teacher in two.teachers.values()] == [two.teachers["a"].shape.layers, 36]
+    assert planned().reference is None and planned(beta=0.1).reference.shape == planned().student
+
+
+def test_methods():
+    assert planned().policy_gradient and not planned().divergence and planned().drop_fraction == 0
+    assert planned(method="fire", drop_fraction=0.3).drop_fraction == 0.3
+    whole = planned(method="opd_full")
+    assert whole.whole_distributions and whole.divergence and not whole.policy_gradient
+    assert planned(method="eopd", method_kwargs={"top_k": 8}).top_k == 8
+
+
+def test_adapters_are_counted():
+    run = planned(peft_config=LoraConfig(r=2, target_modules=["down_proj"], task_type="CAUSAL_LM"))
+    # a matrix of 2 x (inside) and one of (width) x 2 in each layer
+    assert run.adapter == run.student.layers * 2 * (run.student.intermediate + run.student.hidden)
+    assert (
+        planned(peft_config=LoraConfig(), teacher_model_name_or_path="self").teachers["teacher"].placement == "student"
+    )
+
+
+def test_what_no_configuration_says_is_assumed_and_named():
+    assumed = {item.name: (item.value, item.option) for item in planned(max_completion_length=400).assumed}
+    assert assumed == {
+        "longest prompt": (1024, "--longest_prompt"), "mean prompt": (256, "--mean_prompt"),
+        "mean completion": (100, "--mean_completion"),
+    }  # fmt: skip
+    said = planned(said={"prompts": (30.0, 70), "mean_completion": 11})
+    assert said.assumed == () and (said.prompt_mean, said.prompt_longest, said.completion_mean) == (30, 70, 11)
+    assert planned(max_prompt_length=77).prompt_longest == 77
+
+
+def test_a_window_stays_as_large_on_other_numbers_of_gpus():
+    run = planned(ZERO3, per_device_train_batch_size=2, gradient_accumulation_steps=8)
+    assert run.window == run.with_gpus(32).window == 2 * 8 * 8
+    assert run.with_gpus(32).accumulation == 2
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n"])
+def test_what_is_no_configuration_is_refused(tmp_path, text):
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(ValueError, match="no configuration of accelerate"):
+        read_accelerate(tmp_path / "list.yaml")
