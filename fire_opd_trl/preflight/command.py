@@ -122,7 +122,7 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
 
         unknown = strangers(unknown, launch_command_parser())
     if unknown:
-        faults.append(parser.unknown(unknown))
+        parser.error(parser.unknown(unknown))  # one line, as `train` says it
     for fault in faults:
         checked.record("settings", fault, "fault")
     if faults:

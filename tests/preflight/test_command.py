@@ -104,11 +104,11 @@ def test_the_window_is_that_of_the_planned_run(data, teacher_folder):
     assert "16 trajectories = 2 processes x 1 x 8" in said(output)
 
 
-def test_a_wrong_setting_and_an_unknown_argument_are_faults(data, teacher_folder):
+def test_a_wrong_setting_is_a_fault_and_an_unknown_argument_is_misuse(data, teacher_folder):
     code, output = preflight(data, str(teacher_folder), "--drop_fraction", "2")
     assert code == 1 and "drop_fraction=2.0 is refused" in output
     code, output = preflight(data, str(teacher_folder), "--drop_fractoin", "0.1")
-    assert code == 1 and "There is no argument --drop_fractoin." in output
+    assert code == 2 and "There is no argument --drop_fractoin." in output and "student" not in output
 
 
 def test_with_models_says_how_far_teacher_and_student_are_apart(data):
