@@ -23,7 +23,7 @@ from .settings import SETTINGS, Setting
 from .worker import make_models, trainer_of
 
 
-TIMED = ("base", "generate", "lora", "large-student", "checkpointing")
+TIMED = ("base", "generate", "lora")
 CLOCKS = {"rollout": "time/rollout", "teacher scoring": "time/score_teacher", "student scoring": "time/score_student"}
 
 
