@@ -270,7 +270,8 @@ def written(page: str, text: str) -> str:
         pattern = BLOCK.format(re.escape(name))
         if not re.search(pattern, text, re.DOTALL):
             raise ValueError(f"docs/{page} has no block {name!r}: <!-- plan: {name} --> ... <!-- end of plan -->")
-        text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block()}\n{found[2]}", text, flags=re.DOTALL)
+        before, after = re.split(pattern, text, maxsplit=1, flags=re.DOTALL)[::3]
+        text = f"{before}<!-- plan: {name} -->\n{block()}\n<!-- end of plan -->{after}"
     return text
 
 
