@@ -119,7 +119,7 @@ def published() -> str:
 
 def measured() -> str:
     """Seconds that were measured on a CPU beside those of a plan with the rates of the same process."""
-    from .settings import SETTINGS
+    from .times import TIMED
     from .times import planned as planned_seconds
 
     rows = [["setting", "T op/s", *(f"{head}: measured, planned" for head in report.HEADS), "planned / measured"]]
@@ -130,7 +130,7 @@ def measured() -> str:
         counted = [phase for phase in PHASES if seen[phase] > 0.05]
         ratio = sum(plan[phase] for phase in counted) / sum(seen[phase] for phase in counted)
         speed = f"{record['hardware']['operations'] / 1e12:.3f}"
-        rows.append([SETTINGS[record["name"]].what, speed, *pairs, f"{ratio:.2f}"])
+        rows.append([TIMED[record["name"]], speed, *pairs, f"{ratio:.2f}"])
     return markdown(rows)
 
 
@@ -270,7 +270,8 @@ def written(page: str, text: str) -> str:
         pattern = BLOCK.format(re.escape(name))
         if not re.search(pattern, text, re.DOTALL):
             raise ValueError(f"docs/{page} has no block {name!r}: <!-- plan: {name} --> ... <!-- end of plan -->")
-        text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block()}\n{found[2]}", text, flags=re.DOTALL)
+        before, after = re.split(pattern, text, maxsplit=1, flags=re.DOTALL)[::3]
+        text = f"{before}<!-- plan: {name} -->\n{block()}\n<!-- end of plan -->{after}"
     return text
 
 

@@ -23,7 +23,11 @@ from .settings import SETTINGS, Setting
 from .worker import make_models, trainer_of
 
 
-TIMED = ("base", "generate", "lora", "large-student", "checkpointing")
+TIMED = {
+    "base": "a student of 36 M parameters, a teacher of 95 M",
+    "generate": "both of 36 M, transformers samples",
+    "lora": "an adapter of rank 16 on 197 M, a teacher of 36 M",
+}
 CLOCKS = {"rollout": "time/rollout", "teacher scoring": "time/score_teacher", "student scoring": "time/score_student"}
 
 

@@ -34,7 +34,7 @@ class Plan:
     price: float | None = None
 
     @cached_property
-    def memory(self) -> dict[str, dict[str, int]]:
+    def memory(self) -> dict[str, dict[str, float]]:
         """Bytes on a card by phase and component."""
         return memory(self.run, self.hardware.memory)
 
@@ -49,12 +49,12 @@ class Plan:
         return sum(cost.seconds for cost in self.costs.values())
 
     @property
-    def peaks(self) -> dict[str, int]:
+    def peaks(self) -> dict[str, float]:
         """Bytes on a card by phase."""
         return {phase: sum(parts.values()) for phase, parts in self.memory.items()}
 
     @property
-    def peak(self) -> int:
+    def peak(self) -> float:
         """Bytes on a card where most are needed."""
         return max(self.peaks.values())
 

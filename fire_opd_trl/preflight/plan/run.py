@@ -405,7 +405,7 @@ def trained_by(peft_config: Any, config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
-def buckets(zero: dict[str, Any], student: ModelShape) -> dict[str, int]:
+def buckets(zero: dict[str, Any], student: ModelShape) -> dict[str, Any]:
     """
     Returns the numbers of DeepSpeed's buckets. Where a file says "auto", transformers sets them from the width of the
     hidden states (transformers/integrations/deepspeed.py); where it says nothing, DeepSpeed's own defaults hold

@@ -277,7 +277,8 @@ def engine_decode(
     room = concurrent_rows(run, engine, lengths, hardware)
     if not room:
         return Cost(memory=math.inf)
-    waiting, running = mixed(lengths), []  # an engine does not know which row will be long; ends of those that run
+    waiting = mixed(lengths)  # an engine does not know which row will be long
+    running: list[tuple[float, float]] = []  # end and start
     now = starts = 0.0
     total = Cost()
     while waiting or running:
