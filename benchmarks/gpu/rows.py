@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.throughput.report import bracketed
+
 from .serving import DONE
 
 
@@ -51,7 +53,7 @@ def speed(sections: dict[str, Rows]) -> str | None:
         whole, sampled = ratios.get(("distillation", "opd_full")), ratios.get(("grpo", "fire"))
         if whole and sampled:
             parts.append(
-                f"{whole['step']['median']:.2f} and {sampled['without_rollout']['median']:.2f} times as fast "
+                f"{bracketed(whole['step'])} and {bracketed(sampled['without_rollout'])} times as fast "
                 f"({name.removeprefix('bench_')})"
             )
     return ", ".join(parts) or None
