@@ -9,6 +9,7 @@ from ..config import FiReOPDConfig
 from ..pipeline import Context, Method, Rollout
 from .dataset import Facts
 from .findings import Checked
+from .plan.memory import states_of_token
 
 
 FEW = 0.1  # of the micro-batches: so many may be fillers without a word
@@ -111,8 +112,7 @@ def bytes_of_states(config: PretrainedConfig, dtype: str, args: FiReOPDConfig, m
         dtype (`str`): The precision of the teacher's weights.
     """
     tokens = args.per_device_train_batch_size * args.steps_per_generation * args.max_completion_length
-    of_token = 8 * method.divergence.top_k if method.divergence else 0
-    if method.reads_whole_distributions:
-        half = (args.bf16 or args.fp16) and not args.cast_lm_head_to_fp32  # the precision of the head's products
-        of_token += config.get_text_config().hidden_size * (2 if half else getattr(torch, dtype).itemsize)
-    return tokens * of_token
+    half = (args.bf16 or args.fp16) and not args.cast_lm_head_to_fp32  # the precision of the head's products
+    number, top_k = 2 if half else getattr(torch, dtype).itemsize, method.divergence.top_k if method.divergence else 0
+    hidden = config.get_text_config().hidden_size
+    return tokens * states_of_token(hidden, method.reads_whole_distributions, top_k, number)
