@@ -1,6 +1,7 @@
 """What others have measured on GPUs, or estimate, beside what is planned for the same run."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fire_opd_trl.preflight.plan.memory import memory, peak
 from fire_opd_trl.preflight.plan.run import PlannedRun
@@ -55,8 +56,8 @@ def llama_7b() -> ModelShape:
 
 def figures() -> list[Published]:
     """Returns all that we have found with model, length, batch and sharding."""
-    ranks = {"gpus": 8, "student_bits": 16, "autocast": False, "prompt_longest": 0, "prompt_mean": 0}
-    buckets = {"reduce_bucket": 500_000_000, "prefetch_bucket": 50_000_000, "max_live": 1_000_000_000}
+    ranks: dict[str, Any] = {"gpus": 8, "student_bits": 16, "autocast": False, "prompt_longest": 0, "prompt_mean": 0}
+    buckets: dict[str, Any] = {"reduce_bucket": 500_000_000, "prefetch_bucket": 50_000_000, "max_live": 1_000_000_000}
     llama = PlannedRun(llama_7b(), completion_longest=4096, completion_mean=4096, **ranks, **buckets)
     found = []
     for sharding, again, offload, rows, reported in (

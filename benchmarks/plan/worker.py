@@ -80,7 +80,7 @@ def trainer_of(setting: Setting, folder: Path) -> Any:
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
     text = " ".join(f"w{2 + place % 200}" for place in range(setting.prompt))
-    extra = {} if setting.generate else {"rollout_func": rollout}
+    extra: dict[str, Any] = {} if setting.generate else {"rollout_func": rollout}
     return FiReOPDTrainer(
         model=str(folder / "student"),
         args=setting.args(str(folder / "output"), str(folder / "teacher")),

@@ -165,7 +165,7 @@ def loaded(file: Path) -> dict[str, Any]:
 def in_a_line(error: Any) -> str:
     """Returns what is wrong in a YAML file, and where, without the lines that it quotes."""
     mark = getattr(error, "problem_mark", None)
-    said: str = getattr(error, "problem", None) or getattr(error, "reason", str(error))
+    said = str(getattr(error, "problem", None) or getattr(error, "reason", error))
     return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
