@@ -240,6 +240,22 @@ def test_a_task_on_one_node_goes_on_from_its_checkpoint(tmp_path, launched):
     assert (Path(launch.config_file).stem, arguments.vllm_mode) == ("zero3", "colocate")
 
 
+@pytest.mark.parametrize(("file", "ending"), [*zip(TASKS, ["", "-server"], strict=True)], ids=lambda one: str(one)[-12:])
+def test_another_recipe_does_not_go_on_from_the_checkpoints_of_the_first(file, ending, tmp_path):
+    bucket = tmp_path / "bucket"
+    task = yaml.safe_load(file.read_text())
+    for recipe in ("strong-to-weak", "mine"):
+        (bucket / f"{recipe}{ending}" / "checkpoint-3").mkdir(parents=True)
+    (bucket / f"strong-to-weak{ending}" / "checkpoint-3" / "trainer_state.json").touch()
+    script = run_section({"run": task["run"].replace("/checkpoints", str(bucket))}, "run", tmp_path)
+    native = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": IPS, "SKYPILOT_TASK_ID": "sky-1", "CURL": "0"}
+    for recipe in ("strong-to-weak", "recipes/mine.yaml"):
+        job = run_job(script, tmp_path, **{**task["envs"], **native, "RECIPE": recipe})
+        ((_, *words),) = job.calls("fire-opd")
+        assert words[words.index("--output_dir") + 1] == str(bucket / f"{Path(recipe).stem}{ending}")
+        assert ("--resume_from_checkpoint" in words) == (recipe == "strong-to-weak")
+
+
 # What they must not hold
 
 
