@@ -240,7 +240,7 @@ def test_a_task_on_one_node_goes_on_from_its_checkpoint(tmp_path, launched):
     assert (Path(launch.config_file).stem, arguments.vllm_mode) == ("zero3", "colocate")
 
 
-@pytest.mark.parametrize(("file", "ending"), [*zip(TASKS, ["", "-server"], strict=True)], ids=lambda one: str(one)[-12:])
+@pytest.mark.parametrize(("file", "ending"), [*zip(TASKS, ["", "-server"], strict=True)])
 def test_another_recipe_does_not_go_on_from_the_checkpoints_of_the_first(file, ending, tmp_path):
     bucket = tmp_path / "bucket"
     task = yaml.safe_load(file.read_text())
