@@ -194,6 +194,7 @@ def test_a_task_has_known_fields_sound_scripts_and_no_open_port(file, tmp_path):
         found = subprocess.run([SHELLCHECK, "--exclude=SC2034", str(script)], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
     assert "constraints-cuda.txt" in task["setup"]
+    assert "eval" in re.search(r"\[([\w,]+)\]'", task["setup"])[1].split(",")  # the reward of some recipes needs math-verify
 
 
 def sky(file: Path, folder: Path, rank: int, **wishes: str) -> Job:
