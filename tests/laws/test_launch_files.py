@@ -134,9 +134,10 @@ def test_the_exit_code_of_the_training_is_the_jobs_and_the_server_ends(tmp_path)
         ({"SERVER": "dies"}, "the server ended before it answered: logs/fire-opd-77/server.log says why."),
         ({"SERVER": "silent", "SERVER_WAIT": "3"}, "the server did not answer within 3 s"),
         ({"NODES": "n1 n2"}, "this job has 2 nodes, and needs 3"),
+        ({"NAMELESS": "1"}, "no address was found for n1 or n2."),
         ({"SERVER": "dies-later", "TRAINING": "hangs"}, "the server ended while the training ran"),
     ],
-    ids=["dies", "is silent", "too few nodes", "dies later"],
+    ids=["dies", "is silent", "too few nodes", "no address", "dies later"],
 )
 def test_a_server_that_fails_ends_the_job(tmp_path, wishes, said):
     job = server_job(tmp_path, **wishes)
@@ -194,7 +195,7 @@ def test_a_task_has_known_fields_sound_scripts_and_no_open_port(file, tmp_path):
         found = subprocess.run([SHELLCHECK, "--exclude=SC2034", str(script)], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
     assert "constraints-cuda.txt" in task["setup"]
-    assert "eval" in re.search(r"\[([\w,]+)\]'", task["setup"])[1].split(",")  # the reward of some recipes needs math-verify
+    assert "eval" in re.search(r"\[([\w,]+)\]'", task["setup"])[1].split(",")  # for rewards
 
 
 def sky(file: Path, folder: Path, rank: int, **wishes: str) -> Job:

@@ -55,7 +55,8 @@ exit "$code"
 note scontrol "$@"
 [[ $1 != show ]] || printf '%s\n' ${NODES:-n1 n2 n3}
 """,
-    "getent": r"""echo "10.0.0.${2#n} STREAM $2"; echo "10.9.9.9 DGRAM" """,
+    "getent": r"""[[ -z ${NAMELESS:-} ]] || exit 2
+echo "10.0.0.${2#n} STREAM $2"; echo "10.9.9.9 DGRAM" """,
     "vllm": r"""
 note vllm "$VLLM_SERVER_DEV_MODE" "$VLLM_NO_USAGE_STATS" "$@"
 trap 'note vllm-ended; exit 0' TERM
