@@ -71,7 +71,8 @@ for ((i = 0; i < 400; i++)); do
     /bin/sleep 0.05
 done
 """,
-    "curl": r"""note curl "${@: -1}"; [[ -e $NOTES.ready || -n ${CURL:-} ]]""",
+    "curl": r"""note curl "${@: -1}"; [[ "$1 $2" == "--noproxy *" ]] || exit 56 # as behind a proxy
+[[ -e $NOTES.ready || -n ${CURL:-} ]]""",
     "sleep": "/bin/sleep 0.05",
     "fire-opd": r"""
 trap 'note fire-opd-ended; exit 143' TERM
