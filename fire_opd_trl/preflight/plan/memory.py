@@ -18,6 +18,9 @@ TILES = {"cuda": (4096, 32768, 1), "cpu": (1024, 2048, 10)}
 OBSERVED = {"cuda": 2**27, "cpu": 2**23}  # numbers of a tile of what is observed: `LARGEST_TILE` there
 SAMPLING_COPIES = 4  # of the logits of a token in float32: as they are, scaled by the temperature, exp, probabilities
 ADAM = 8  # bytes: two moments in float32
+# Flat copies that a collective makes of what it brings: NCCL none; gloo one, which lives as long as the call
+# (`newLikeFlat` in PyTorch's ProcessGroupGloo.cpp).
+COLLECTIVE_COPIES = {"cuda": 0, "cpu": 1}
 
 
 def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
@@ -61,8 +64,10 @@ def resident(run: PlannedRun) -> Components:
     - The student's weights, as they are loaded. ZeRO-3 and FSDP divide them by the ranks. DeepSpeed casts them to 16
       bits under mixed precision (`_configure_distributed_model` in deepspeed/runtime/engine.py); accelerate keeps them
       in float32 for FSDP 2 and autocast casts them for each product.
-    - Copies in float32 that the optimizer steps, `4 T / N`: DeepSpeed has them of 16-bit weights
-      (`fp32_partitioned_groups_flat` in zero/stage3.py); stages 1 and 2 also of weights in float32.
+    - Copies in float32 that the optimizer steps, `4 T / N`: DeepSpeed has them at every stage, also of weights in
+      float32 (`fp32_partitioned_groups_flat` in zero/stage3.py). Stage 3 means to do without them there, but it
+      compares a tensor's device with the name of one, which PyTorch never finds equal (`_create_fp32_partitions`,
+      DeepSpeed 0.19.8).
     - Adam's moments, `8 T / N`. Both are on the host where the optimizer is offloaded.
     - ZeRO-3 has a buffer for its part of the gradients, in the precision of the weights
       (`grad_partitions_flat_buffer`), and one for those that wait to be reduced (`reduce_bucket`).
@@ -105,8 +110,8 @@ def student_of(run: PlannedRun) -> Placed:
 
 
 def keeps_copies(run: PlannedRun) -> bool:
-    """Whether DeepSpeed steps copies of the weights in float32."""
-    return run.sharding in ("zero1", "zero2") or run.sharding == "zero3" and run.student_bits < 32
+    """Whether DeepSpeed steps copies of the weights in float32: it does so at each of its stages."""
+    return run.sharding.startswith("zero")
 
 
 def gradient_bytes(run: PlannedRun) -> int:
@@ -139,7 +144,8 @@ def gathered(run: PlannedRun, model: Placed, phase: str) -> float:
       `prefetch_bucket` numbers, until `max_live` are there; what it gathers together lies in a flat buffer and then in
       a copy (`fetch_sub_module` in zero/partitioned_param_coordinator.py, `AllGatherCoalescedHandle` in
       zero/partition_parameters.py). A teacher's order is always the same. The student's is not, since it scores
-      without a backward and then trains: it scores module by module, and in training holds up to `max_live`.
+      without a backward and then trains: it scores module by module, and in training holds up to `max_live`. On the
+      CPU gloo has a copy of the module that it brings.
     - FSDP 2 gathers a layer, and the next one ahead of it; embeddings and head, which are in the root, stay gathered.
     - What is streamed brings a layer.
     """
@@ -153,7 +159,8 @@ def gathered(run: PlannedRun, model: Placed, phase: str) -> float:
         return run.compute_bytes * (2 * shape.largest_layer + outside) + 4 * shape.head
     module = max(shape.largest_layer if shape.experts else shape.hidden * shape.intermediate, shape.head)
     live, ahead = min(shape.parameters, max(module, run.max_live)), min(shape.parameters, run.prefetch_bucket)
-    return weight * {"student scoring": module, "update": live, "teacher scoring": live + 2 * ahead}[phase]
+    copies = 1 + COLLECTIVE_COPIES[run.device]
+    return weight * {"student scoring": module * copies, "update": live, "teacher scoring": live + 2 * ahead}[phase]
 
 
 def scoring(run: PlannedRun, model: Placed, phase: str) -> Components:
@@ -286,8 +293,9 @@ def generation(run: PlannedRun) -> Components:
 
 def update(run: PlannedRun) -> Components:
     """
-    Returns what the largest micro-batch adds at the worst of three moments: when the backward begins (all activations,
-    and the gradient of the head), when it ends (all gradients), and in the optimizer's step.
+    Returns what the largest micro-batch adds at the worst of these moments: when the backward begins (all activations,
+    and the gradient of the head), when it ends (all gradients), in the optimizer's step, and under ZeRO-3 when the
+    gradients of a bucket are reduced.
     """
     student, tokens = run.student, updated_tokens(run)
     parts = {
@@ -296,8 +304,10 @@ def update(run: PlannedRun) -> Components:
         "logits' tile": head_tile(run, student, 2 if run.whole_distributions and run.divergence else 1),
         "cast weights": cast_weights(run),
     }
+    of_teachers = 0.0
     if run.whole_distributions and run.divergence:
-        parts["gathered weights"] += sum(t.shape.head * t.bits / 8 for t in run.teachers.values() if is_in_parts(t))
+        of_teachers = sum(t.shape.head * t.bits / 8 for t in run.teachers.values() if is_in_parts(t))
+        parts["gathered weights"] += of_teachers
     if run.top_k:
         parts["logits' tile"] += 2 * 4 * OBSERVED[run.device]
     head = 0.0 if run.adapter else (4 + (2 if run.student_bits == 16 else 0)) * student.head
@@ -323,7 +333,27 @@ def update(run: PlannedRun) -> Components:
     if run.sharding == "zero3":
         for moment in (begins, ends, steps):
             del moment["gradients"]  # they are always there
+        return largest([begins, ends, steps, reduces(run, parts, of_teachers)])
     return largest([begins, ends, steps])
+
+
+def reduces(run: PlannedRun, parts: Components, of_teachers: float) -> Components:
+    """
+    Returns what ZeRO-3 has when it reduces a bucket of gradients: a second copy of them, sorted by rank
+    (`reduce_scatter_coalesced` in runtime/comm/coalesced_collectives.py) and, on the CPU, gloo's. A bucket that holds
+    all gradients is reduced behind the backward, when only the heads are still gathered; a smaller one is full when
+    as large a part of the activations is gone.
+    """
+    trained, student = trainable(run), run.student
+    bucket = min(run.reduce_bucket, trained)
+    left = max(1 - bucket / trained, 1 / student.layers)
+    heads = student.head * run.student_bits / 8 + of_teachers
+    return {
+        "activations": parts["activations"] * left,
+        "gathered weights": heads if bucket == trained else parts["gathered weights"],
+        "cast weights": parts["cast weights"],
+        "gradients on their way": gradient_bytes(run) * bucket * (1.0 + COLLECTIVE_COPIES[run.device]),
+    }
 
 
 def is_in_parts(model: Placed) -> bool:

@@ -13,7 +13,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from fire_opd_trl.preflight.plan.memory import PHASES, memory, peak, resident, saved, updated_tokens
+from fire_opd_trl.preflight.plan.memory import PHASES, memory, peak, reduces, resident, saved, updated_tokens
 from fire_opd_trl.preflight.plan.run import Engine, Placed, PlannedRun
 from fire_opd_trl.preflight.plan.shapes import ModelShape, config_for, shape_of
 
@@ -44,6 +44,8 @@ def test_what_stays_of_a_student():
     assert sum(sharded.values()) == 16 * 1000 / 8
     offloaded = stays(gpus=8, sharding="zero3", offload_optimizer=True, offload_parameters=True, **BF16)
     assert offloaded == {}
+    # ZeRO-3 in float32: 4 + 4 + 4 + 8 bytes, since DeepSpeed steps copies of weights that have 32 bits already
+    assert sum(stays(gpus=8, sharding="zero3", reduce_bucket=0).values()) == 20 * 1000 / 8
     # FSDP 2 keeps what is trained in float32
     assert stays(gpus=8, sharding="fsdp2") == {"student's weights": 500, "optimizer": 1000}
     # LoRA: a base in 4 bits with scales, and 50 parameters in float32 with moments
@@ -110,6 +112,20 @@ def test_checkpointing_and_sharding_lower_the_peak():
     assert peak(memory(replace(base, gradient_checkpointing=True))["update"]) < peak(memory(base)["update"])
     sharded = replace(base, gpus=8, sharding="zero3", teachers={"teacher": Placed(TEACHER, 16, "sharded")})
     assert sum(resident(sharded).values()) < sum(resident(replace(base, gpus=8, sharding="zero2")).values())
+
+
+def test_a_bucket_of_gradients_is_copied_when_it_is_reduced():
+    before = {"activations": 600.0, "gathered weights": 2000.0, "cast weights": 0.0}
+    run = PlannedRun(SHAPE, {}, gpus=2, sharding="zero3", reduce_bucket=10**9, **BF16)
+    # all 1000 gradients of 2 bytes, behind the backward: one of two layers is left, and of the weights the head
+    assert reduces(run, before, 0.0) == {
+        "activations": 300, "gathered weights": 140, "cast weights": 0, "gradients on their way": 2000
+    }  # fmt: skip
+    # a bucket of 100 is full after a tenth of the backward
+    assert reduces(replace(run, reduce_bucket=100), before, 0.0) == {
+        **before, "activations": pytest.approx(540), "gradients on their way": 200
+    }  # fmt: skip
+    assert reduces(replace(run, device="cpu"), before, 0.0)["gradients on their way"] == 4000  # gloo's copy
 
 
 def test_the_papers_teacher_in_eight_parts():
