@@ -130,11 +130,11 @@ def placement_rows(plan: Plan) -> list[list[str]]:
 
 def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     """The same window on other numbers of cards."""
-    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "h / 100 steps", "fits"]]
+    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "card-h / 100 steps", "fits"]]
     for gpus in scales:
         other = scaled(plan, gpus)
         if other is None:
-            rows.append([str(gpus), *["-"] * 8, "not so cut"])
+            rows.append([str(gpus), *["-"] * 8, why_not_scaled(plan, gpus)])
             continue
         run = other.run
         rows.append(
@@ -151,6 +151,14 @@ def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     return rows
 
 
+def why_not_scaled(plan: Plan, gpus: int) -> str:
+    """Why a window has no plan on so many cards."""
+    engine = plan.run.engine
+    if engine is not None and not engine.gpus and gpus % engine.tensor_parallel:
+        return f"no: an engine needs {engine.tensor_parallel} cards"
+    return f"no: {plan.run.rows * plan.run.accumulation * plan.run.gpus} rows cannot be divided by {gpus}"
+
+
 def window_line(plan: Plan) -> str:
     """The window in a sentence."""
     run = plan.run
@@ -164,11 +172,14 @@ def window_line(plan: Plan) -> str:
 
 def whole_line(plan: Plan) -> str:
     """The whole run in a sentence."""
-    if plan.hours is None or plan.card_hours is None:
-        hundred = 100 * plan.step_seconds
-        return f"100 steps: {duration(hundred)}, {card_hours(hundred * plan.cards / 3600)} (--steps for the whole)."
-    money = f", {plan.card_hours * plan.price:,.0f} at {plan.price:g} a card-hour" if plan.price else ""
-    return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {card_hours(plan.card_hours)}{money}."
+    steps = plan.steps or 100
+    taken = steps * plan.step_seconds
+    if not math.isfinite(taken):
+        return f"{steps} steps: never."
+    hours = taken * plan.cards / 3600
+    money = f", {hours * plan.price:,.0f} at {plan.price:g} a card-hour" if plan.price else ""
+    more = "" if plan.steps else " (--steps for the whole)"
+    return f"{steps} steps: {duration(taken)}, {card_hours(hours)}{money}{more}."
 
 
 def card_hours(hours: float) -> str:
@@ -272,10 +283,10 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "peak_bytes": plan.peak,
         "room_bytes": plan.room,
         "seconds": {
-            phase: {"seconds": finite(cost.seconds), "dominant": cost.dominant, **asdict(cost)}
+            phase: {"seconds": cost.seconds, "dominant": cost.dominant, **asdict(cost)}
             for phase, cost in plan.costs.items()
         },
-        "step_seconds": finite(plan.step_seconds),
+        "step_seconds": plan.step_seconds,
         "steps": plan.steps,
         "hours": plan.hours,
         "card_hours": plan.card_hours,
@@ -285,7 +296,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "teacher_placements": {kind: summary(other) for kind, other in placed(plan).items()},
         "cards": {
             str(gpus): other
-            and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
+            and {"peak_bytes": other.peak, "step_seconds": other.step_seconds, "fits": other.fits}
             for gpus in SCALES
             for other in [scaled(plan, gpus)]
         },
@@ -298,14 +309,18 @@ def machine(plan: Plan, fit: bool = False) -> str:
     if fit:
         best = fitted(plan)
         found["proposed"] = None if best is None else changed_settings(plan.run, best.run)
-    return json.dumps(found, indent=2)
+    return json.dumps(finite(found), indent=2, allow_nan=False)
 
 
 def summary(plan: Plan) -> dict[str, Any]:
     """What is compared of plans."""
-    return {"peak_bytes": plan.peak, "step_seconds": finite(plan.step_seconds), "fits": plan.fits}
+    return {"peak_bytes": plan.peak, "step_seconds": plan.step_seconds, "fits": plan.fits}
 
 
-def finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """Returns the same with `None` in place of numbers that are infinite, at any depth: JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
