@@ -63,6 +63,8 @@ def verdict(plan: Plan) -> str:
     where = f"{plan.run.gpus} x {plan.hardware.name}"
     most = f"{gb(plan.peak)} of {gb(plan.room)} GB in the phase '{plan.peak_phase}'"
     if not plan.fits:
+        if plan.peak <= plan.room:
+            most = f"the engine's share, {plan.run.engine.memory:g} of a card, does not hold its weights"  # type: ignore
         return f"Does not fit on {where}: {most}. `fire-opd plan --fit`, with the same arguments, proposes settings."
     longest = max(plan.costs, key=lambda phase: plan.costs[phase].seconds)
     whole = f"; {plan.steps} steps {duration(3600 * plan.hours)}" if plan.steps and plan.hours is not None else ""
@@ -134,7 +136,7 @@ def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     for gpus in scales:
         other = scaled(plan, gpus)
         if other is None:
-            rows.append([str(gpus), *["-"] * 8, why_not_scaled(plan, gpus)])
+            rows.append([str(gpus), *["-"] * 8, "-"])
             continue
         run = other.run
         rows.append(
@@ -155,8 +157,13 @@ def why_not_scaled(plan: Plan, gpus: int) -> str:
     """Why a window has no plan on so many cards."""
     engine = plan.run.engine
     if engine is not None and not engine.gpus and gpus % engine.tensor_parallel:
-        return f"no: an engine needs {engine.tensor_parallel} cards"
-    return f"no: {plan.run.rows * plan.run.accumulation * plan.run.gpus} rows cannot be divided by {gpus}"
+        return f"they cannot be divided into engines of {engine.tensor_parallel} cards"
+    return f"{plan.run.rows * plan.run.accumulation * plan.run.gpus} completions cannot be divided by {gpus}"
+
+
+def whys(plan: Plan) -> list[str]:
+    """Sentences below the table of other numbers of cards: why some of them have no plan."""
+    return [f"{gpus} cards: {why_not_scaled(plan, gpus)}." for gpus in SCALES if scaled(plan, gpus) is None]
 
 
 def window_line(plan: Plan) -> str:
@@ -216,7 +223,7 @@ def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
     ]
     if placed(plan):
         lines += [*table(placement_rows(plan), markdown=False), ""]
-    lines += [*table(scale_rows(plan), markdown=False), ""]
+    lines += [*table(scale_rows(plan), markdown=False), *whys(plan), ""]
     lines += assumption_lines(plan, sources)
     lines += ["", *wrapped(verdict(plan))]
     if fit:
@@ -267,7 +274,7 @@ def markdown(plan: Plan, fit: bool = False) -> str:
     for rows in (memory_rows(plan), time_rows(plan), placement_rows(plan) if placed(plan) else [], scale_rows(plan)):
         if rows:
             lines += [*table(rows, markdown=True), ""]
-    lines += [f"{whole_line(plan)} {verdict(plan)}"]
+    lines += [" ".join([*whys(plan), whole_line(plan), verdict(plan)])]
     if fit:
         lines += ["", "```yaml", proposal(plan), "```"]
     return "\n".join(lines)
@@ -295,8 +302,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "largest_scoring_token_budget": largest_budget(plan),
         "teacher_placements": {kind: summary(other) for kind, other in placed(plan).items()},
         "cards": {
-            str(gpus): other
-            and {"peak_bytes": other.peak, "step_seconds": other.step_seconds, "fits": other.fits}
+            str(gpus): other and {"peak_bytes": other.peak, "step_seconds": other.step_seconds, "fits": other.fits}
             for gpus in SCALES
             for other in [scaled(plan, gpus)]
         },
