@@ -87,6 +87,12 @@ def test_what_is_proposed_can_be_planned_and_is_what_was_proposed(capsys):
     assert plan(capsys, *paper, *large, *words)[0] == 0
 
 
+def test_a_proposal_changes_no_more_than_it_must(capsys):
+    paper = ["--config", "strong-to-weak", "--accelerate_config", "zero3", "--json", "--fit"]
+    _, output = plan(capsys, *paper, "--vllm_gpu_memory_utilization", "0.05")
+    assert set(json.loads(output)["proposed"]) <= {"vllm_gpu_memory_utilization", "scoring_token_budget"}
+
+
 def test_a_run_on_the_cpu_is_planned_for_the_cpu(capsys):
     assert "1 x cpu" in plan(capsys, *MODELS, "--use_cpu", "true")[1]
 

@@ -183,15 +183,17 @@ def sleeps_in(run: PlannedRun) -> bool:
     return run.engine is not None and run.engine.sleeps
 
 
-def cheapest(plans: dict[str, Plan], kept: str) -> str | None:
+def cheapest(plans: dict[str, Plan], kept: str, before: PlannedRun | None = None) -> str | None:
     """
     Returns the name of the plan whose step is shortest among those that fit. Of those within 2 % of it, which no plan
-    can tell apart, it is the `kept` one, or else the one that needs least memory.
+    can tell apart, it is the `kept` one, or else the one that changes the fewest settings of `before`, and
+    then the one that needs least memory.
     """
     fitting = {name: plan for name, plan in plans.items() if plan.fits}
     best = min((plan.step_seconds for plan in fitting.values()), default=0.0)
     alike = {name: plan.peak for name, plan in fitting.items() if plan.step_seconds <= 1.02 * best}
-    return kept if kept in alike else min(alike, key=lambda name: alike[name]) if alike else None
+    changes = {name: len(changed_settings(before, plans[name].run)) if before else 0 for name in alike}
+    return kept if kept in alike else min(alike, key=lambda name: (changes[name], alike[name])) if alike else None
 
 
 def scaled(plan: Plan, gpus: int) -> Plan | None:
@@ -237,7 +239,7 @@ def fitted(plan: Plan) -> Plan | None:
                 if best is not None:
                     found[f"{kind} {checkpointing} {sleeps} {share}"] = budgets[best]
     now = f"{placement_of(run)} {run.gradient_checkpointing} {sleeps_in(run)} {share_of(run)}"
-    best = cheapest(found, now)
+    best = cheapest(found, now, run)
     return found[best] if best is not None else None
 
 
