@@ -31,7 +31,7 @@ def planned_config(processes: int, faults: list[str]) -> type[FiReOPDConfig]:
     """
 
     def as_here(config: FiReOPDConfig) -> None:
-        config.on_cpu = bool(config.use_cpu)  # type: ignore[attr-defined]
+        config.on_cpu = bool(config.use_cpu)
         config.use_cpu = config.use_cpu or not torch.cuda.is_available()
         FiReOPDConfig.__post_init__(config)
 

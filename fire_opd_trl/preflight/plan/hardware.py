@@ -257,7 +257,7 @@ def hardware_of(facts: Any, name: str) -> Hardware:
         if not 0 < numbers[rate] < math.inf:
             raise ValueError(f"--hardware {name}: {rate} is {facts[rate]!r}. Give a number above 0.")
     numbers["memory"] = round(numbers["memory"])
-    texts = {said: str(facts[said]) for said in ("name", "source")}
+    texts: dict[str, Any] = {said: str(facts[said]) for said in ("name", "source")}
     return Hardware(**numbers, **texts, measured=bool(facts["measured"]))
 
 
