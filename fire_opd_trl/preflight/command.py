@@ -26,9 +26,20 @@ from .tryout import try_answers
 def planned_config(processes: int, faults: list[str]) -> type[FiReOPDConfig]:
     """
     Returns the config's class as it will be on `processes` processes, since windows depend on their number. What it
-    would refuse joins `faults`.
+    would refuse joins `faults`. Looking needs no GPU: without one all is read as on the CPU, and `on_cpu` says whether
+    the run itself will be there.
     """
-    changes = {"world_size": property(lambda self: processes), "_refuse": lambda self, wrong: faults.extend(wrong)}
+
+    def as_here(config: FiReOPDConfig) -> None:
+        config.on_cpu = bool(config.use_cpu)
+        config.use_cpu = config.use_cpu or not torch.cuda.is_available()
+        FiReOPDConfig.__post_init__(config)
+
+    changes = {
+        "__post_init__": as_here,
+        "world_size": property(lambda self: processes),
+        "_refuse": lambda self, wrong: faults.extend(wrong),
+    }
     return type("FiReOPDConfig", (FiReOPDConfig,), changes)
 
 
@@ -100,7 +111,7 @@ def record_plan(parts: dict[str, Any], accelerate_config: Path | None, processes
     model of which none can be made, whatever the reason.
     """
     try:
-        plan = plan_of_arguments(parts, accelerate_config, processes)
+        plan = plan_of_arguments(parts, accelerate_config, processes, prompts=checked.prompts)
     except Exception as error:
         checked.record("plan", f"none could be made: {type(error).__name__}: {error}", "warning")
         return
@@ -114,8 +125,6 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
     """
     faults: list[str] = []
     parser = script.make_parser("fire-opd preflight", planned_config(processes, faults))
-    if not torch.cuda.is_available():
-        rest = [*rest, "--use_cpu", "true"]  # looking needs no GPU
     *arguments, unknown = parser.parse_args_and_config(rest, return_remaining_strings=True)
     if unknown:
         from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say

@@ -64,6 +64,7 @@ class Facts:
     rows: int = 0
     dropped: int = 0
     longest: int = 0
+    mean: float = 0.0
     longest_read: int = 0
     routed: Counter = field(default_factory=Counter)
     own: Counter = field(default_factory=Counter)  # rows in which a teacher reads a prompt of its own
@@ -129,6 +130,7 @@ def check_dataset(
             facts.first[who] = read[int(shown_N.long().argmax())]
     if fits_N.any():
         facts.longest = max(0, int(prompt_N[fits_N].max()))
+        facts.mean = float(prompt_N[fits_N].double().mean())
         facts.longest_read = max(facts.longest, int(read_N[fits_N].max()))
     facts.dropped = int(long_N.sum())
     if facts.dropped:

@@ -37,6 +37,7 @@ class Checked:
     renderers: dict[str, PromptRenderer] = field(default_factory=dict)
     unknown: dict[str, frozenset[int]] = field(default_factory=dict)
     example: str = ""
+    prompts: tuple[float, int] | None = None  # tokens of the mean and of the longest one, where all were read
     left_out: Counter = field(default_factory=Counter)  # rows of each stream, counted as it is read
 
     def record(self, subject: str, text: str, outcome: str = "ok") -> None:

@@ -141,6 +141,7 @@ def inspect_run(
             )
 
         checked.train_dataset, facts = check_rows(train_dataset, "train_dataset")
+        checked.prompts = (facts.mean, facts.longest) if facts.longest else None
         if isinstance(eval_dataset, dict):
             checked.eval_dataset = {n: check_rows(d, f"eval_dataset {n!r}")[0] for n, d in eval_dataset.items()}
         else:

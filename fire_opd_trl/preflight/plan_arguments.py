@@ -1,6 +1,7 @@
 """`fire-opd plan`: its own arguments, beside those of `fire-opd train`. Light: its help is there at once."""
 
 import argparse
+import math
 
 from .packaged import accelerate_config, accelerate_configs, training_script
 from .plan.hardware import HARDWARE, assumption_fields
@@ -18,6 +19,20 @@ For example:
 """
 
 
+WHOLE = ("steps", "num_processes", "mean_completion", "mean_prompt", "longest_prompt", "engine_gpus")
+MAY_BE_0 = ("overlap", "decode_overhead", "eager_layer", "forward_overhead", "spread", "reserve")
+
+
+def out_of_range(name: str, value: float) -> str:
+    """Returns what the number of an option must be, where `value` is not so; else nothing."""
+    share = name.endswith("_fraction") or name == "overlap"
+    low, most = (0 if name in MAY_BE_0 else math.ulp(0.0)), (1.0 if share else math.inf)
+    if math.isfinite(value) and low <= value <= most:
+        return ""
+    from_0 = "from 0" if name in MAY_BE_0 else "above 0"
+    return f"{from_0}, at most 1" if share else f"{from_0}{' on' * (name in MAY_BE_0)}"
+
+
 def main(argv: list[str]) -> int:
     """
     Run `fire-opd plan`: what a run needs and takes, from configurations alone. The exit code is 1 if it does not fit,
@@ -31,12 +46,15 @@ def main(argv: list[str]) -> int:
 
         from .plan.calibrate import calibrate  # torch
 
-        return calibrate(options.output)
+        try:
+            return calibrate(options.output)
+        except OSError as error:
+            parser.error(f"--output {options.output or 'hardware.yaml'} cannot be written: {error}")
     if options.output is not None:
         parser.error("--output names the file of --calibrate. A plan is printed: redirect it with > FILE.")
-    for name in ("price", "steps", "num_processes"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name} is {value}. Give a number above 0.")
+    for name in (*WHOLE, "price", *(name for name, _, _ in assumption_fields())):
+        if (value := getattr(options, name)) is not None and (wanted := out_of_range(name, value)):
+            parser.error(f"--{name} is {value}. Give a number {wanted}.")
     config = None
     if options.accelerate_config is not None:
         config = accelerate_config(options.accelerate_config, parser)

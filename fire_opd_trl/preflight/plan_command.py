@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from .command import planned_config
@@ -60,8 +59,6 @@ def plan_of_command(script: Any, rest: list[str], accelerate_config: Path | None
     faults: list[str] = []
     gpus = options.num_processes or read_accelerate(accelerate_config)["gpus"]
     arguments = script.make_parser("fire-opd plan", planned_config(gpus, faults))
-    if not torch.cuda.is_available():
-        rest = [*rest, "--use_cpu", "true"]  # planning needs no GPU
     _, args, model_args, _, unknown = arguments.parse_args_and_config(rest, return_remaining_strings=True)
     if unknown:
         from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say

@@ -77,17 +77,41 @@ def test_what_is_wrong_is_said_in_a_line(capsys, monkeypatch, argv, said):
     assert said in refusal(capsys, "plan", *argv)
 
 
+def test_what_is_proposed_can_be_planned_and_is_what_was_proposed(capsys):
+    paper = ["--config", "strong-to-weak", "--accelerate_config", "zero3", "--num_processes", "4", "--json"]
+    large = ["--steps_per_generation", "64", "--max_completion_length", "4096", "--per_device_train_batch_size", "32"]
+    code, output = plan(capsys, *paper, *large, "--gradient_checkpointing", "false", "--fit")
+    proposed = json.loads(output)["proposed"]
+    assert code == 1 and proposed["steps_per_generation"] >= proposed["gradient_accumulation_steps"]
+    words = [word for name, value in proposed.items() for word in (f"--{name}", str(value))]
+    assert plan(capsys, *paper, *large, *words)[0] == 0
+
+
+def test_a_proposal_changes_no_more_than_it_must(capsys):
+    paper = ["--config", "strong-to-weak", "--accelerate_config", "zero3", "--json", "--fit"]
+    _, output = plan(capsys, *paper, "--vllm_gpu_memory_utilization", "0.05")
+    assert set(json.loads(output)["proposed"]) <= {"vllm_gpu_memory_utilization", "scoring_token_budget"}
+
+
+def test_a_run_on_the_cpu_is_planned_for_the_cpu(capsys):
+    assert "1 x cpu" in plan(capsys, *MODELS, "--use_cpu", "true")[1]
+
+
 def test_bad_yaml_is_said_in_a_line(capsys, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("method: [fire")
     assert "bad.yaml is no YAML file: line 1, column 14" in refusal(capsys, "plan", "--config", str(file))
+    listed = tmp_path / "listed.yaml"
+    listed.write_text("{distributed_type: DEEPSPEED, deepspeed_config: [1]}")
+    said = refusal(capsys, "plan", *MODELS, "--accelerate_config", str(listed))
+    assert "deepspeed_config is [1]. It must hold settings" in said
     assert "bad.yaml" in refusal(capsys, "plan", *MODELS, "--accelerate_config", str(file))
 
 
 @pytest.mark.parametrize("bytes_of_card, outcome", [(10**12, "ok"), (10, "warning")])
 def test_preflight_has_a_line_for_the_plan(monkeypatch, bytes_of_card, outcome):
     card = replace(HARDWARE["h100"], memory=bytes_of_card)
-    monkeypatch.setattr(command, "plan_of_arguments", lambda *given: Plan(RUN, card, EXACT))
+    monkeypatch.setattr(command, "plan_of_arguments", lambda *given, **said: Plan(RUN, card, EXACT))
     checked = Checked()
     command.record_plan({}, None, 8, checked)
     (finding,) = checked.findings
@@ -95,7 +119,7 @@ def test_preflight_has_a_line_for_the_plan(monkeypatch, bytes_of_card, outcome):
 
 
 def test_preflight_says_why_there_is_no_plan(monkeypatch):
-    def broken(*given):
+    def broken(*given, **said):
         raise KeyError("layers")
 
     monkeypatch.setattr(command, "plan_of_arguments", broken)

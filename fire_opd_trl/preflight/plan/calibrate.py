@@ -1,6 +1,7 @@
 """`fire-opd plan --calibrate`: what this machine does, measured in a minute, as hardware that a plan can take."""
 
 import os
+import re
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,8 @@ def measured_hardware(device: torch.device) -> Hardware:
         link=gathered or default.link,
         network=min(gathered or default.link, default.network),
         host=host_rate(device) if cuda else rates["copy"],
-        source=f"measured by `fire-opd plan --calibrate`: products in {said}, copies, {link}",
+        source=f"measured by `fire-opd plan --calibrate` on {name if cuda else cpu_name()}: "
+        f"products in {said}, copies, {link}",
         measured=True,
     )
 
@@ -75,6 +77,13 @@ def host_rate(device: torch.device) -> float:
     return GATHERED_BYTES / fastest(partial(target.copy_, source, non_blocking=True), device)
 
 
+def cpu_name() -> str:
+    """Returns what the kernel calls the CPU of this host."""
+    facts = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)$", facts.read_text(), re.MULTILINE) if facts.is_file() else None
+    return named[1] if named else "a CPU without a name"
+
+
 def host_memory() -> int:
     """Returns the bytes of memory of this host."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -85,7 +94,10 @@ def calibrate(output: str | None) -> int:
     Measure, print a line for each rate, and write the file that `--hardware` takes. The command calls it for
     `--calibrate`; of several ranks the first one prints and writes. Returns the exit code.
     """
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    file, rank = Path(output or "hardware.yaml"), int(os.environ.get("LOCAL_RANK", "0"))
+    if not int(os.environ.get("RANK", "0")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()  # what cannot be written is said before a minute is spent
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     hardware = measured_hardware(device)
     if int(os.environ.get("RANK", "0")):
@@ -99,8 +111,6 @@ def calibrate(output: str | None) -> int:
         ("memory", hardware.memory / 1e9, "GB"),
     ):
         print(f"  {what:<19}{value:10.2f} {unit}")
-    file = Path(output or "hardware.yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(asdict(hardware), sort_keys=False), encoding="utf-8")
     print(f"Plan with it: fire-opd plan --hardware {file} ...")
     return 0

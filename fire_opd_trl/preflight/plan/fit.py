@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 from .hardware import Assumptions, Hardware
 from .memory import memory
@@ -11,6 +12,7 @@ from .seconds import Cost, cache_room, rank_rows, seconds
 
 PLACEMENTS = ("sharded", "replicated", "offload")
 SCALES = (4, 8, 16, 64)
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a card, for an engine beside the training
 BUDGETS = tuple(2**power for power in range(11, 22))  # 2 k to 2 M tokens
 
 
@@ -71,8 +73,13 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits on the card, and the engine has room for a row."""
+        return self.peak <= self.room and self.engine_fits
+
+    @property
+    def engine_fits(self) -> bool:
+        """Whether an engine's share of a card holds its weights, and a row beside them."""
         engine = self.run.engine
-        return self.peak <= self.room and (engine is None or cache_room(self.run, engine, self.hardware) > 0)
+        return engine is None or cache_room(self.run, engine, self.hardware) > 0
 
     @property
     def cards(self) -> int:
@@ -161,20 +168,32 @@ def sleeping(run: PlannedRun, sleeps: bool) -> PlannedRun:
     return run if run.engine is None else replace(run, engine=replace(run.engine, sleeps=sleeps))
 
 
+def shared(run: PlannedRun, share: float | None) -> PlannedRun:
+    """Returns the run with an engine that takes such a share of a card."""
+    return run if run.engine is None or share is None else replace(run, engine=replace(run.engine, memory=share))
+
+
+def share_of(run: PlannedRun) -> float | None:
+    """Returns the share of a card that an engine takes, `None` without one."""
+    return run.engine.memory if run.engine is not None else None
+
+
 def sleeps_in(run: PlannedRun) -> bool:
     """Whether the run has an engine that sleeps."""
     return run.engine is not None and run.engine.sleeps
 
 
-def cheapest(plans: dict[str, Plan], kept: str) -> str | None:
+def cheapest(plans: dict[str, Plan], kept: str, before: PlannedRun | None = None) -> str | None:
     """
     Returns the name of the plan whose step is shortest among those that fit. Of those within 2 % of it, which no plan
-    can tell apart, it is the `kept` one, or else the one that needs least memory.
+    can tell apart, it is the `kept` one, or else the one that changes the fewest settings of `before`, and
+    then the one that needs least memory.
     """
     fitting = {name: plan for name, plan in plans.items() if plan.fits}
     best = min((plan.step_seconds for plan in fitting.values()), default=0.0)
     alike = {name: plan.peak for name, plan in fitting.items() if plan.step_seconds <= 1.02 * best}
-    return kept if kept in alike else min(alike, key=lambda name: alike[name]) if alike else None
+    changes = {name: len(changed_settings(before, plans[name].run)) if before else 0 for name in alike}
+    return kept if kept in alike else min(alike, key=lambda name: (changes[name], alike[name])) if alike else None
 
 
 def scaled(plan: Plan, gpus: int) -> Plan | None:
@@ -200,16 +219,17 @@ def scaled(plan: Plan, gpus: int) -> Plan | None:
 def fitted(plan: Plan) -> Plan | None:
     """
     Returns the cheapest plan with the same mathematics: of each placement of the teacher, with and without recomputed
-    activations and an engine that sleeps, the cheapest micro-batch and then the cheapest scoring budget. `fire-opd
-    plan --fit` calls it. `None` if nothing fits.
+    activations and an engine that sleeps, and of each share of the card for that engine, the cheapest micro-batch and
+    then the cheapest scoring budget. `fire-opd plan --fit` calls it. `None` if nothing fits.
     """
     run, found = plan.run, {}
     colocated = run.engine is not None and not run.engine.gpus
+    shares = sorted({share_of(run), *SHARES}) if colocated else [share_of(run)]  # type: ignore[type-var]
     least = min(run.scoring_token_budget, BUDGETS[0])
     for kind in placed(plan) or [placement_of(run)]:
         for checkpointing in sorted({run.gradient_checkpointing, True}):
-            for sleeps in sorted({sleeps_in(run), colocated}):
-                moved = sleeping(placed_at(run, kind), sleeps)
+            for sleeps, share in product(sorted({sleeps_in(run), colocated}), shares):
+                moved = shared(sleeping(placed_at(run, kind), sleeps), share)
                 tried = plan.of(replace(moved, gradient_checkpointing=checkpointing, scoring_token_budget=least))
                 sizes = {f"{other.run.rows}": other for other in cuts(tried)}
                 if (rows := cheapest(sizes, f"{run.rows}")) is None:
@@ -217,9 +237,9 @@ def fitted(plan: Plan) -> Plan | None:
                 budgets = {f"{n}": with_budget(sizes[rows], n) for n in (run.scoring_token_budget, *BUDGETS)}
                 best = cheapest(budgets, f"{run.scoring_token_budget}")
                 if best is not None:
-                    found[f"{kind} {checkpointing} {sleeps}"] = budgets[best]
-    now = f"{placement_of(run)} {run.gradient_checkpointing} {sleeps_in(run)}"
-    best = cheapest(found, now)
+                    found[f"{kind} {checkpointing} {sleeps} {share}"] = budgets[best]
+    now = f"{placement_of(run)} {run.gradient_checkpointing} {sleeps_in(run)} {share_of(run)}"
+    best = cheapest(found, now, run)
     return found[best] if best is not None else None
 
 
@@ -228,8 +248,10 @@ def changed_settings(before: PlannedRun, after: PlannedRun) -> dict[str, object]
     arguments = {
         "per_device_train_batch_size": (before.rows, after.rows),
         "gradient_accumulation_steps": (before.accumulation, after.accumulation),
+        "steps_per_generation": (before.steps_per_generation, after.steps_per_generation),
         "scoring_token_budget": (before.scoring_token_budget, after.scoring_token_budget),
         "gradient_checkpointing": (before.gradient_checkpointing, after.gradient_checkpointing),
+        "vllm_gpu_memory_utilization": (share_of(before), share_of(after)),
         "vllm_enable_sleep_mode": (sleeps_in(before), sleeps_in(after)),
         "teacher_placement": (placement_of(before), placement_of(after)),
     }

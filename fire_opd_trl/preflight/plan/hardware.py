@@ -1,5 +1,6 @@
 """What a card can do, and which share of it a training reaches: every number with its source."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -247,11 +248,17 @@ def hardware_of(facts: Any, name: str) -> Hardware:
     wanted = [f.name for f in fields(Hardware)]
     if not isinstance(facts, Mapping) or sorted(facts) != sorted(wanted):
         raise ValueError(f"--hardware {name} needs exactly these names: {', '.join(wanted)}.")
-    rates = ("memory", "operations", "bandwidth", "link", "network", "host")
-    for rate in rates:
-        if not isinstance(facts[rate], int | float) or not facts[rate] > 0:
+    numbers: dict[str, Any] = {}
+    for rate in ("memory", "operations", "bandwidth", "link", "network", "host"):
+        try:
+            numbers[rate] = float(facts[rate])  # YAML reads 989e12, which has no dot, as a text
+        except (TypeError, ValueError):
+            numbers[rate] = math.nan
+        if not 0 < numbers[rate] < math.inf:
             raise ValueError(f"--hardware {name}: {rate} is {facts[rate]!r}. Give a number above 0.")
-    return Hardware(**facts)
+    numbers["memory"] = round(numbers["memory"])
+    texts: dict[str, Any] = {said: str(facts[said]) for said in ("name", "source")}
+    return Hardware(**numbers, **texts, measured=bool(facts["measured"]))
 
 
 def assumption_fields() -> list[tuple[str, float, str]]:

@@ -63,6 +63,8 @@ def verdict(plan: Plan) -> str:
     where = f"{plan.run.gpus} x {plan.hardware.name}"
     most = f"{gb(plan.peak)} of {gb(plan.room)} GB in the phase '{plan.peak_phase}'"
     if not plan.fits:
+        if plan.peak <= plan.room:
+            most = f"the engine's share, {plan.run.engine.memory:g} of a card, does not hold its weights"  # type: ignore
         return f"Does not fit on {where}: {most}. `fire-opd plan --fit`, with the same arguments, proposes settings."
     longest = max(plan.costs, key=lambda phase: plan.costs[phase].seconds)
     whole = f"; {plan.steps} steps {duration(3600 * plan.hours)}" if plan.steps and plan.hours is not None else ""
@@ -130,11 +132,11 @@ def placement_rows(plan: Plan) -> list[list[str]]:
 
 def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     """The same window on other numbers of cards."""
-    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "h / 100 steps", "fits"]]
+    rows = [["cards", "micro-batch", "peak, GB", *HEADS, "step", "card-h / 100 steps", "fits"]]
     for gpus in scales:
         other = scaled(plan, gpus)
         if other is None:
-            rows.append([str(gpus), *["-"] * 8, "not so cut"])
+            rows.append([str(gpus), *["-"] * 8, "-"])
             continue
         run = other.run
         rows.append(
@@ -151,6 +153,19 @@ def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
     return rows
 
 
+def why_not_scaled(plan: Plan, gpus: int) -> str:
+    """Why a window has no plan on so many cards."""
+    engine = plan.run.engine
+    if engine is not None and not engine.gpus and gpus % engine.tensor_parallel:
+        return f"they cannot be divided into engines of {engine.tensor_parallel} cards"
+    return f"{plan.run.rows * plan.run.accumulation * plan.run.gpus} completions cannot be divided by {gpus}"
+
+
+def whys(plan: Plan) -> list[str]:
+    """Sentences below the table of other numbers of cards: why some of them have no plan."""
+    return [f"{gpus} cards: {why_not_scaled(plan, gpus)}." for gpus in SCALES if scaled(plan, gpus) is None]
+
+
 def window_line(plan: Plan) -> str:
     """The window in a sentence."""
     run = plan.run
@@ -164,11 +179,14 @@ def window_line(plan: Plan) -> str:
 
 def whole_line(plan: Plan) -> str:
     """The whole run in a sentence."""
-    if plan.hours is None or plan.card_hours is None:
-        hundred = 100 * plan.step_seconds
-        return f"100 steps: {duration(hundred)}, {card_hours(hundred * plan.cards / 3600)} (--steps for the whole)."
-    money = f", {plan.card_hours * plan.price:,.0f} at {plan.price:g} a card-hour" if plan.price else ""
-    return f"{plan.steps} steps: {duration(3600 * plan.hours)}, {card_hours(plan.card_hours)}{money}."
+    steps = plan.steps or 100
+    taken = steps * plan.step_seconds
+    if not math.isfinite(taken):
+        return f"{steps} steps: never."
+    hours = taken * plan.cards / 3600
+    money = f", {hours * plan.price:,.0f} at {plan.price:g} a card-hour" if plan.price else ""
+    more = "" if plan.steps else " (--steps for the whole)"
+    return f"{steps} steps: {duration(taken)}, {card_hours(hours)}{money}{more}."
 
 
 def card_hours(hours: float) -> str:
@@ -205,7 +223,7 @@ def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
     ]
     if placed(plan):
         lines += [*table(placement_rows(plan), markdown=False), ""]
-    lines += [*table(scale_rows(plan), markdown=False), ""]
+    lines += [*table(scale_rows(plan), markdown=False), *whys(plan), ""]
     lines += assumption_lines(plan, sources)
     lines += ["", *wrapped(verdict(plan))]
     if fit:
@@ -256,7 +274,7 @@ def markdown(plan: Plan, fit: bool = False) -> str:
     for rows in (memory_rows(plan), time_rows(plan), placement_rows(plan) if placed(plan) else [], scale_rows(plan)):
         if rows:
             lines += [*table(rows, markdown=True), ""]
-    lines += [f"{whole_line(plan)} {verdict(plan)}"]
+    lines += [" ".join([*whys(plan), whole_line(plan), verdict(plan)])]
     if fit:
         lines += ["", "```yaml", proposal(plan), "```"]
     return "\n".join(lines)
@@ -272,10 +290,10 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "peak_bytes": plan.peak,
         "room_bytes": plan.room,
         "seconds": {
-            phase: {"seconds": finite(cost.seconds), "dominant": cost.dominant, **asdict(cost)}
+            phase: {"seconds": cost.seconds, "dominant": cost.dominant, **asdict(cost)}
             for phase, cost in plan.costs.items()
         },
-        "step_seconds": finite(plan.step_seconds),
+        "step_seconds": plan.step_seconds,
         "steps": plan.steps,
         "hours": plan.hours,
         "card_hours": plan.card_hours,
@@ -284,8 +302,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "largest_scoring_token_budget": largest_budget(plan),
         "teacher_placements": {kind: summary(other) for kind, other in placed(plan).items()},
         "cards": {
-            str(gpus): other
-            and {"peak_bytes": other.peak, "step_seconds": finite(other.step_seconds), "fits": other.fits}
+            str(gpus): other and {"peak_bytes": other.peak, "step_seconds": other.step_seconds, "fits": other.fits}
             for gpus in SCALES
             for other in [scaled(plan, gpus)]
         },
@@ -298,14 +315,18 @@ def machine(plan: Plan, fit: bool = False) -> str:
     if fit:
         best = fitted(plan)
         found["proposed"] = None if best is None else changed_settings(plan.run, best.run)
-    return json.dumps(found, indent=2)
+    return json.dumps(finite(found), indent=2, allow_nan=False)
 
 
 def summary(plan: Plan) -> dict[str, Any]:
     """What is compared of plans."""
-    return {"peak_bytes": plan.peak, "step_seconds": finite(plan.step_seconds), "fits": plan.fits}
+    return {"peak_bytes": plan.peak, "step_seconds": plan.step_seconds, "fits": plan.fits}
 
 
-def finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """Returns the same with `None` in place of numbers that are infinite, at any depth: JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -184,6 +184,9 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
         raise ValueError(f"--accelerate_config {file} is no YAML file: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{file} is no configuration of accelerate.")
+    for part in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(said.get(part) or {}, dict):
+            raise ValueError(f"{file}: {part} is {said[part]!r}. It must hold settings, each with its name.")
     deepspeed = dict(said.get("deepspeed_config") or {})
     zero: dict[str, Any] = {"stage": deepspeed.get("zero_stage", 0)}
     for what in ("optimizer", "param"):

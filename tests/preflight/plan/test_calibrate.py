@@ -1,6 +1,8 @@
 """Rates of this machine: what is measured is written as hardware that a plan takes."""
 
+import pytest
 import torch
+from support.commands import refusal
 
 from fire_opd_trl.preflight.plan import calibrate
 from fire_opd_trl.preflight.plan.cost import products, shape_key
@@ -20,7 +22,14 @@ def test_what_is_measured_can_be_planned_with(monkeypatch, tmp_path, capsys):
     assert hardware.measured and hardware.bandwidth == 5e9
     assert abs(hardware.operations / 1e9 - 1) < 1e-9  # all products have this rate
     output = capsys.readouterr().out
+    assert f"on {calibrate.cpu_name()}: products" in hardware.source
     assert "no gather (one rank)" in output and f"fire-opd plan --hardware {file}" in output
+
+
+def test_a_file_that_cannot_be_written_is_said_before_a_minute_is_spent(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(calibrate, "measured_hardware", lambda device: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refusal(capsys, "plan", "--calibrate", "--output", str(tmp_path / "file" / "x"))
 
 
 def test_a_gather_of_one_rank_has_a_rate(monkeypatch):

@@ -124,6 +124,13 @@ def test_settings_that_fit_are_proposed():
     assert fitted(plan(room=10)) is None
 
 
+def test_an_engine_gets_a_share_that_holds_its_weights():
+    small = plan(replace(RUN, engine=Engine("colocate", memory=0.05)))
+    assert not small.fits
+    best = fitted(small)
+    assert best.fits and changed_settings(small.run, best.run)["vllm_gpu_memory_utilization"] == best.run.engine.memory
+
+
 def test_what_is_cheapest_already_is_not_changed():
     best = fitted(plan(EIGHT))
     assert changed_settings(best.run, fitted(plan(best.run)).run) == {}

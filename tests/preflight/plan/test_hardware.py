@@ -43,6 +43,19 @@ def test_a_file_that_is_none_is_refused(tmp_path, text, said):
         chosen_hardware(str(file))
 
 
+def test_a_file_written_by_hand_is_read(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "{name: 4090, memory: 25e9, operations: 989e12, bandwidth: 1e12, link: 1e10, network: 1e9, host: 3e10, "
+        "source: data sheet, measured: true}"
+    )
+    hardware = chosen_hardware(str(file))
+    assert (hardware.name, hardware.memory, hardware.operations) == ("4090", 25 * 10**9, 989e12)
+    file.write_text(file.read_text().replace("25e9", ".inf"))
+    with pytest.raises(ValueError, match="memory is inf. Give a number above 0"):
+        chosen_hardware(str(file))
+
+
 def test_a_rate_of_nothing_is_refused(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**asdict(CARD), "link": 0}))

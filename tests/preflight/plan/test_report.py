@@ -37,6 +37,8 @@ def test_the_screen_is_no_wider_than_a_hundred_columns():
 def test_what_does_not_fit_is_said_with_what_to_do():
     assert "Fits on 8 x hand: 6.0 of 10.0 GB" in report.verdict(plan())
     assert "Does not fit on 8 x hand: 6.0 of 5.0 GB" in report.verdict(plan(memory=5 * GB))
+    stuck = plan(replace(RUN, engine=Engine("colocate", memory=1e-7)))
+    assert "the engine's share, 1e-07 of a card, does not hold its weights" in report.verdict(stuck)
     assert "--fit" in report.verdict(plan(memory=5 * GB))
     assert "per_device_train_batch_size: 1" in report.proposal(plan(memory=5 * GB))
     assert report.proposal(plan(memory=GB)).startswith("# Nothing fits")
@@ -48,6 +50,11 @@ def test_hours_and_money_of_the_whole_run():
     assert one.hours == pytest.approx(hours)
     assert f"{8 * hours:.0f} card-hours" in report.whole_line(one) and "at 2 a card-hour" in report.whole_line(one)
     assert "100 steps" in report.whole_line(plan())
+    hundred = plan(price=1e6)
+    money = 8 * 100 * hundred.step_seconds / 3600 * 1e6
+    assert f"{money:,.0f} at 1e+06 a card-hour" in report.whole_line(hundred)
+    assert "64 cards: 16 completions cannot be divided by 64." in report.text(plan())
+    assert "64 cards: 16 completions cannot be divided by 64." in report.markdown(plan())
 
 
 def test_machines_get_bytes_and_seconds():
@@ -61,7 +68,13 @@ def test_machines_get_bytes_and_seconds():
 
 def test_an_engine_without_room_never_ends_and_json_says_null():
     stuck = plan(replace(RUN, engine=Engine("colocate", memory=1e-7)))
-    assert json.loads(report.machine(stuck))["step_seconds"] is None
+    stuck = replace(stuck, steps=3, price=2.0)
+
+    def never(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    told = json.loads(report.machine(stuck), parse_constant=never)
+    assert (told["step_seconds"], told["hours"], told["money"]) == (None, None, None)
     assert "never" in report.text(stuck) and not stuck.fits
 
 
