@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 REFUSED = 2  # the exit code of argparse
 COMMAND = "FIRE_OPD_COMMAND"  # a variable of the environment: `fire-opd train` says by it that it has the last word
 PACKAGE = Path(__file__).resolve().parents[1]
+FIRST_RANK_SECONDS = 8  # so long another rank leaves the word to the first one
 
 
 class Refusal(ValueError):
@@ -138,10 +139,10 @@ def how_to_go_on(output_dir: str) -> str:
 def wait_for_the_first_rank() -> None:
     """
     A rank calls this before it ends with a message that most likely all ranks have: the first one says it and ends,
-    and its launcher then ends the others, which are still here.
+    and its launcher then ends the others, which are still here. On a busy machine the first one may be seconds behind.
     """
     if int(os.environ.get("RANK", 0)):
-        time.sleep(3)
+        time.sleep(FIRST_RANK_SECONDS)
 
 
 def name_of(number: int) -> str:

@@ -203,7 +203,7 @@ def test_a_refusal_of_another_rank_alone_is_said_by_it():
     begin = time.monotonic()
     refusal = script("raise Refusal('row 3 is wrong.')", RANK="1")
     assert refusal.communicate(timeout=20)[0] == "train.py (rank 1): error: row 3 is wrong.\n"
-    assert refusal.returncode == 2 and time.monotonic() - begin > 2  # so long it leaves the word to rank 0
+    assert refusal.returncode == 2 and time.monotonic() - begin > 7  # so long it leaves the word to rank 0
     refusal = script(f"{READY}; raise Refusal('row 3 is wrong.')", RANK="1")
     assert end(refusal, signal.SIGTERM) == (143, "")  # from the launcher: rank 0 has said it
 
