@@ -38,6 +38,7 @@ HINT = (
 def to_row(row: dict, least: float, instruction: str, solution: str | None, hint: str) -> dict:
     """Returns the row that the trainer reads for a row of DeepMath, and why it is left out, if it is."""
     question, difficulty = str(row["question"] or "").strip(), row["difficulty"]
+    difficulty = None if difficulty is None else float(difficulty)  # in CSV and JSON lines it may be a text
     made = {
         "prompt": as_messages(question, instruction),
         "answer": None if row["final_answer"] is None else str(row["final_answer"]),

@@ -25,6 +25,10 @@ def refuse_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"--output {output}: give a file that ends in {' or '.join(ENDINGS)}.")
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder. Give the name of a file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output}: its folder cannot be made ({error.strerror}).") from error
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} is there already. --overwrite replaces it; another name keeps both.")
 
@@ -121,8 +125,8 @@ def by_name(option: str, words: list[str], names: Iterable[str] | None = None) -
     """Returns what an option gives to each of some names, of the words `NAME=VALUE`."""
     given: dict[str, str] = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not name or not equals:
+        name, _, value = word.partition("=")
+        if not name or not value:
             raise ValueError(f"{option} {word}: give it as NAME=VALUE.")
         if name in given:
             raise ValueError(f"{option} {word}: {name} is there twice.")

@@ -1,5 +1,6 @@
 """The dataset of a command line: where it lies, which column is the prompt, which rows are used or held out."""
 
+import glob
 import operator
 import os
 import re
@@ -92,9 +93,12 @@ def load_named(
     try:
         if path.is_file():
             file = path.resolve()  # a parent that is "." has no name for `datasets`
-            return load_dataset(str(file.parent), data_files=file.name, streaming=streaming)
-        return load_dataset(name, config, streaming=streaming)
-    except (OSError, DatasetsError) as error:
+            return load_dataset(str(file.parent), data_files=glob.escape(file.name), streaming=streaming)
+        # The command line has no other word for none.
+        return load_dataset(name, None if config == "null" else config, streaming=streaming)
+    except (OSError, ValueError, DatasetsError) as error:
+        if isinstance(error, ValueError) and not local:
+            raise
         if local:
             why = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(f"{called}={name!r} could not be read: {why}") from error

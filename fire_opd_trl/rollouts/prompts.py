@@ -20,7 +20,7 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
         raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
     prompt = row[column]
     if isinstance(prompt, str):
-        if not prompt:
+        if not prompt.strip():
             raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
         return
     if not isinstance(prompt, list) or not prompt:
@@ -30,6 +30,9 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
             raise ValueError(f"{where}: the message {message!r} has no `content`. Give each a `role` and a `content`.")
         if message.get("role") not in ROLES:
             raise ValueError(f"{where}: the role {message.get('role')!r} is unknown. Use one of: {', '.join(ROLES)}.")
+    said = [message.get("content") for message in prompt if message["role"] == "user"]
+    if said and all(isinstance(text, str) and not text.strip() for text in said):
+        raise ValueError(f"{where}: `{column}` is empty: the user says nothing. Remove the row.")
     if prompt[-1]["role"] == "assistant":
         raise ValueError(f"{where}: the last message is the assistant's. The student writes it; end with the user's.")
 

@@ -20,6 +20,7 @@ from .shapes import ModelShape, config_for, file_of, shape_of
 
 PROMPT, LONGEST_PROMPT = 256, 1024  # tokens
 LONGEST_TO_MEAN = 4  # of completions, as in `make bench`
+SERVER_SHARE = 0.9  # of a GPU that a vLLM server takes if it is not told another; TRL's setting is for colocation alone
 # Bits of a weight in packages that pack them, with their scales: bitsandbytes has a float32 for 64 weights of 4 bits.
 PACKED_BITS = {"load_in_4bit": 4.5, "load_in_8bit": 8.0}
 
@@ -99,8 +100,9 @@ class PlannedRun:
         adapter (`int`): Parameters of the adapter that is trained; 0 where all weights are.
         reference (`Placed`, *optional*): A reference model.
         gradient_checkpointing (`bool`): Whether layers are computed again in the backward.
-        rows, accumulation, steps_per_generation, num_generations (`int`): As in the configuration: rows of a
-            micro-batch, micro-batches of an optimizer step and of a window, completions of a prompt.
+        rows, accumulation, steps_per_generation, num_generations, num_iterations (`int`): As in the configuration:
+            rows of a micro-batch, micro-batches of an optimizer step and of a window, completions of a prompt, and
+            how often a window is trained on.
         prompt_mean, prompt_longest, completion_mean, completion_longest (`float`): Tokens.
         scoring_token_budget (`int`): Padded tokens of one forward of scoring.
         policy_gradient (`bool`): Whether the loss needs a backward through the sampled tokens' log-probabilities.
@@ -133,6 +135,7 @@ class PlannedRun:
     accumulation: int = 1
     steps_per_generation: int = 1
     num_generations: int = 1
+    num_iterations: int = 1
     prompt_mean: float = PROMPT
     prompt_longest: int = LONGEST_PROMPT
     completion_mean: float = 64
@@ -273,6 +276,11 @@ def run_of_arguments(
         "completions/mean_length",
         "--mean_completion",
     )
+    if student.context and longest >= student.context:
+        raise ValueError(
+            f"max_completion_length={longest} leaves no room for a prompt in the context of the student, "
+            f"{student.context} tokens. Lower it."
+        )
     engine = None
     if args.use_vllm:
         server = args.vllm_mode == "server"
@@ -280,14 +288,14 @@ def run_of_arguments(
             engine_gpus = int(number(engine_gpus, None, "GPUs of the server", 1, "an assumption", "--engine_gpus"))
         engine = Engine(
             mode=args.vllm_mode,
-            memory=args.vllm_gpu_memory_utilization,
+            memory=SERVER_SHARE if server else args.vllm_gpu_memory_utilization,
             tensor_parallel=args.vllm_tensor_parallel_size,
             sleeps=bool(args.vllm_enable_sleep_mode),
             length=args.vllm_max_model_length or longest_prompt + longest,
             gpus=int(engine_gpus or 0) if server else 0,
         )
     dtype = (args.model_init_kwargs or {}).get("dtype", "float32")
-    bits = weight_bits(config, dtype, parts.get("quantization_config"))
+    bits = weight_bits(config, dtype, parts.get("quantization_config"), student)
     mixed = accelerate["mixed_precision"] != "no" or bool(args.bf16 or args.fp16)
     deepspeed = accelerate["sharding"].startswith("zero")
     if deepspeed and mixed:
@@ -314,6 +322,7 @@ def run_of_arguments(
         accumulation=args.gradient_accumulation_steps,
         steps_per_generation=args.steps_per_generation,
         num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
         prompt_mean=mean_prompt,
         prompt_longest=longest_prompt,
         completion_mean=mean_completion,
@@ -367,8 +376,9 @@ def placed(source: Source, args: FiReOPDConfig, engine: str | None, student: Mod
         return Placed(student, placement="student")
     assert isinstance(source.base, str), "a plan is made of names"
     config = config_for(source.base, **hub_of(source.hub))
-    bits = weight_bits(config, source.init_kwargs.get("dtype", "auto"), source.init_kwargs.get("quantization_config"))
-    return Placed(shape_of(config, source.base), bits, choose_placement(args, source, engine, bits < 16))
+    shape, given = shape_of(config, source.base), source.init_kwargs
+    bits = weight_bits(config, given.get("dtype", "auto"), given.get("quantization_config"), shape)
+    return Placed(shape, bits, choose_placement(args, source, engine, bits < 16))
 
 
 def reference_of(
@@ -388,12 +398,18 @@ def reference_of(
     return Placed(student, bits, where) if args.beta and not adapted else None
 
 
-def weight_bits(config: PretrainedConfig, dtype: Any, quantization: Any) -> float:
-    """Returns the bits of a weight as the model will be loaded."""
+def weight_bits(config: PretrainedConfig, dtype: Any, quantization: Any, shape: ModelShape) -> float:
+    """
+    Returns the bits of a weight as the model will be loaded, in the mean where it is packed: embeddings and head are
+    left in 16 bits (`get_keys_to_not_convert` in transformers).
+    """
     packed = quantization or getattr(config, "quantization_config", None)
     if packed is not None:
         said = packed if isinstance(packed, dict) else packed.to_dict()
-        return next((bits for name, bits in PACKED_BITS.items() if said.get(name)), 8.0 if "fp8" in str(said) else 4.5)
+        other = 8.0 if "fp8" in str(said) else 4.5
+        bits = next((bits for name, bits in PACKED_BITS.items() if said.get(name)), other)
+        whole = shape.embedding + (0 if shape.tied else shape.head)
+        return bits + (16 - bits) * whole / shape.parameters
     named = getattr(config, "dtype", None) or "float32" if dtype in ("auto", None) else dtype
     return 8 * getattr(torch, str(named).removeprefix("torch.")).itemsize
 

@@ -166,7 +166,7 @@ def rank_rows(run: PlannedRun) -> int:
 
 def optimizer_steps(run: PlannedRun) -> float:
     """Returns how many optimizer steps one window has."""
-    return max(1, run.steps_per_generation // run.accumulation)
+    return max(1, run.steps_per_generation * run.num_iterations // run.accumulation)
 
 
 def student_partitioned(run: PlannedRun) -> bool:
@@ -364,7 +364,7 @@ def update(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cos
     reduced once in a step.
     """
     shape, trained = run.student, run.adapter or run.student.parameters
-    rows = rank_rows(run) / optimizer_steps(run)
+    rows = min(rank_rows(run), run.rows * run.accumulation)
     lengths = completion_lengths(max(1, round(rows)), run, assumptions.spread)
     work = work_of(run, lengths)
     passes = (2 if run.adapter else 3) + run.gradient_checkpointing

@@ -54,8 +54,11 @@ def test_precisions():
     fsdp = planned(read_accelerate(accelerate_configs()["fsdp2"]))
     assert (fsdp.student_bits, fsdp.autocast) == (32, True)
     config = AutoConfig.from_pretrained(TEACHER)
-    assert weight_bits(config, "bfloat16", None) == 16
-    assert weight_bits(config, "auto", {"load_in_4bit": True}) == 4.5
+    eight = shape_of(config_for("Qwen/Qwen3-8B"), "Qwen/Qwen3-8B")
+    assert weight_bits(config, "bfloat16", None, eight) == 16
+    # 8.19e9 parameters, of which embeddings and head are 2 x 151 936 x 4096 = 1.245e9: those have 2 bytes.
+    packed = weight_bits(config, "auto", {"load_in_4bit": True}, eight) / 8 * eight.parameters
+    assert packed == pytest.approx((8.191e9 - 1.245e9) * 4.5 / 8 + 1.245e9 * 2, rel=1e-3)
 
 
 def test_teachers_and_references():
