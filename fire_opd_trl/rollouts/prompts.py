@@ -20,7 +20,7 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
         raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
     prompt = row[column]
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not prompt:
             raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
         return
     if not isinstance(prompt, list) or not prompt:

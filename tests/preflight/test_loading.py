@@ -184,3 +184,16 @@ def test_an_empty_file_is_said_to_be_one(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match=r"empty.jsonl' is an empty file. Give one with a row for each prompt."):
         loaded(str(tmp_path / "empty.jsonl"))
+
+
+def test_local_files_without_rows_and_names_that_look_like_patterns(tmp_path):
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    (tmp_path / "junk.parquet").write_text("junk")
+    for name in ("blank.jsonl", "junk.parquet"):
+        with pytest.raises(ValueError, match=f"{name}' could not be read: "):
+            loaded(str(tmp_path / name))
+    (tmp_path / "part[1].jsonl").write_text('{"prompt": "1+1="}\n')
+    assert len(loaded(str(tmp_path / "part[1].jsonl"))[0]) == 1
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_text('{"prompt": "1+1="}\n')
+    assert len(loaded(str(tmp_path / "folder"), dataset_config="null")[0]) == 1

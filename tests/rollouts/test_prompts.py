@@ -3,6 +3,8 @@
 import pytest
 from support.trainers import GOOD, sample_trainer
 
+from fire_opd_trl.rollouts.prompts import refuse_malformed
+
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
@@ -52,3 +54,10 @@ def test_f12_long_rows_are_left_out_and_counted_when_asked(tmp_path):
     ):
         trainer = sample_trainer(tmp_path, rows, max_prompt_length=30, overlong_prompts="drop")
     assert len(trainer.train_dataset) == 3
+
+
+def test_a_user_who_says_nothing_is_refused_also_where_a_system_prompt_stands_before():
+    silent = [{"role": "system", "content": "Be short."}, {"role": "user", "content": " \n"}]
+    with pytest.raises(ValueError, match="row 4: `prompt` is empty: the user says nothing"):
+        refuse_malformed({"prompt": silent}, 4, "train_dataset")
+    refuse_malformed({"prompt": [*silent[:1], {"role": "user", "content": "1+1="}]}, 4, "train_dataset")

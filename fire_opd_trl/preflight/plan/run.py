@@ -20,7 +20,7 @@ from .shapes import ModelShape, config_for, file_of, shape_of
 
 PROMPT, LONGEST_PROMPT = 256, 1024  # tokens
 LONGEST_TO_MEAN = 4  # of completions, as in `make bench`
-SERVER_SHARE = 0.9  # of a GPU that a vLLM server takes if it is not told another; TRL's setting is for colocation alone
+SERVER_SHARE = 0.9  # of a GPU that a vLLM server takes by default; TRL's setting is for colocation alone
 # Bits of a weight in packages that pack them, with their scales: bitsandbytes has a float32 for 64 weights of 4 bits.
 PACKED_BITS = {"load_in_4bit": 4.5, "load_in_8bit": 8.0}
 
@@ -276,11 +276,6 @@ def run_of_arguments(
         "completions/mean_length",
         "--mean_completion",
     )
-    if student.context and longest >= student.context:
-        raise ValueError(
-            f"max_completion_length={longest} leaves no room for a prompt in the context of the student, "
-            f"{student.context} tokens. Lower it."
-        )
     engine = None
     if args.use_vllm:
         server = args.vllm_mode == "server"

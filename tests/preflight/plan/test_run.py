@@ -7,6 +7,7 @@ from transformers import AutoConfig
 
 from fire_opd_trl.preflight.packaged import accelerate_configs
 from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments, weight_bits
+from fire_opd_trl.preflight.plan.shapes import config_for, shape_of
 
 
 ZERO3 = read_accelerate(accelerate_configs()["zero3"])

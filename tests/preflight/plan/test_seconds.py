@@ -174,3 +174,10 @@ def test_all_ranks_wait_for_the_longest_completion_of_the_window():
     assert waited[1:] == rank[1:]
     assert with_longest(rank, replace(run, completion_longest=500), spread=0.6)[0] == 500
     assert with_longest([4.0, 4.0], RUN, spread=0.6) == [4.0, 4.0]  # all are as long as can be
+
+
+def test_a_window_that_is_trained_on_twice_is_sampled_and_scored_once():
+    once, twice = (seconds(replace(RUN, num_iterations=times), CARD, EXACT) for times in (1, 2))
+    for phase in ("rollout", "teacher scoring", "student scoring"):
+        assert twice[phase].seconds == pytest.approx(once[phase].seconds / 2)
+    assert twice["update"].seconds == pytest.approx(once["update"].seconds)
