@@ -32,7 +32,7 @@ from .serving import DONE, SKIPPED
 
 
 MINUTES = {"cuda": 10, "cpu": 30}
-WORK = Path("outputs/gpu/work")
+WORK = Path("outputs/gpu/parts")
 REPORT, RESULTS, HARDWARE = "report.md", "results.json", "hardware.yaml"
 
 
