@@ -7,7 +7,7 @@ from typing import Any
 
 from ..preflight.packaged import load_module, packaged_folder
 from ..spelling import did_you_mean
-from .sources import describe_written, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
+from .sources import by_name, describe_written, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
 
 
 SCRIPTS = {
@@ -116,15 +116,7 @@ def named_teachers(words: list[str]) -> dict[str, str]:
     """Returns the teachers by name, of `NAME=MODEL ...` or of one `MODEL`."""
     if len(words) == 1 and "=" not in words[0]:
         return {"teacher": words[0]}
-    teachers: dict[str, str] = {}
-    for word in words:
-        name, equals, model = word.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--teacher {word}: of several teachers give each as NAME=MODEL.")
-        if name in teachers:
-            raise ValueError(f"--teacher {word}: {name} is there twice.")
-        teachers[name] = model
-    return teachers
+    return by_name("--teacher", words, form="of several teachers give each as NAME=MODEL")
 
 
 def check(argv: list[str]) -> int:

@@ -121,13 +121,15 @@ def converted(
     return Dataset.from_list([convert(row, **arguments) for row in rows], features=features)
 
 
-def by_name(option: str, words: list[str], names: Iterable[str] | None = None) -> dict[str, str]:
-    """Returns what an option gives to each of some names, of the words `NAME=VALUE`."""
+def by_name(
+    option: str, words: list[str], names: Iterable[str] | None = None, form: str = "give it as NAME=VALUE"
+) -> dict[str, str]:
+    """Returns what an option gives to each of some names, of the words `NAME=VALUE`; `form` refuses another form."""
     given: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=")
         if not name or not value:
-            raise ValueError(f"{option} {word}: give it as NAME=VALUE.")
+            raise ValueError(f"{option} {word}: {form}.")
         if name in given:
             raise ValueError(f"{option} {word}: {name} is there twice.")
         if names is not None and name not in names:

@@ -118,6 +118,15 @@ def record_plan(parts: dict[str, Any], accelerate_config: Path | None, processes
     checked.record("plan", verdict(plan), "ok" if plan.fits else "warning")
 
 
+def unknown_to_both(words: list[str]) -> list[str]:
+    """Returns those options among the words that a training has left over which `accelerate launch` has not either."""
+    if not words:
+        return []
+    from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say
+
+    return strangers(words, launch_command_parser())
+
+
 def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Checked) -> dict[str, Any]:
     """
     Returns what the trainer would take, from the arguments of `fire-opd train`; those of accelerate do not matter.
@@ -126,11 +135,7 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
     faults: list[str] = []
     parser = script.make_parser("fire-opd preflight", planned_config(processes, faults))
     *arguments, unknown = parser.parse_args_and_config(rest, return_remaining_strings=True)
-    if unknown:
-        from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say
-
-        unknown = strangers(unknown, launch_command_parser())
-    if unknown:
+    if unknown := unknown_to_both(unknown):
         parser.error(parser.unknown(unknown))  # one line, as `train` says it
     for fault in faults:
         checked.record("settings", fault, "fault")

@@ -9,9 +9,8 @@ from typing import Any
 
 import transformers
 
-from .command import planned_config
+from .command import planned_config, unknown_to_both
 from .findings import Checked
-from .packaged import strangers
 from .plan.fit import Plan
 from .plan.of_arguments import plan_of_arguments
 from .plan.report import machine, markdown, text
@@ -60,11 +59,7 @@ def plan_of_command(script: Any, rest: list[str], accelerate_config: Path | None
     gpus = options.num_processes or read_accelerate(accelerate_config)["gpus"]
     arguments = script.make_parser("fire-opd plan", planned_config(gpus, faults))
     _, args, model_args, _, unknown = arguments.parse_args_and_config(rest, return_remaining_strings=True)
-    if unknown:
-        from accelerate.commands.launch import launch_command_parser  # brings DeepSpeed, and what it has to say
-
-        unknown = strangers(unknown, launch_command_parser())
-    if unknown:
+    if unknown := unknown_to_both(unknown):
         faults.append(arguments.unknown(unknown))
     if faults:
         raise ValueError(" ".join(faults))
