@@ -11,7 +11,7 @@ With real models, on a GPU, and a folder of images with a metadata.jsonl, whose 
     python examples/images.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \
         --teacher Qwen/Qwen2.5-VL-7B-Instruct --dataset_name images/ --steps 50
 
-docs/tools_and_images.md explains it.
+docs/tools_and_images.md explains it. Needs pillow.
 """
 
 import argparse

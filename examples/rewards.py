@@ -3,7 +3,15 @@ Rewards for the recipes: whether an answer is right. `reward_funcs` names one as
 own likewise.
 """
 
+import importlib.util
+
 from trl.rewards import accuracy_reward
+
+
+if (
+    importlib.util.find_spec("math_verify") is None
+):  # TRL's reward says so at its first call, after a window is sampled
+    raise ImportError("it needs math-verify: pip install -e '.[eval]'")
 
 
 def final_answer(completions, final_answer, **kwargs):

@@ -122,15 +122,13 @@ def measured() -> str:
     from .times import TIMED
     from .times import planned as planned_seconds
 
-    rows = [["setting", "T op/s", *(f"{head}: measured, planned" for head in report.HEADS), "planned / measured"]]
+    rows = [["setting", "T op/s", *(f"{head}: measured, planned" for head in report.HEADS)]]
     for record in json.loads((DOCS / "plan" / "seconds.json").read_text()):
         with tempfile.TemporaryDirectory() as folder:
             plan, seen = planned_seconds(record, Path(folder)), record["seconds"]
         pairs = [f"{seen[phase]:.1f}, {plan[phase]:.1f}" if seen[phase] > 0.05 else "given" for phase in PHASES]
-        counted = [phase for phase in PHASES if seen[phase] > 0.05]
-        ratio = sum(plan[phase] for phase in counted) / sum(seen[phase] for phase in counted)
         speed = f"{record['hardware']['operations'] / 1e12:.3f}"
-        rows.append([TIMED[record["name"]], speed, *pairs, f"{ratio:.2f}"])
+        rows.append([TIMED[record["name"]], speed, *pairs])
     return markdown(rows)
 
 

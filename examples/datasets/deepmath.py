@@ -38,7 +38,10 @@ HINT = (
 def to_row(row: dict, least: float, instruction: str, solution: str | None, hint: str) -> dict:
     """Returns the row that the trainer reads for a row of DeepMath, and why it is left out, if it is."""
     question, difficulty = str(row["question"] or "").strip(), row["difficulty"]
-    difficulty = None if difficulty is None else float(difficulty)  # in CSV and JSON lines it may be a text
+    try:
+        difficulty = float(difficulty)  # in CSV and JSON lines it may be a text
+    except (TypeError, ValueError):
+        difficulty = None
     made = {
         "prompt": as_messages(question, instruction),
         "answer": None if row["final_answer"] is None else str(row["final_answer"]),

@@ -106,11 +106,12 @@ def look_at(rows: Dataset, name: str, asked: Asked) -> Looked:
     whole = [dict(zip(read, values, strict=True)) for values in zip(*cells.values(), strict=True)]
 
     check_columns(looked, rows, columns)
-    check_forms(looked, whole, asked)
+    pictured = bool(set(COLUMNS_OF_TRL) & set(rows.column_names))
+    check_forms(looked, whole, asked, pictured)
     check_routes(looked, cells, asked)
     check_oddities(looked, whole, asked)
     check_lengths(looked, rows, table, whole, asked)
-    check_repetitions(looked, whole, asked, pictured=bool(set(COLUMNS_OF_TRL) & set(rows.column_names)))
+    check_repetitions(looked, whole, asked, pictured=pictured)
     show_rows(looked, whole, asked)
     return looked
 
@@ -127,7 +128,7 @@ def check_columns(looked: Looked, rows: Dataset, columns: Columns) -> None:
     looked.checked.record("columns", f"the trainer reads {', '.join(said)}{others}")
 
 
-def check_forms(looked: Looked, whole: list[dict[str, Any]], asked: Asked) -> None:
+def check_forms(looked: Looked, whole: list[dict[str, Any]], asked: Asked, pictured: bool) -> None:
     """Record each kind of malformed prompt, and whether the rest are texts or chats."""
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     first: dict[tuple[str, str], str] = {}
@@ -135,7 +136,7 @@ def check_forms(looked: Looked, whole: list[dict[str, Any]], asked: Asked) -> No
     for number, row in enumerate(whole):
         for column in ["prompt"] + [asked.columns.own] * (row.get(asked.columns.own) is not None):
             try:
-                refuse_malformed(row, number, "", column)
+                refuse_malformed(row, number, "", column, pictured)
             except ValueError as error:
                 text = str(error).split(": ", 1)[1]
                 kind = column, text.rpartition(". ")[2]  # what to do about it is the same for a kind of fault

@@ -3,7 +3,8 @@
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,12 @@ def refuse_output(output: Path, overwrite: bool) -> None:
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder. Give the name of a file.")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if not output.parent.exists():
+            output.parent.mkdir(parents=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
     except OSError as error:
-        raise ValueError(f"--output {output}: its folder cannot be made ({error.strerror}).") from error
+        raise ValueError(f"--output {output}: nothing can be written in its folder ({error.strerror}).") from error
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} is there already. --overwrite replaces it; another name keeps both.")
 
@@ -94,7 +98,19 @@ def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dat
 
     if isinstance(rows, Dataset):
         return rows if most is None or most >= len(rows) else rows.select(range(most))
-    return Dataset.from_list(list(itertools.islice(rows, most)), on_mixed_types="use_json")  # as a file is read
+    first = list(itertools.islice(each_of(rows), most))
+    return Dataset.from_list(first, on_mixed_types="use_json")  # as a file is read
+
+
+def each_of(stream: "IterableDataset") -> Iterator[dict[str, Any]]:
+    """Yields the rows of a stream. That a file cannot be read shows only here."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield from stream
+    except (OSError, ValueError, DatasetsError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the stream could not be read to its end: {why}") from error
 
 
 def converted(
@@ -118,7 +134,7 @@ def converted(
             features=features,
             new_fingerprint=fingerprint,
         )
-    return Dataset.from_list([convert(row, **arguments) for row in rows], features=features)
+    return Dataset.from_list([convert(row, **arguments) for row in each_of(rows)], features=features)
 
 
 def by_name(

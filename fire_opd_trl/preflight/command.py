@@ -159,6 +159,8 @@ def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Ch
     found = inspect_run(
         parts["model"], sources, args, method, parts["train_dataset"], parts["eval_dataset"], None, others
     )
+    if any(fault.startswith("method=") for fault in checked.faults):  # these would speak of the default
+        found.findings = [finding for finding in found.findings if finding.subject not in ("filter", "fillers")]
     found.findings = list(dict.fromkeys([*checked.findings, *found.findings]))
     return found
 

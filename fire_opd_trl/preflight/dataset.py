@@ -28,7 +28,7 @@ from .loading import first_process_first
 BATCH = 1000  # rows that are tokenized together
 POOL_ROWS = 10_000  # fewer are read in this process, in seconds: a pool and a file would cost more
 ROWS_OF_A_PROCESS = 5000
-EDITION = 1  # of `measure`: another one finds nothing in the cache
+EDITION = 2  # of `measure`: another one finds nothing in the cache
 MEASURED = ("teacher", "prompt", "own", "largest", "stray")
 
 
@@ -148,9 +148,11 @@ def limits_of(*bounds: list[int | None]) -> list[torch.Tensor]:
     return [torch.tensor([2**62 if bound is None else bound for bound in each]) for each in bounds]
 
 
-def refuse_unreadable(row: dict[str, Any], index: int, name: str, columns: tuple[str, str], names: list[str]) -> None:
+def refuse_unreadable(
+    row: dict[str, Any], index: int, name: str, columns: tuple[str, str], names: list[str], pictured: bool
+) -> None:
     """Refuse a row whose prompts have no right form, or that names no teacher."""
-    refuse_malformed(row, index, name)
+    refuse_malformed(row, index, name, pictured=pictured)
     refuse_unrouted(row, index, name, columns[0], names)
     if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
         refuse_malformed(row, index, name, columns[1])
@@ -167,7 +169,7 @@ def refuse_row(
 ) -> None:
     """Refuse a row for the first thing that is wrong of it. `found`: what [`measure`] finds of it."""
     names, where = list(teachers), f"{name} row {index}"
-    refuse_unreadable(row, index, name, columns, names)
+    refuse_unreadable(row, index, name, columns, names, pictured=student.ids is no_ids)
     who, prompt, own = names[found["teacher"]], found["prompt"], found["own"]
     check_fit(prompt, student, f"{where}: the prompt")
     whose = f"{where}: the prompt of teacher {who!r}"
@@ -189,7 +191,7 @@ def measure(
     names, found = list(teachers), {key: [-1] * len(rows) for key in MEASURED}
     for number, row in enumerate(rows):
         with suppress(ValueError):
-            refuse_unreadable(row, 0, "", columns, names)
+            refuse_unreadable(row, 0, "", columns, names, pictured=student.ids is no_ids)
             found["teacher"][number] = names.index(teacher_of(row, columns[0], names))
     sound = [number for number, teacher in enumerate(found["teacher"]) if teacher >= 0]
     prompts = dict(zip(sound, student.ids([rows[number] for number in sound]), strict=True))

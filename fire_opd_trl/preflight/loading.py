@@ -5,11 +5,12 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import yaml
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
@@ -82,8 +83,8 @@ def load_named(
     name the argument as it is `called`.
     """
     path = Path(name)
-    local = path.exists()
-    if path.is_file() and not path.stat().st_size:
+    local = bool(name) and path.exists()  # an empty name would be this folder
+    if path.is_file() and not has_rows(path):
         raise ValueError(f"{called}={name!r} is an empty file. Give one with a row for each prompt.")
     if not local and (not HUB_ID.fullmatch(name) or path.suffix.lower() in ENDINGS):
         raise ValueError(
@@ -93,9 +94,9 @@ def load_named(
     try:
         if path.is_file():
             file = path.resolve()  # a parent that is "." has no name for `datasets`
-            return load_dataset(str(file.parent), data_files=glob.escape(file.name), streaming=streaming)
-        # The command line has no other word for none.
-        return load_dataset(name, None if config == "null" else config, streaming=streaming)
+            return load_dataset(str(file.parent), data_files=glob.escape(str(file)), streaming=streaming)
+        # The command line has no other words for none.
+        return load_dataset(name, None if config in ("null", "none", "None") else config, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
         if isinstance(error, ValueError) and not local:
             raise
@@ -107,6 +108,15 @@ def load_named(
             f"{called}={name!r} could not be loaded: it is neither a file or folder here nor a dataset that can "
             f"be reached on the Hub.{here}"
         ) from error
+
+
+def has_rows(file: Path) -> bool:
+    """Returns whether a file holds more than blank lines. Parquet without a row is known by its footer."""
+    if file.suffix == ".parquet":
+        with suppress(ValueError):  # no Parquet at all: `datasets` says what it is
+            return pyarrow.parquet.read_metadata(file).num_rows > 0
+    with file.open("rb") as lines:
+        return any(map(bytes.strip, lines))
 
 
 def prepared(dataset: Any, script_args: Any, checked: Checked) -> Any:

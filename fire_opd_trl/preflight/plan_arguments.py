@@ -19,7 +19,15 @@ For example:
 """
 
 
-WHOLE = ("steps", "num_processes", "mean_completion", "mean_prompt", "longest_prompt", "engine_gpus")
+WHOLE = (
+    "steps",
+    "num_processes",
+    "mean_completion",
+    "mean_prompt",
+    "longest_prompt",
+    "engine_gpus",
+    "engine_tensor_parallel",
+)
 MAY_BE_0 = ("overlap", "decode_overhead", "eager_layer", "forward_overhead", "spread", "reserve")
 
 
@@ -52,7 +60,7 @@ def main(argv: list[str]) -> int:
             parser.error(f"--output {options.output or 'hardware.yaml'} cannot be written: {error}")
     if options.output is not None:
         parser.error("--output names the file of --calibrate. A plan is printed: redirect it with > FILE.")
-    for name in (*WHOLE, "price", *(name for name, _, _ in assumption_fields())):
+    for name in (*WHOLE, "price", "engine_fraction", *(name for name, _, _ in assumption_fields())):
         if (value := getattr(options, name)) is not None and (wanted := out_of_range(name, value)):
             parser.error(f"--{name} is {value}. Give a number {wanted}.")
     config = None
@@ -99,11 +107,13 @@ def make_parser() -> argparse.ArgumentParser:
     assumed = parser.add_argument_group("what nobody has said")
     for name, meaning in (
         ("mean_completion", "tokens of a completion in the mean (a quarter of the longest)"),
-        ("mean_prompt", "tokens of a prompt in the mean (256)"),
-        ("longest_prompt", "tokens of the longest prompt (max_prompt_length, or 1024)"),
+        ("mean_prompt", "tokens of a prompt in the mean, those of images too (256)"),
+        ("longest_prompt", "tokens of the longest one (max_prompt_length, or 1024)"),
         ("engine_gpus", "cards of the vLLM server (1)"),
+        ("engine_tensor_parallel", "cards of each of its engines (1)"),
     ):
         assumed.add_argument(f"--{name}", type=int, metavar="INT", help=meaning)
+    assumed.add_argument("--engine_fraction", type=float, metavar="X", help="share of a card that it takes (0.9)")
     for name, default, meaning in assumption_fields():
         assumed.add_argument(f"--{name}", type=float, metavar="X", help=f"{meaning} ({default:g})")
     return parser

@@ -13,8 +13,13 @@ UNNAMED = "teacher"  # a single teacher that was given without a name
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 
 
-def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "prompt") -> None:
-    """Refuse a prompt that is neither a non-empty string nor a non-empty list of messages with known roles."""
+def refuse_malformed(
+    row: dict[str, Any], index: int, name: str, column: str = "prompt", pictured: bool = False
+) -> None:
+    """
+    Refuse a prompt that is neither a non-empty string nor a non-empty list of messages with known roles. A user may
+    say nothing beside pictures (`pictured`), which have a column of their own.
+    """
     where = f"{name} row {index}"
     if row.get(column) is None:
         raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
@@ -31,10 +36,17 @@ def refuse_malformed(row: dict[str, Any], index: int, name: str, column: str = "
         if message.get("role") not in ROLES:
             raise ValueError(f"{where}: the role {message.get('role')!r} is unknown. Use one of: {', '.join(ROLES)}.")
     said = [message.get("content") for message in prompt if message["role"] == "user"]
-    if said and all(isinstance(text, str) and not text.strip() for text in said):
+    if said and not pictured and all(map(is_blank, said)):
         raise ValueError(f"{where}: `{column}` is empty: the user says nothing. Remove the row.")
     if prompt[-1]["role"] == "assistant":
         raise ValueError(f"{where}: the last message is the assistant's. The student writes it; end with the user's.")
+
+
+def is_blank(content: Any) -> bool:
+    """Returns whether the content of a message is blank text, or a list of nothing but that."""
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and is_blank(part.get("text")) for part in content)
+    return isinstance(content, str) and not content.strip()
 
 
 def refuse_unrouted(row: dict[str, Any], index: int, name: str, column: str, teachers: list[str]) -> None:

@@ -170,6 +170,8 @@ THERE = ["check", "there.jsonl"]
         ([*THERE, "--student", "s", "--teacher", "a=x", "a=y"], "--teacher a=y: a is there twice"),
         ([*THERE, "--against", "gone.jsonl"], "--against gone.jsonl: no such file"),
         ([*THERE, "--against", "maths500"], "There is no task 'maths500'. Did you mean 'math500'?"),
+        ([*THERE, "--output", "there.jsonl/a.jsonl"], "nothing can be written in its folder (Not a directory)"),
+        ([*THERE, "--output", "/proc/a.jsonl"], "nothing can be written in its folder"),
         (["deepmath"], "required: --output"),
         (["deepmath", "--output", "a.txt"], "give a file that ends in"),
         (["deepmath", "--output", "a.jsonl", "--rows", "0"], "--rows 0: give at least 1"),
@@ -211,6 +213,8 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
         ),
         (["check", "org/name"], "FILE='org/name' could not be loaded"),
         (["check", "broken.jsonl"], "broken.jsonl line 1 is not JSON"),
+        (["check", "broken.jsonl", "--streaming"], "the stream could not be read to its end"),
+        (["check", ""], "FILE='': no such file or folder"),
     ],
 )
 def test_what_the_rows_are_not_is_said_in_one_line(here, capsys, argv, said):
@@ -295,3 +299,10 @@ def test_the_page_names_every_kind_of_finding():
     )
     table = PAGE.split("| subject |")[1].split("\n\n")[0]
     assert len(kinds) > 10 and [kind for kind in kinds - {"file", "teacher_prompt"} if f"`{kind}`" not in table] == []
+
+
+def test_a_difficulty_may_be_a_text_and_one_that_is_no_number_is_not_known(here, capsys):
+    rows = [{**row, "difficulty": text} for row, text in zip(deepmath(2), ("7.5", "hard"), strict=True)]
+    run("deepmath", "--source", written(rows, here / "upstream.jsonl"), "--output", "out.jsonl")
+    assert [row["difficulty"] for row in rows_of("out.jsonl")] == [7.5]
+    assert "1 left out: the difficulty is below 6, or not known" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -268,6 +269,14 @@ def test_two_steps_with_a_tool(tiny, tmp_path):
     (file, *_) = (tmp_path / "out" / "rollouts").glob("*.parquet")
     (row,) = pq.read_table(file).to_pylist()
     assert '"name": "calculator"' in row["prompt"] and "Calculates" in row["prompt"]
+
+
+def test_a_reward_without_its_package_is_refused_when_it_is_named(monkeypatch):
+    path = packaged.packaged_folder("examples") / "rewards.py"
+    assert callable(packaged.training_script().imported("reward_funcs", f"{path}:final_answer"))
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ValueError, match=r"^reward_funcs: .*needs math-verify: pip install -e '\.\[eval\]'"):
+        packaged.training_script().imported("reward_funcs", f"{path}:final_answer")
 
 
 def test_an_answer_is_right_by_its_box():

@@ -244,3 +244,9 @@ def test_a_dataset_that_cannot_be_read_is_a_fault(tmp_path, teacher_folder, text
     (tmp_path / "rows.jsonl").write_text(text)
     code, output = preflight(str(tmp_path / "rows.jsonl"), str(teacher_folder))
     assert code == 1 and "fault" in output and "Traceback" not in output
+
+
+def test_nothing_is_said_of_the_filter_of_a_default_in_place_of_a_wrong_method(data):
+    code, output = preflight(data, model_path("teacher"), "--method", "opdd")
+    assert code == 1 and "method='opdd' is refused" in said(output) and "window ok" in said(output)
+    assert "fire drops" not in said(output)

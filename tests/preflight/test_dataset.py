@@ -152,3 +152,10 @@ def test_without_a_cache_the_rows_are_read_all_the_same(many):
 def test_of_two_ranks_one_reads_the_rows_and_the_other_finds_the_numbers(pairs, tmp_path):
     pairs("ddp").run("support.works:checked_rows", str(tmp_path), timeout=60)
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["30 rows measured, 7", "0 rows measured, 7"]
+
+
+def test_a_picture_may_stand_without_words():
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": ""}], "images": ["a.png"]}])
+    reader = dataset.Reader(dataset.no_ids, None)
+    arguments = {"overlong": "error", "columns": ("teacher_id", "teacher_prompt")}
+    assert dataset.check_dataset(rows, "rows", student=reader, teachers={"teacher": reader}, **arguments)[1].rows == 1

@@ -6,6 +6,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 from support.inspections import STUDENT, TEACHER, preflight_table, with_template
@@ -189,11 +190,16 @@ def test_an_empty_file_is_said_to_be_one(tmp_path):
 def test_local_files_without_rows_and_names_that_look_like_patterns(tmp_path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
     (tmp_path / "junk.parquet").write_text("junk")
-    for name in ("blank.jsonl", "junk.parquet"):
-        with pytest.raises(ValueError, match=f"{name}' could not be read: "):
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "no.parquet"
+    )
+    said = {"blank.jsonl": "is an empty", "no.parquet": "is an empty", "junk.parquet": "could not be read: "}
+    for name, why in said.items():
+        with pytest.raises(ValueError, match=f"{name}' {why}"):
             loaded(str(tmp_path / name))
-    (tmp_path / "part[1].jsonl").write_text('{"prompt": "1+1="}\n')
-    assert len(loaded(str(tmp_path / "part[1].jsonl"))[0]) == 1
+    (tmp_path / "run[1]").mkdir()
+    (tmp_path / "run[1]" / "part[1].jsonl").write_text('{"prompt": "1+1="}\n')
+    assert len(loaded(str(tmp_path / "run[1]" / "part[1].jsonl"))[0]) == 1
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "train.jsonl").write_text('{"prompt": "1+1="}\n')
     assert len(loaded(str(tmp_path / "folder"), dataset_config="null")[0]) == 1

@@ -61,3 +61,11 @@ def test_a_user_who_says_nothing_is_refused_also_where_a_system_prompt_stands_be
     with pytest.raises(ValueError, match="row 4: `prompt` is empty: the user says nothing"):
         refuse_malformed({"prompt": silent}, 4, "train_dataset")
     refuse_malformed({"prompt": [*silent[:1], {"role": "user", "content": "1+1="}]}, 4, "train_dataset")
+
+
+def test_blank_parts_say_nothing_and_a_picture_says_something():
+    blank = {"type": "text", "text": " "}
+    with pytest.raises(ValueError, match="the user says nothing"):
+        refuse_malformed({"prompt": [{"role": "user", "content": [blank]}]}, 4, "train_dataset")
+    refuse_malformed({"prompt": [{"role": "user", "content": [{"type": "image"}, blank]}]}, 4, "train_dataset")
+    refuse_malformed({"prompt": [{"role": "user", "content": ""}]}, 4, "train_dataset", pictured=True)

@@ -34,7 +34,7 @@ ROWS = {
 }
 CARDS = {"lora-24gb": "rtx4090", "smoke": "cpu"}  # of the others: what the paper's run had
 CARD = "a100"
-MORE = {"vllm-server": ["--engine_gpus", "2"]}  # cards beside those of the training
+MORE = {"vllm-server": ["--engine_gpus", "2", "--engine_tensor_parallel", "2"]}  # cards beside those of the training
 
 
 def command_of(name: str) -> list[str]:

@@ -12,7 +12,9 @@ from .hardware import HARDWARE, Assumptions, Hardware, chosen_hardware, of_measu
 from .run import PlannedRun, read_accelerate, run_of_arguments
 
 
-LENGTHS = ("mean_completion", "mean_prompt", "longest_prompt", "engine_gpus")  # what a user says of a run
+# What a user says of a run: lengths, and a vLLM server.
+LENGTHS = ("mean_completion", "mean_prompt", "longest_prompt")
+SERVER = ("engine_gpus", "engine_tensor_parallel", "engine_fraction")
 SAME_CARD = 0.05  # by which the memory of a card of one name may differ: drivers keep some of it
 
 
@@ -28,16 +30,21 @@ def plan_of_arguments(
         accelerate_config (`Path`, *optional*): The run's configuration of accelerate.
         gpus (`int`, *optional*): Its processes, by default those of `accelerate_config`.
         said: What a user has said of the run and its cards, `None` for what not: `hardware`, `steps`, `price`,
-            [`LENGTHS`], and the fields of [`Assumptions`]; and `prompts`, the mean and the longest of a dataset.
+            [`LENGTHS`], [`SERVER`], and the fields of [`Assumptions`]; and `prompts`, the mean and the longest
+            of a dataset.
     """
     accelerate = read_accelerate(accelerate_config)
     if parts["args"].on_cpu:
         accelerate["device"] = "cpu"
     named = said.get("hardware")
     hardware = chosen_hardware(named) if named else hardware_here(accelerate["device"])
-    lengths = {name: said.get(name) for name in LENGTHS}
+    lengths = {name: said.get(name) for name in LENGTHS + SERVER}
     run = run_of_arguments(parts, accelerate, gpus=gpus, prompts=said.get("prompts"), **lengths)
     refuse_impossible(run)
+    if (run.engine is None or not run.engine.gpus) and (strange := [name for name in SERVER if said.get(name)]):
+        raise ValueError(
+            f"--{strange[0]} is of a vLLM server, which this run has not. Remove it, or set vllm_mode=server."
+        )
     values = {f.name: said[f.name] for f in fields(Assumptions) if said.get(f.name) is not None}
     max_steps = parts["args"].max_steps
     return Plan(
@@ -60,6 +67,11 @@ def refuse_impossible(run: PlannedRun) -> None:
                 f"--mean_{what} {mean:g} is more than the {longest} tokens of the longest {what}. Give at most these."
             )
     engine = run.engine
+    if engine is not None and engine.gpus % engine.tensor_parallel:
+        raise ValueError(
+            f"--engine_tensor_parallel {engine.tensor_parallel} does not divide the {engine.gpus} cards of the vLLM "
+            "server. Give a divisor, or other --engine_gpus."
+        )
     if engine is not None and not engine.gpus and run.gpus % engine.tensor_parallel:
         raise ValueError(
             f"vllm_tensor_parallel_size={engine.tensor_parallel} does not divide the {run.gpus} cards, on which vLLM "

@@ -105,7 +105,6 @@ class PlannedRun:
             how often a window is trained on.
         prompt_mean, prompt_longest, completion_mean, completion_longest (`float`): Tokens.
         scoring_token_budget (`int`): Padded tokens of one forward of scoring.
-        policy_gradient (`bool`): Whether the loss needs a backward through the sampled tokens' log-probabilities.
         whole_distributions (`bool`): Whether student and teacher are compared over the whole vocabulary.
         divergence (`bool`): Whether such a comparison, or one with the top k, is part of the loss.
         top_k (`int`): Tokens that are kept of the teacher; 0 for none.
@@ -141,7 +140,6 @@ class PlannedRun:
     completion_mean: float = 64
     completion_longest: int = 256
     scoring_token_budget: int = 16384
-    policy_gradient: bool = True
     whole_distributions: bool = False
     divergence: bool = False
     top_k: int = 0
@@ -167,13 +165,6 @@ class PlannedRun:
     def window(self) -> int:
         """Rows of a window on all ranks."""
         return self.rows * self.steps_per_generation * self.gpus
-
-    def with_gpus(self, gpus: int) -> "PlannedRun":
-        """Returns the same run with the same window on another number of GPUs."""
-        factor = self.gpus / gpus
-        accumulation = max(1, round(self.accumulation * factor))
-        steps = max(1, self.steps_per_generation // self.accumulation)
-        return replace(self, gpus=gpus, accumulation=accumulation, steps_per_generation=steps * accumulation)
 
 
 def read_accelerate(file: Path | None) -> dict[str, Any]:
@@ -228,6 +219,8 @@ def run_of_arguments(
     mean_prompt: float | None = None,
     longest_prompt: int | None = None,
     engine_gpus: int | None = None,
+    engine_tensor_parallel: int | None = None,
+    engine_fraction: float | None = None,
 ) -> PlannedRun:
     """
     Returns the run that the arguments of `fire-opd train` describe. `fire-opd plan` and preflight call this.
@@ -237,7 +230,9 @@ def run_of_arguments(
         accelerate (`dict`): From [`read_accelerate`].
         gpus (`int`, *optional*): Processes, by default those of `accelerate`.
         prompts (`tuple`, *optional*): Mean and longest prompt of the dataset in tokens, where it was read.
-        mean_completion, mean_prompt, longest_prompt, engine_gpus (*optional*): What a user says of them.
+        mean_completion, mean_prompt, longest_prompt (*optional*): What a user says of them.
+        engine_gpus, engine_tensor_parallel, engine_fraction (*optional*): And of a vLLM server, of which TRL's
+            settings for colocation say nothing.
     """
     args: FiReOPDConfig = parts["args"]
     method, adapted = args.build_method(), parts.get("peft_config") is not None
@@ -278,17 +273,23 @@ def run_of_arguments(
     )
     engine = None
     if args.use_vllm:
-        server = args.vllm_mode == "server"
-        if server:
-            engine_gpus = int(number(engine_gpus, None, "GPUs of the server", 1, "an assumption", "--engine_gpus"))
         engine = Engine(
             mode=args.vllm_mode,
-            memory=SERVER_SHARE if server else args.vllm_gpu_memory_utilization,
+            memory=args.vllm_gpu_memory_utilization,
             tensor_parallel=args.vllm_tensor_parallel_size,
             sleeps=bool(args.vllm_enable_sleep_mode),
             length=args.vllm_max_model_length or longest_prompt + longest,
-            gpus=int(engine_gpus or 0) if server else 0,
         )
+        if args.vllm_mode == "server":
+            why = "vLLM's default"
+            engine = replace(
+                engine,
+                memory=number(engine_fraction, None, "share of a GPU", SERVER_SHARE, why, "--engine_fraction"),
+                tensor_parallel=int(
+                    number(engine_tensor_parallel, None, "GPUs of an engine", 1, why, "--engine_tensor_parallel")
+                ),
+                gpus=int(number(engine_gpus, None, "GPUs of the server", 1, "an assumption", "--engine_gpus")),
+            )
     dtype = (args.model_init_kwargs or {}).get("dtype", "float32")
     bits = weight_bits(config, dtype, parts.get("quantization_config"), student)
     mixed = accelerate["mixed_precision"] != "no" or bool(args.bf16 or args.fp16)
@@ -341,7 +342,6 @@ def of_method(method: Method, args: FiReOPDConfig) -> dict[str, Any]:
     """Returns what memory and time depend on of a method."""
     drops = method.filter is not None and not {"reward_B", "group_B"} & set(method.needs)
     return {
-        "policy_gradient": method.advantage is not None or bool(args.reward_coef),
         "whole_distributions": method.reads_whole_distributions,
         "divergence": method.divergence is not None,
         "top_k": method.divergence.top_k if method.divergence else 0,

@@ -7,7 +7,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 from .cost import OPTIMIZER_PASSES, Work
-from .hardware import Assumptions, Hardware
+from .hardware import GIB, Assumptions, Hardware
 from .run import Engine, Placed, PlannedRun
 from .shapes import ModelShape
 
@@ -169,11 +169,6 @@ def optimizer_steps(run: PlannedRun) -> float:
     return max(1, run.steps_per_generation * run.num_iterations // run.accumulation)
 
 
-def student_partitioned(run: PlannedRun) -> bool:
-    """Whether every forward of the student gathers its weights."""
-    return run.sharding in ("zero3", "fsdp2") and run.gpus > 1
-
-
 def gathered_width(run: PlannedRun) -> float:
     """Returns the bytes of a weight of the student as it travels: FSDP casts before it gathers."""
     return min(run.student_bits / 8, run.compute_bytes)
@@ -185,12 +180,11 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
     prompts are read, and its completions are decoded, which reads the weights and the cache for every token.
     """
     shape, rows, engine = run.student, rank_rows(run), run.engine
-    width = gathered_width(run)
     if engine is None:
         lengths = with_longest(completion_lengths(rows, run, assumptions.spread), run, assumptions.spread)
         decode = static_decode(run, lengths, hardware, assumptions)
         cards, engine_rows = 1.0, float(rows)
-        sent = gather(shape.parameters, width, run, hardware, assumptions) if student_partitioned(run) else 0.0
+        sent = student_brought(run, hardware, assumptions)
     else:
         cards = float(engine.tensor_parallel)
         engines = max(1, (engine.gpus or run.gpus) // engine.tensor_parallel)
@@ -200,9 +194,8 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
         decode = engine_decode(run, engine, lengths, hardware, assumptions)
         other_machine = engine.mode == "server" and run.gpus >= run.gpus_per_node
         link = hardware.network if other_machine else hardware.link
-        sent = shape.parameters * width / (link * assumptions.link_fraction)
-        if student_partitioned(run):
-            sent += gather(shape.parameters, width, run, hardware, assumptions)
+        sent = shape.parameters * gathered_width(run) / (link * assumptions.link_fraction)
+        sent += student_brought(run, hardware, assumptions)
     prompts = engine_rows / max(1, run.num_generations)  # an engine reads a prompt that several share once
     reading = 2 * shape.active_in_layers * prompts * run.prompt_mean
     prefill = Cost(compute=reading / (cards * rate(shape, hardware, assumptions)))
@@ -256,8 +249,16 @@ def concurrent_rows(run: PlannedRun, engine: Engine, lengths: list[float], hardw
     if room <= 0:
         return 0
     typical = run.prompt_mean + sum(length * length for length in lengths) / sum(lengths) / 2
-    told = rank_rows(run) * engine.tensor_parallel if engine.mode == "colocate" else 256  # TRL's, vLLM's default
+    told = rank_rows(run) * engine.tensor_parallel if engine.mode == "colocate" else served_rows(hardware)
     return max(1, min(len(lengths), told, int(room / (typical * run.student.keys_and_values * run.compute_bytes))))
+
+
+def served_rows(hardware: Hardware) -> int:
+    """
+    Returns how many rows a vLLM server takes at a time by default (`get_batch_defaults` in vllm/engine/arg_utils.py):
+    more on cards from 70 GiB on, but for an A100.
+    """
+    return 1024 if hardware.memory >= 70 * GIB and not hardware.name.startswith("a100") else 256
 
 
 def mixed(lengths: list[float]) -> list[float]:
@@ -340,8 +341,20 @@ def brought(placed: Placed, run: PlannedRun, hardware: Hardware, assumptions: As
     if placed.placement == "offload":
         return from_host / run.gpus + over_links if run.sharding == "zero3" else from_host
     if placed.placement == "student":
-        return over_links if student_partitioned(run) else 0.0
+        return student_brought(run, hardware, assumptions)
     return over_links if placed.placement == "sharded" else 0.0
+
+
+def student_brought(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> float:
+    """
+    Returns the seconds in which a partitioned student's weights come to a card once: its own part from the host, where
+    it lies there, and all others from the other cards.
+    """
+    if run.sharding not in ("zero3", "fsdp2"):
+        return 0.0
+    size = run.student.parameters * gathered_width(run)
+    from_host = size / run.gpus / (hardware.host * assumptions.link_fraction) if run.offload_parameters else 0.0
+    return from_host + gather(run.student.parameters, gathered_width(run), run, hardware, assumptions)
 
 
 def student_scoring(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cost:
@@ -371,10 +384,10 @@ def update(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cos
     share = 1 - run.drop_fraction
     compute = passes * share * operations(shape, work) / rate(shape, hardware, assumptions)
     compute += 2 * run.accumulation * assumptions.forward_overhead
-    links = 0.0
-    if student_partitioned(run):
-        gathers = 2 + run.gradient_checkpointing
-        links += run.accumulation * gathers * gather(shape.parameters, gathered_width(run), run, hardware, assumptions)
+    if run.whole_distributions and run.divergence:
+        compute += share * 2 * work.scored * divergence_head(run) / rate(shape, hardware, assumptions)
+    gathers = run.accumulation * (2 + run.gradient_checkpointing)
+    links = gathers * student_brought(run, hardware, assumptions)
     if run.gpus > 1:
         whole = gather(trained, 4 if run.adapter else gathered_width(run), run, hardware, assumptions)
         links += whole * (run.accumulation if run.sharding in ("zero2", "zero3", "fsdp2") else 2)
@@ -384,3 +397,13 @@ def update(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Cos
     if run.offload_optimizer:  # gradients go to the host, and weights come back
         cost += Cost(links=(4 + 2) * trained / parts / (hardware.host * assumptions.link_fraction))
     return cost
+
+
+def divergence_head(run: PlannedRun) -> float:
+    """
+    Returns the parameters that a token is multiplied with beside the model, where whole distributions are compared
+    (`ChunkedDivergenceFunction` of TRL): the teacher's head in forward and backward, and the student's once more in
+    the forward, which scores the sampled token with it, too. Each row has one teacher.
+    """
+    heads = [teacher.shape.head for teacher in run.teachers.values()]
+    return run.student.head + 2 * sum(heads) / max(1, len(heads))

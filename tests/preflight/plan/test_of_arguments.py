@@ -57,11 +57,17 @@ def test_the_prompts_that_were_read_are_planned(monkeypatch):
         ({"completion_mean": 5}, "--mean_completion 5 is more than the 4 tokens"),
         ({"prompt_mean": 3}, "--mean_prompt 3 is more than the 2 tokens"),
         ({"engine": Engine("colocate", tensor_parallel=3)}, "does not divide the 8 cards"),
+        ({"engine": Engine("server", tensor_parallel=2, gpus=3)}, "_parallel 2 does not divide the 3 cards"),
     ],
 )
 def test_what_cannot_be_is_refused(monkeypatch, changes, said):
     with pytest.raises(ValueError, match=said):
         made(monkeypatch, run=replace(RUN, **changes))
+
+
+def test_options_of_a_server_are_refused_without_one(monkeypatch):
+    with pytest.raises(ValueError, match="--engine_gpus is of a vLLM server, which this run has not"):
+        made(monkeypatch, engine_gpus=2)
 
 
 def test_steps_are_those_that_are_said_or_of_the_training(monkeypatch):

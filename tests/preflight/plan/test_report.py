@@ -103,3 +103,9 @@ def test_durations(seconds, said):
 def test_a_model_without_a_teacher_has_no_placements():
     alone = plan(replace(RUN, teachers={}, student=MODEL))
     assert "teacher's weights" not in report.text(alone) and "no teacher" in report.title(alone)
+
+
+def test_rows_that_are_longer_than_a_model_reads_are_named():
+    # Prompts of 2 tokens; a row may have 64.
+    assert "longer rows" not in report.text(plan(replace(RUN, completion_longest=62)))
+    assert "hand reads 64 tokens: longer rows cannot be." in report.text(plan(replace(RUN, completion_longest=63)))

@@ -72,10 +72,10 @@ def test_teachers_and_references():
 
 
 def test_methods():
-    assert planned().policy_gradient and not planned().divergence and planned().drop_fraction == 0
+    assert not planned().divergence and planned().drop_fraction == 0
     assert planned(method="fire", drop_fraction=0.3).drop_fraction == 0.3
     whole = planned(method="opd_full")
-    assert whole.whole_distributions and whole.divergence and not whole.policy_gradient
+    assert whole.whole_distributions and whole.divergence
     assert planned(method="eopd", method_kwargs={"top_k": 8}).top_k == 8
 
 
@@ -99,14 +99,21 @@ def test_what_no_configuration_says_is_assumed_and_named():
     assert planned(max_prompt_length=77).prompt_longest == 77
 
 
-def test_a_window_stays_as_large_on_other_numbers_of_gpus():
-    run = planned(ZERO3, per_device_train_batch_size=2, gradient_accumulation_steps=8)
-    assert run.window == run.with_gpus(32).window == 2 * 8 * 8
-    assert run.with_gpus(32).accumulation == 2
-
-
 @pytest.mark.parametrize("text", ["- a\n- b\n"])
 def test_what_is_no_configuration_is_refused(tmp_path, text):
     (tmp_path / "list.yaml").write_text(text)
     with pytest.raises(ValueError, match="no configuration of accelerate"):
         read_accelerate(tmp_path / "list.yaml")
+
+
+def test_a_server_has_a_share_and_engines_of_its_own():
+    # vllm_gpu_memory_utilization and vllm_tensor_parallel_size are of colocation; vLLM's own defaults are 0.9 and 1
+    settings_of_colocation = {"vllm_gpu_memory_utilization": 0.3, "vllm_tensor_parallel_size": 4}
+    served = {"use_vllm": True, "vllm_mode": "server", **settings_of_colocation}
+    run = planned(**served)
+    assert (run.engine.memory, run.engine.tensor_parallel, run.engine.gpus) == (0.9, 1, 1)
+    assert {"--engine_fraction", "--engine_tensor_parallel", "--engine_gpus"} <= {a.option for a in run.assumed}
+    said = planned(said={"engine_gpus": 4, "engine_tensor_parallel": 2, "engine_fraction": 0.8}, **served).engine
+    assert (said.memory, said.tensor_parallel, said.gpus) == (0.8, 2, 4)
+    beside = planned(use_vllm=True, vllm_mode="colocate", **settings_of_colocation).engine
+    assert (beside.memory, beside.tensor_parallel, beside.gpus) == (0.3, 4, 0)

@@ -6,6 +6,7 @@ import pytest
 from support.plans import CARD, EXACT, MODEL, RUN, moved
 
 from fire_opd_trl.preflight.plan.cost import Work
+from fire_opd_trl.preflight.plan.hardware import HARDWARE
 from fire_opd_trl.preflight.plan.run import Engine
 from fire_opd_trl.preflight.plan.seconds import (
     Cost,
@@ -181,3 +182,24 @@ def test_a_window_that_is_trained_on_twice_is_sampled_and_scored_once():
     for phase in ("rollout", "teacher scoring", "student scoring"):
         assert twice[phase].seconds == pytest.approx(once[phase].seconds / 2)
     assert twice["update"].seconds == pytest.approx(once["update"].seconds)
+
+
+def test_a_server_takes_as_many_rows_as_vllm_tells_it_for_the_card():
+    run = replace(RUN, engine=Engine("server", memory=0.9, gpus=1))
+    for name, rows in (("h100", 1024), ("a100", 256), ("rtx4090", 256)):
+        assert concurrent_rows(run, run.engine, [4.0] * 5000, HARDWARE[name]) == rows
+
+
+def test_a_student_on_the_host_comes_from_there_for_every_pass():
+    on_host = replace(RUN, offload_parameters=True)
+    own = 2000 / 8 / 1e4  # an eighth of 1000 weights of 2 bytes, at the host's 1e4 bytes a second
+    for phase, passes in ((rollout, 1), (student_scoring, 2), (update, 3)):
+        more = phase(on_host, CARD, EXACT).links - phase(RUN, CARD, EXACT).links
+        assert more == pytest.approx(passes * own)  # two forwards of scoring; forward, again, and backward
+
+
+def test_whole_distributions_need_the_heads_once_more():
+    compared = replace(RUN, whole_distributions=True, divergence=True)
+    # The teacher's head forward and backward, and the student's forward: 3 x 100 parameters for each of 8 tokens.
+    more = update(compared, CARD, EXACT).compute - update(RUN, CARD, EXACT).compute
+    assert more == pytest.approx(2 * 300 * 8 / 1e6)
