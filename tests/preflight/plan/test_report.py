@@ -106,6 +106,8 @@ def test_a_model_without_a_teacher_has_no_placements():
 
 
 def test_rows_that_are_longer_than_a_model_reads_are_named():
-    # Prompts of 2 tokens; a row may have 64.
-    assert "longer rows" not in report.text(plan(replace(RUN, completion_longest=62)))
-    assert "hand reads 64 tokens: longer rows cannot be." in report.text(plan(replace(RUN, completion_longest=63)))
+    def said(longest):  # behind prompts of 2 tokens
+        return " ".join(report.text(plan(replace(RUN, completion_longest=longest))).split())
+
+    assert "lower max_completion_length" not in said(62)
+    assert "hand reads only 64 tokens: lower max_completion_length." in said(63)
