@@ -146,6 +146,9 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems")
     parser.add_argument("--seed", type=int, default=0, help="seed of the problems and of the samples")
     options = parser.parse_args(argv)
+    for name in ("steps", "problems"):
+        if vars(options)[name] < 1:
+            parser.error(f"--{name} {vars(options)[name]}: give at least 1")
 
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path("student"))

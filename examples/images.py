@@ -21,15 +21,16 @@ from pathlib import Path
 
 import torch
 import trl
-from datasets import Dataset, load_dataset
-from PIL import Image
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.preflight.loading import load_named
+from fire_opd_trl.preflight.packages import refuse_missing
+from fire_opd_trl.trainer.ending import Ending, refusals
 
 
 PATCH, MERGE = 4, 2  # pixels of a patch; patches of a token, in each direction
@@ -72,6 +73,8 @@ class PictureProcessor(Qwen2_5_VLProcessor):
 
 def processor() -> PictureProcessor:
     """Returns the processor of the tiny models: 8 x 8 pixels make a token."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # needs pillow
+
     size = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 16 * (PATCH * MERGE) ** 2}
     images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=size)
     return PictureProcessor(images, characters(), chat_template=template("qwen2_5_vl"))
@@ -98,6 +101,8 @@ def vision_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
 def tiny_rows(count: int) -> list[dict]:
     """Returns rows of which every third has no image, and the others one or two, of different sizes."""
+    from PIL import Image
+
     rows = []
     for number in range(count):
         colours = [list(COLOURS)[(number + place) % 3] for place in range(number % 3)]
@@ -110,10 +115,14 @@ def tiny_rows(count: int) -> list[dict]:
 
 def loaded_rows(name: str) -> Dataset:
     """Returns the rows of a dataset of images: those of a folder or of the Hub, with `image` and a text `prompt`."""
-    rows = load_dataset("imagefolder", data_dir=name) if Path(name).is_dir() else load_dataset(name)
-    rows = rows["train"] if "train" in rows else rows[next(iter(rows))]
+    splits = load_named(name, None, streaming=False)
+    rows = splits["train"] if "train" in splits else splits[next(iter(splits))]
     if missing := {"image", "prompt"} - set(rows.column_names):
-        raise SystemExit(f"{name} has no column {' and no '.join(sorted(missing))}; it has {rows.column_names}.")
+        raise ValueError(
+            f"--dataset_name {name} has no column {' and no '.join(sorted(missing))}; it has: "
+            f"{', '.join(rows.column_names)}. A folder of images needs a metadata.jsonl, whose rows have `file_name` "
+            "and `prompt`."
+        )
 
     def as_chats(batch: dict) -> dict:
         return {
@@ -133,40 +142,47 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
     parser.add_argument("--steps", type=int, default=2, help="Optimizer steps. Default: %(default)s.")
     parser.add_argument("--rows", type=int, default=8, help="Answers of a step. Default: %(default)s.")
     parser.add_argument("--use_vllm", action="store_true", help="Sample with vLLM, in the same process.")
+    parser.add_argument("--use_cpu", action="store_true", help="Train on the CPU, as the tiny models do.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/images"), help="Default: %(default)s.")
     options = parser.parse_args(argv)
     real = options.model_name_or_path is not None
     if real != (options.teacher is not None):
         parser.error("give both --model_name_or_path and --teacher, or neither of them")
-    if options.rows % 4:
-        parser.error(f"--rows {options.rows} is no multiple of 4, the rows of a forward")
+    if options.use_vllm and not real:
+        parser.error("--use_vllm has no effect on the tiny models; give --model_name_or_path and --teacher")
+    if options.rows < 4 or options.rows % 4:
+        parser.error(f"--rows {options.rows}: give a multiple of 4, the rows of a forward")
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps}: give at least 1")
 
-    if real:
-        student, teacher, reader = options.model_name_or_path, options.teacher, None
-        settings = {"max_completion_length": 256, "learning_rate": 1e-6, "use_vllm": options.use_vllm}
-    else:
-        student, teacher, reader = vision_model(0), vision_model(1), processor()
-        settings = {"max_completion_length": 16, "learning_rate": 1e-3, "use_cpu": True, "bf16": False}
-        settings["allow_guessing_teacher"] = True  # it has random weights
-    name, count = options.dataset_name, options.steps * options.rows
-    rows = loaded_rows(name) if name else Dataset.from_list(tiny_rows(count))
-    trainer = FiReOPDTrainer(
-        model=student,
-        teacher_model=teacher,
-        args=FiReOPDConfig(
+    name, on_cpu = options.dataset_name, options.use_cpu or not real
+    with refusals():  # what you can mend is said in a sentence, before a model is made or loaded
+        refuse_missing({"a row with images": ("PIL",)})
+        args = FiReOPDConfig(
             str(options.output_dir),
             method=options.method,
             max_steps=options.steps,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=options.rows // 4,
+            max_completion_length=256 if real else 16,
+            learning_rate=1e-6 if real else 1e-3,
+            use_vllm=options.use_vllm,
+            use_cpu=on_cpu,
+            bf16=not on_cpu,
+            allow_guessing_teacher=not real,  # it has random weights
             log_rollouts=8,
             logging_steps=1,
             save_strategy="no",
-            **settings,
-        ),
-        train_dataset=rows,
-        processing_class=reader,
-    )
+        )
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        rows = loaded_rows(name) if name else Dataset.from_list(tiny_rows(options.steps * options.rows))
+        if real:
+            student, teacher, reader = options.model_name_or_path, options.teacher, None
+        else:
+            student, teacher, reader = vision_model(0), vision_model(1), processor()
+        trainer = FiReOPDTrainer(
+            model=student, teacher_model=teacher, args=args, train_dataset=rows, processing_class=reader
+        )
     trainer.train()
     trainer.save_model()
     print(f"\nThe student and its processor are in {options.output_dir}. Of the last step:")
@@ -177,4 +193,5 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with Ending():
+        main()

@@ -15,13 +15,14 @@ import argparse
 from pathlib import Path
 
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
 from fire_opd_trl.demo import task
 from fire_opd_trl.demo.run import model_path
+from fire_opd_trl.preflight.packages import refuse_missing
+from fire_opd_trl.trainer.ending import Ending, refusals
 
 
 ROWS = 64  # of an update
@@ -61,6 +62,14 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
     parser.add_argument("--problems", type=int, default=500, help="Held-out problems. Default: %(default)s.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/self"), help="Default: %(default)s.")
     options = parser.parse_args(argv)
+    for name in ("steps", "updates", "problems"):
+        if vars(options)[name] < 1:
+            parser.error(f"--{name} {vars(options)[name]}: give at least 1")
+    with refusals():  # what you can mend is said in a sentence, before a model is loaded
+        refuse_missing({"the adapter of the student": ("peft",)})
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+
+    from peft import LoraConfig
 
     tokenizer = AutoTokenizer.from_pretrained(model_path("student"))
     model = reader(tokenizer, options.updates, str(options.output_dir))
@@ -100,4 +109,5 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with Ending():
+        main()

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer, cli
+from fire_opd_trl.preflight.packages import refuse_missing
 from fire_opd_trl.real_pair.models import unpacked
+from fire_opd_trl.trainer.ending import Ending, refusals
 
 
 TASKS = ("chain_sum", "gsm_symbolic")  # sums of two to four numbers; word problems of one hundred kinds
@@ -162,6 +164,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2"), help="where models and runs go")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems, before and after")
     options = parser.parse_args(argv)
+    if options.problems < 1:
+        parser.error(f"--problems {options.problems}: give at least 1")
+    with refusals():  # what you can mend is said in a sentence, before anything is downloaded
+        refuse_missing({"the model": ("gguf",), "the dataset": ("reasoning_gym",)})
+        options.output_dir.mkdir(parents=True, exist_ok=True)
 
     student, teacher = pair(options.output_dir)
     run = options.output_dir / "fire"
@@ -175,4 +182,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with Ending():
+        main()

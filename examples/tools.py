@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl.chat_template_utils import get_training_chat_template
 
 from fire_opd_trl import FiReOPDConfig, FiReOPDTrainer
+from fire_opd_trl.trainer.ending import Ending, refusals
 
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.USub: operator.neg}
@@ -185,46 +186,57 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
     parser.add_argument("--steps", type=int, default=12, help="Optimizer steps. Default: %(default)s.")
     parser.add_argument("--rows", type=int, default=32, help="Answers of a step. Default: %(default)s.")
     parser.add_argument("--use_vllm", action="store_true", help="Sample with vLLM, in the same process.")
+    parser.add_argument("--use_cpu", action="store_true", help="Train on the CPU, as the tiny models do.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/tools"), help="Default: %(default)s.")
     options = parser.parse_args(argv)
     real = options.model_name_or_path is not None
     if real != (options.teacher is not None):
         parser.error("give both --model_name_or_path and --teacher, or neither of them")
-    if options.rows % 4:
-        parser.error(f"--rows {options.rows} is no multiple of 4, the rows of a forward")
+    if options.use_vllm and not real:
+        parser.error("--use_vllm has no effect on the tiny models; give --model_name_or_path and --teacher")
+    if options.rows < 4 or options.rows % 4:
+        parser.error(f"--rows {options.rows}: give a multiple of 4, the rows of a forward")
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps}: give at least 1")
 
-    if real:
-        student, teacher, tokenizer = options.model_name_or_path, options.teacher, None
-        settings = {"max_completion_length": 512, "learning_rate": 1e-6, "use_vllm": options.use_vllm}
-    else:
-        tokenizer = tiny_tokenizer()
-        teacher = tiny_teacher(tokenizer, UPDATES)
-        student = spoilt(teacher, NOISE)
-        settings = {"max_completion_length": 96, "learning_rate": 2e-3, "use_cpu": True, "bf16": False}
     rows = [
         {"prompt": [question(problem)], "answer": calculator(problem)}
         for problem in problems(options.steps * options.rows, seed=1)
     ]
-    trainer = FiReOPDTrainer(
-        model=student,
-        teacher_model=teacher,
-        args=FiReOPDConfig(
+    on_cpu = options.use_cpu or not real
+    with refusals():  # what you can mend is said in a sentence, before a model is made or loaded
+        args = FiReOPDConfig(
             str(options.output_dir),
             method=options.method,
             max_steps=options.steps,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=options.rows // 4,
+            max_completion_length=512 if real else 96,
             max_tool_calling_iterations=3,
+            learning_rate=1e-6 if real else 2e-3,
+            use_vllm=options.use_vllm,
+            use_cpu=on_cpu,
+            bf16=not on_cpu,
             log_rollouts=8,
             logging_steps=1,
             save_strategy="no",
-            **settings,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        reward_funcs=right_answer,
-        processing_class=tokenizer,
-        tools=[calculator],
-    )
+        )
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        if real:
+            student, teacher, tokenizer = options.model_name_or_path, options.teacher, None
+        else:
+            tokenizer = tiny_tokenizer()
+            teacher = tiny_teacher(tokenizer, UPDATES)
+            student = spoilt(teacher, NOISE)
+        trainer = FiReOPDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            reward_funcs=right_answer,
+            processing_class=tokenizer,
+            tools=[calculator],
+        )
     trainer.train()
     trainer.save_model()
     calls = [log["tools/call_frequency"] for log in trainer.state.log_history if "tools/call_frequency" in log]
@@ -235,4 +247,5 @@ def main(argv: list[str] | None = None) -> FiReOPDTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with Ending():
+        main()

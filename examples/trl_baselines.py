@@ -26,6 +26,11 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems")
     parser.add_argument("--generations", type=int, default=4, help="grpo: completions for each prompt")
     options = parser.parse_args(argv)
+    for name in ("steps", "problems"):
+        if vars(options)[name] < 1:
+            parser.error(f"--{name} {vars(options)[name]}: give at least 1")
+    if options.generations < 2 or embedded.ROWS % options.generations:
+        parser.error(f"--generations {options.generations}: give a divisor of {embedded.ROWS}, at least 2")
     steps, seed = options.steps, options.seed
 
     student, tokenizer = embedded.load("student")

@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 
 from ..config import FiReOPDConfig
 from ..methods import METHODS
 from ..refusals import chosen_method, refuse_unread_weights
-from ..teachers.deepspeed import deepspeed_file
 from ..teachers.sources import Source, teacher_sources
 from .findings import Checked
 from .inspection import inspect_run
 from .packaged import strangers
 from .plan.of_arguments import plan_of_arguments
 from .plan.report import verdict
+from .plan.run import read_accelerate
 from .tryout import try_answers
 
 
@@ -48,17 +47,9 @@ def planned_run(accelerate_config: Path | None, processes: int | None) -> tuple[
     Returns the run's number of processes, and what it is that this process is not: the `engine` that trains the
     student on them and the `mixed_precision`. Both stand in a configuration of accelerate.
     """
-    planned = {} if accelerate_config is None else yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-    if not isinstance(planned, dict):
-        raise ValueError(f"{accelerate_config} is no configuration of accelerate.")
-    kind, deepspeed = planned.get("distributed_type"), planned.get("deepspeed_config") or {}
-    stage = deepspeed.get("zero_stage")
-    if (file := deepspeed.get("deepspeed_config_file")) is not None:
-        stage = (deepspeed_file(file) or {}).get("zero_optimization", {}).get("stage")
-    engines = {"DEEPSPEED": "ZeRO-3" if stage == 3 else "DeepSpeed", "FSDP": "FSDP"}
-    precision = planned.get("mixed_precision", "no")
-    known = {"engine": engines.get(str(kind)), "zero_stage": stage, "mixed_precision": precision}
-    return processes or planned.get("num_processes") or 1, {} if accelerate_config is None else known
+    planned = read_accelerate(accelerate_config)
+    known = {name: planned[name] for name in ("engine", "mixed_precision")} | {"zero_stage": planned["zero"]["stage"]}
+    return processes or planned["gpus"], {} if accelerate_config is None else known
 
 
 def run(script: Any, rest: list[str], accelerate_config: Path | None, processes: int | None, with_models: bool) -> int:

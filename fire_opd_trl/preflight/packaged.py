@@ -2,8 +2,10 @@
 
 import argparse
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..spelling import did_you_mean
 
@@ -39,12 +41,37 @@ def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(f"--accelerate_config {name} cannot be read as YAML: {' '.join(str(error).split())}")
-    if not isinstance(settings, dict) or "distributed_type" not in settings:
-        parser.error(
-            f"--accelerate_config {name} is no configuration of accelerate: it names no distributed_type. `accelerate "
-            "config` makes one."
-        )
+    if wrong := wrong_form(settings):
+        parser.error(f"--accelerate_config {name} {wrong}")
     return config
+
+
+def wrong_form(settings: Any) -> str:
+    """
+    Returns what is wrong with the form of a configuration of accelerate, or nothing: what accelerate itself would find
+    only in the ranks that it starts.
+    """
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        return "is no configuration of accelerate: it names no distributed_type. `accelerate config` makes one."
+    for number in ("num_processes", "num_machines"):
+        if type(settings.get(number, 1)) is not int:
+            return f"has {number}: {settings[number]!r}. Give a whole number."
+    for part in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(settings.get(part) or {}, dict):
+            return f"has {part}: {settings[part]!r}. It must hold settings, each with its name."
+    deepspeed = settings.get("deepspeed_config") or {}
+    stage, file = deepspeed.get("zero_stage", 2), deepspeed.get("deepspeed_config_file")
+    if file is not None:
+        try:
+            zero = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]
+            stage = 2 if zero.get("stage") == "auto" else zero.get("stage", 0)
+        except (OSError, ValueError) as error:
+            return f"names the deepspeed_config_file {file}, which cannot be read as JSON: {error}"
+        except (TypeError, KeyError, AttributeError):
+            return f"names the deepspeed_config_file {file}, which has no settings under `zero_optimization`."
+    if stage not in (0, 1, 2, 3):
+        return f"has the ZeRO stage {stage!r}. Give 0, 1, 2 or 3."
+    return ""
 
 
 # Recipes of earlier versions, and those that took their place.

@@ -17,6 +17,8 @@ PACKAGES = {
     "azureml": "azureml-core",
     "flash_attn": "flash-attn",
     "liger_kernel": "liger-kernel",
+    "PIL": "pillow",
+    "reasoning_gym": "reasoning-gym",
 }
 # Names in `report_to`, and the modules of which each needs one; those of other names need the module of that name.
 TRACKERS = {"azure_ml": ("azureml",), "tensorboard": ("tensorboard", "tensorboardX"), "flyte": ("flytekit",)}

@@ -184,8 +184,8 @@ class Ending:
     def say_how_to_go_on(self) -> None:
         """The last line, unless another process has it."""
         if self.last_word:
-            then = how_to_go_on(self.output_dir) if self.output_dir else "Training had not started."
-            print(f"\n{self.command}: stopped by {name_of(self.stopped_by)}. {then}", file=sys.stderr, flush=True)
+            then = f" {how_to_go_on(self.output_dir)}" if self.output_dir else ""
+            print(f"\n{self.command}: stopped by {name_of(self.stopped_by)}.{then}", file=sys.stderr, flush=True)
 
     def __enter__(self):
         self.running = True

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from support.commands import script_refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fire_opd_trl import METHODS, FiReOPDConfig, FiReOPDTrainer, Rollout, Scores, distil
@@ -156,3 +157,9 @@ def test_a_short_run_improves_the_student(example, capsys):
     assert [line.split()[:2] for line in printed[:-1]] == [["step", str(step)] for step in range(1, 21)]
     assert all("kept 205 of 256" in line for line in printed[:-1])  # floor(0.2 * 256) = 51 are dropped
     assert printed[-1] == f"held-out accuracy: {before:.1%} before, {after:.1%} after"
+
+
+@pytest.mark.parametrize("name", ["steps", "problems"])
+def test_a_wrong_number_is_refused_before_a_model_is_loaded(example, capsys, monkeypatch, name):
+    monkeypatch.setattr(example, "model_path", pytest.fail)
+    assert script_refusal(example.main, [f"--{name}", "0"], capsys).endswith(f"--{name} 0: give at least 1")

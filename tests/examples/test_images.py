@@ -1,10 +1,12 @@
 """A tiny vision-language student takes two steps on rows with and without images; its teacher sees the same pixels."""
 
 import json
+import sys
 
 import pytest
 import torch
 from PIL import Image
+from support.commands import script_refusal
 from support.trainers import logs_of
 from support.worker import recorded
 from transformers import AutoModelForImageTextToText
@@ -96,5 +98,36 @@ def test_a_folder_of_images_becomes_rows(example, tmp_path, monkeypatch):
     assert all(image.mode == "RGB" and image.size == (16, 8) for row in rows for image in row["images"])
     lines = [{"file_name": "one.png", "text": "x"}, {"file_name": "two.png", "text": "x"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(SystemExit, match="has no column prompt; it has"):
+    with pytest.raises(ValueError, match="has no column prompt; it has: image, text. A folder of images needs a meta"):
         example.loaded_rows(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--teacher", "teacher"], "give both --model_name_or_path and --teacher"),
+        (["--rows", "0"], "--rows 0: give a multiple of 4"),
+        (["--steps", "-1"], "--steps -1: give at least 1"),
+        (["--use_vllm"], "--use_vllm has no effect on the tiny models"),
+        (["--method", "fir"], "method='fir' is refused."),
+        (["--dataset_name", "nowhere/"], "dataset_name='nowhere/': no such file or folder"),
+        (["--dataset_name", "."], "dataset_name='.' could not be read"),
+        (["--dataset_name", "pictures"], "pictures has no column prompt; it has: image. A folder of images needs a"),
+        (["--model_name_or_path", "nowhere/", "--teacher", "nowhere/", "--use_cpu"], "'nowhere/' could not be loaded"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_a_model_is_made(example, tmp_path, capsys, monkeypatch, argv, said):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(example, "vision_model", pytest.fail)
+    (tmp_path / "here" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    if "pictures" in argv:
+        Image.new("L", (8, 8)).save("pictures/one.png")
+    text = script_refusal(example.main, argv, capsys)
+    assert said in text and "\n" not in text
+
+
+def test_without_pillow_it_says_what_to_install(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)  # Python then finds none
+    text = script_refusal(example.main, ["--output_dir", str(tmp_path)], capsys)
+    assert text.endswith("needs the package PIL, which is not installed. Run: pip install pillow")

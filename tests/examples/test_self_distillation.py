@@ -1,7 +1,10 @@
 """A model teaches its own adapter with a hint: teacher and student differ in what they read, and in nothing else."""
 
+import sys
+
 import pytest
 import torch
+from support.commands import script_refusal
 from support.trainers import logs_of
 from support.worker import recorded
 
@@ -68,3 +71,16 @@ def test_the_control_has_the_solution_of_another_problem(example, tmp_path, caps
         a, _, b = problem.rstrip("=").partition("+")
         assert problem == row["prompt"] and working != task.working(int(a), int(b))
     assert "the student after 1 steps, without the hint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["steps", "updates", "problems"])
+def test_a_wrong_number_is_refused_before_a_model_is_loaded(example, capsys, monkeypatch, name):
+    monkeypatch.setattr(example, "model_path", pytest.fail)
+    assert script_refusal(example.main, [f"--{name}", "0"], capsys).endswith(f"--{name} 0: give at least 1")
+
+
+def test_without_peft_it_says_what_to_install(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(example, "model_path", pytest.fail)
+    monkeypatch.setitem(sys.modules, "peft", None)  # Python then finds none
+    text = script_refusal(example.main, ["--output_dir", str(tmp_path)], capsys)
+    assert text.endswith("needs the package peft, which is not installed. Run: pip install -e '.[peft]'")

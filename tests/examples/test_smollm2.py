@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from support.commands import script_refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fire_opd_trl.demo import task
@@ -123,3 +124,11 @@ def test_the_example_trains_draws_and_measures_and_a_second_call_does_not_train_
 
     example.main(argv)
     assert len(trained) == 1
+
+
+def test_what_is_wrong_is_said_before_anything_is_downloaded(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(example, "pair", pytest.fail)
+    assert script_refusal(example.main, ["--problems", "0"], capsys).endswith("--problems 0: give at least 1")
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # Python then finds none
+    text = script_refusal(example.main, ["--output_dir", str(tmp_path)], capsys)
+    assert text.endswith("Run: pip install reasoning-gym")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.commands import script_refusal
 from support.trainers import logs_of
 from support.worker import recorded
 
@@ -99,7 +100,22 @@ def test_the_example_says_who_wrote_what(trained, example):
     assert tool[:2] == ["the", "tool"] and tool[2] != "0" and tool[3:] == ["0.000", "0"]
 
 
-def test_one_model_alone_is_refused(example, capsys):
-    with pytest.raises(SystemExit) as end:
-        example.main(["--model_name_or_path", "student"])
-    assert end.value.code == 2 and "give both --model_name_or_path and --teacher" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model_name_or_path", "student"], "give both --model_name_or_path and --teacher"),
+        (["--rows", "0"], "--rows 0: give a multiple of 4"),
+        (["--rows", "6"], "--rows 6: give a multiple of 4"),
+        (["--steps", "0"], "--steps 0: give at least 1"),
+        (["--use_vllm"], "--use_vllm has no effect on the tiny models"),
+        (["--method", "fir"], "method='fir' is refused."),
+        (["--output_dir", __file__], "File exists"),
+        (["--model_name_or_path", "nowhere/", "--teacher", "nowhere/", "--use_cpu"], "'nowhere/' could not be loaded"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_a_model_is_made(example, tmp_path, capsys, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny_tokenizer", "tiny_teacher"):
+        monkeypatch.setattr(example, name, pytest.fail)
+    text = script_refusal(example.main, argv, capsys)
+    assert said in text and "\n" not in text

@@ -2,14 +2,43 @@
 
 from pathlib import Path
 
+import pytest
 from support.commands import ACCELERATE_CONFIGS, CONFIGS, refusal
 
 from fire_opd_trl.preflight import packaged
 
 
+FILE_OF_DEEPSPEED = "{{distributed_type: DEEPSPEED, deepspeed_config: {{deepspeed_config_file: {}}}}}"
+
+
 def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys):
     message = refusal(capsys, "train", "--accelerate_config", "zero4")
     assert f"zero4 is neither a file nor one of: {', '.join(ACCELERATE_CONFIGS)}." in message
+
+
+@pytest.mark.parametrize("verb", ["train", "preflight", "plan"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "is no configuration of accelerate: it names no distributed_type"),
+        ("distributed_type: [", "cannot be read as YAML"),
+        ("{distributed_type: NO, num_processes: many}", "has num_processes: 'many'. Give a whole number."),
+        ("{distributed_type: NO, num_machines: }", "has num_machines: None. Give a whole number."),
+        ("{distributed_type: FSDP, fsdp_config: [1]}", "has fsdp_config: [1]. It must hold settings"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: three}}", "has the ZeRO stage 'three'."),
+        (FILE_OF_DEEPSPEED.format("nowhere.json"), "deepspeed_config_file nowhere.json, which cannot be read as JSON"),
+        (FILE_OF_DEEPSPEED.format("acc.yaml"), "deepspeed_config_file acc.yaml, which cannot be read as JSON"),
+        (FILE_OF_DEEPSPEED.format("list.json"), "list.json, which has no settings under `zero_optimization`."),
+        (FILE_OF_DEEPSPEED.format("empty.json"), "empty.json, which has no settings under `zero_optimization`."),
+    ],
+)
+def test_a_wrong_accelerate_config_is_refused_by_every_verb(capsys, tmp_path, monkeypatch, verb, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text('{"zero_optimization": [3]}')
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "acc.yaml").write_text(text)
+    message = refusal(capsys, verb, "--accelerate_config", "acc.yaml")
+    assert "error: --accelerate_config acc.yaml" in message and said in message
 
 
 def test_the_packaged_accelerate_configs_are_found_and_load():

@@ -104,7 +104,7 @@ def test_bad_yaml_is_said_in_a_line(capsys, tmp_path):
     listed = tmp_path / "listed.yaml"
     listed.write_text("{distributed_type: DEEPSPEED, deepspeed_config: [1]}")
     said = refusal(capsys, "plan", *MODELS, "--accelerate_config", str(listed))
-    assert "deepspeed_config is [1]. It must hold settings" in said
+    assert "deepspeed_config: [1]. It must hold settings" in said
     assert "bad.yaml" in refusal(capsys, "plan", *MODELS, "--accelerate_config", str(file))
 
 

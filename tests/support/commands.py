@@ -4,6 +4,7 @@ import pytest
 
 from fire_opd_trl import cli
 from fire_opd_trl.preflight import packaged
+from fire_opd_trl.trainer.ending import Refusal
 
 
 CONFIGS = packaged.packaged_folder("configs")
@@ -31,3 +32,13 @@ def refusal(capsys, *argv: str) -> str:
     usage, *message = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: fire-opd")
     return " ".join(message)
+
+
+def script_refusal(main, argv: list[str], capsys) -> str:
+    """What the `main` of an example says when it refuses: by argparse, or by a `Refusal` for `Ending`."""
+    with pytest.raises((SystemExit, Refusal)) as end:
+        main(argv)
+    if isinstance(end.value, Refusal):
+        return str(end.value)
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]

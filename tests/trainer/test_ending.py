@@ -159,9 +159,9 @@ def test_a_signal_ends_it_with_the_line_that_names_the_last_checkpoint(tmp_path)
     assert twice == (130, f"tidy\n\ntrain.py: stopped by Ctrl-C. {line} from it.\n")
 
 
-def test_before_training_and_without_a_checkpoint_it_says_so():
+def test_without_a_checkpoint_it_says_so():
     before = end(script("", before=SLEEP), signal.SIGINT)
-    assert before == (130, "\ntrain.py: stopped by Ctrl-C. Training had not started.\n")
+    assert before == (130, "\ntrain.py: stopped by Ctrl-C.\n")
     code, output = end(script(SLEEP), signal.SIGINT)
     assert (
         code == 130 and "There is no checkpoint in out yet (--save_steps says how often); the same command" in output

@@ -169,32 +169,28 @@ class PlannedRun:
 
 def read_accelerate(file: Path | None) -> dict[str, Any]:
     """
-    Returns what an accelerate configuration says of the run: `gpus`, `gpus_per_node`, `device`, `sharding`,
-    `mixed_precision`, `offload_optimizer`, `offload_parameters`. Without one it is a single GPU.
+    Returns what an accelerate configuration, whose form `packaged.accelerate_config` has checked, says of the run:
+    `gpus`, `gpus_per_node`, `device`, `sharding`, the `engine` that trains the student on them, `mixed_precision`,
+    `offload_optimizer`, `offload_parameters`, and DeepSpeed's settings of `zero`. Without one it is a single GPU.
     """
-    try:
-        said = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--accelerate_config {file} is no YAML file: {error}") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{file} is no configuration of accelerate.")
-    for part in ("deepspeed_config", "fsdp_config"):
-        if not isinstance(said.get(part) or {}, dict):
-            raise ValueError(f"{file}: {part} is {said[part]!r}. It must hold settings, each with its name.")
-    deepspeed = dict(said.get("deepspeed_config") or {})
-    zero: dict[str, Any] = {"stage": deepspeed.get("zero_stage", 0)}
+    said = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+    deepspeed = said.get("deepspeed_config") or {}
+    # Where nothing is said, accelerate takes stage 2 (DeepSpeedPlugin), and a file of DeepSpeed's own means 0.
+    zero: dict[str, Any] = {"stage": deepspeed.get("zero_stage", 2)}
     for what in ("optimizer", "param"):
         zero[f"offload_{what}"] = {"device": deepspeed.get(f"offload_{what}_device", "none")}
-    if (path := deepspeed.get("deepspeed_config_file")) is not None:
-        own = Path(path) if Path(path).is_file() or file is None else file.parent / path
-        zero |= json.loads(own.read_text(encoding="utf-8")).get("zero_optimization", {})
-    kind, machines = str(said.get("distributed_type", "NO")), int(said.get("num_machines") or 1)
+    if (own := deepspeed.get("deepspeed_config_file")) is not None:
+        settings = json.loads(Path(own).read_text(encoding="utf-8"))["zero_optimization"]
+        zero |= {"stage": 0, **settings}
+        if zero["stage"] == "auto":
+            zero["stage"] = 2
+    kind, machines = str(said.get("distributed_type", "NO")), said.get("num_machines", 1)
     fsdp = said.get("fsdp_config") or {}
     sharding = {"DEEPSPEED": f"zero{zero['stage']}" if zero["stage"] else "none", "FSDP": "fsdp2"}.get(kind, "none")
-    gpus = int(said.get("num_processes") or 1)
+    gpus = max(1, said.get("num_processes", 1))
 
     def on_host(what: str) -> bool:
-        return (zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
+        return (zero[f"offload_{what}"] or {}).get("device", "none") not in ("none", "auto")
 
     return {
         "gpus": gpus,

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from support.commands import script_refusal
 from support.runs import invented
 
 from fire_opd_trl.demo import task
 from fire_opd_trl.evaluation.compare import baselines, embedded, runs
 from fire_opd_trl.evaluation.compare.presets import ARMS, BASELINES, Arm
+from fire_opd_trl.preflight.packaged import load_module, packaged_folder
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -47,8 +49,16 @@ def test_an_arm_of_trl_takes_no_recipe_arguments(tmp_path):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_baselines_run_as_an_example(name, tmp_path, capsys):
-    from fire_opd_trl.preflight.packaged import load_module, packaged_folder
-
     script = load_module(packaged_folder("examples") / "trl_baselines.py")
     share = script.main([name, "--steps", "1", "--problems", "16"])
     assert 0 <= share <= 1 and "of 16 held-out problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"), [(["--steps", "0"], "at least 1"), (["--generations", "3"], "give a divisor of 128")]
+)
+def test_the_example_refuses_wrong_numbers_before_a_model_is_loaded(monkeypatch, capsys, argv, said):
+    script = load_module(packaged_folder("examples") / "trl_baselines.py")
+    monkeypatch.setattr(embedded, "load", pytest.fail)
+    text = script_refusal(script.main, ["grpo", *argv], capsys)
+    assert f"{' '.join(argv)}: " in text and said in text
