@@ -26,6 +26,8 @@ MODEL = ModelShape(
     experts_per_token=0,
     expert_intermediate=0,
     largest_layer=450,
+    largest_parameter=100,
+    in_linear=880,
     context=64,
 )
 CARD = Hardware("hand", 1_000_000, 1e6, 1e6, link=1e5, network=1e4, host=1e4, source="by hand")

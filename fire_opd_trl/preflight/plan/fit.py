@@ -208,7 +208,6 @@ def scaled(plan: Plan, gpus: int) -> Plan | None:
         replace(
             run,
             gpus=gpus,
-            gpus_per_node=min(gpus, max(8, run.gpus_per_node)),
             rows=rows,
             accumulation=held // rows,
             steps_per_generation=held // rows * windows,

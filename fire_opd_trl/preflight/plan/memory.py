@@ -37,7 +37,7 @@ def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
     scored = {**always, **asleep, "per-token numbers": numbers(run)}
     teachers = [scoring(run, teacher, "teacher scoring") for teacher in run.teachers.values()]
     found = {
-        "rollout": {**always, **engine(run, gpu), **generation(run)},
+        "rollout": {**always, **(served(run, gpu) if run.engine else generation(run))},
         "teacher scoring": {**scored, **states, **largest(teachers)},
         "student scoring": {**scored, **states, **scoring(run, student_of(run), "student scoring")},
         "update": {**scored, **states, **update(run)},
@@ -128,8 +128,7 @@ def frozen(run: PlannedRun, model: Placed) -> float:
     if model.placement == "sharded":
         return shape.parameters * weight / run.gpus
     if model.placement == "offload":  # streamed from files, embeddings and head stay on the device
-        outside = shape.embedding + (0 if shape.tied else shape.head)
-        return 0.0 if run.sharding == "zero3" else outside * weight
+        return 0.0 if run.sharding == "zero3" else shape.outside * weight
     return shape.parameters * weight
 
 
@@ -151,13 +150,12 @@ def gathered(run: PlannedRun, model: Placed, phase: str) -> float:
     - What is streamed brings a layer.
     """
     shape, weight = model.shape, model.bits / 8
-    outside = shape.embedding + (0 if shape.tied else shape.head)
     if model.placement == "offload" and run.sharding != "zero3":
         return shape.largest_layer * weight
     if model.placement not in ("sharded", "offload"):
         return 0.0
     if run.sharding == "fsdp2":
-        return run.compute_bytes * (2 * shape.largest_layer + outside) + 4 * shape.head
+        return run.compute_bytes * (2 * shape.largest_layer + shape.outside) + 4 * shape.head
     module = max(shape.largest_layer if shape.experts else shape.hidden * shape.intermediate, shape.head)
     live, ahead = min(shape.parameters, max(module, run.max_live)), min(shape.parameters, run.prefetch_bucket)
     copies = 1 + COLLECTIVE_COPIES[run.device]
@@ -277,18 +275,29 @@ def engine(run: PlannedRun, gpu: float) -> Components:
     return {"engine's weights": weights, "engine's cache": max(0.0, run.engine.memory * gpu - weights)}
 
 
+def served(run: PlannedRun, gpu: float) -> Components:
+    """
+    Returns what a rollout by vLLM takes at the worse of two moments: when the new weights go to it, for which a
+    partitioned student is gathered, and when it samples. An engine that has slept has no cache yet when the weights
+    come. They are gathered parameter by parameter; but under ZeRO-3 the student of an adapter is gathered whole, since
+    the adapter is merged into it (`_iter_named_params` in trl/generation/vllm_generation.py).
+    """
+    sampling, student = engine(run, gpu), run.student
+    sending = {name: size for name, size in sampling.items() if name != "engine's cache" or not run.engine.sleeps}
+    if sharded_by(run) > 1:
+        at_once = student.parameters if run.adapter and run.sharding == "zero3" else student.largest_parameter
+        sending["gathered weights"] = run.student_bits / 8 * at_once
+    return largest([sending, sampling])
+
+
 def generation(run: PlannedRun) -> Components:
     """
     Returns what transformers' `generate` takes for all rows of a rank at once: keys and values of all layers, those of
     one layer twice while a token is appended, the logits of a token for each row, the prompts' forward, and under
-    ZeRO-3 and FSDP the whole student (`ds3_gather_for_generation`). For an engine the student's weights are gathered
-    layer by layer.
+    ZeRO-3 and FSDP the whole student (`ds3_gather_for_generation`).
     """
     student = run.student
-    whole = student.parameters if run.engine is None else student.largest_layer
-    parts = {"gathered weights": run.student_bits / 8 * whole if sharded_by(run) > 1 else 0.0}
-    if run.engine is not None:
-        return parts
+    parts = {"gathered weights": run.student_bits / 8 * student.parameters if sharded_by(run) > 1 else 0.0}
     rows = run.rows * run.steps_per_generation
     cache = rows * run.longest * student.keys_and_values * run.compute_bytes
     parts["cache of keys and values"] = cache * (1 + 1 / student.layers)

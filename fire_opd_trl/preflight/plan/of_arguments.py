@@ -90,7 +90,7 @@ def hardware_here(device: str) -> Hardware:
         return HARDWARE["h100"]
     card, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
     for name, known in HARDWARE.items():
-        spelled = rf"\b{name.replace('rtx', 'rtx ?')}\b"
+        spelled = rf"\b{name.replace('rtx', 'rtx ?')}\b(?!.*(pcie|nvl))"  # those have other rates, and no NVLink
         if re.search(spelled, card, re.IGNORECASE) and abs(memory / known.memory - 1) < SAME_CARD:
             return replace(known, memory=memory)
     raise ValueError(

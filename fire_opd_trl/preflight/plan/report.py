@@ -172,13 +172,11 @@ def window_line(plan: Plan) -> str:
     rows = run.rows * run.steps_per_generation * run.gpus
     models = [run.student, *(teacher.shape for teacher in run.teachers.values())]
     least = min(models, key=lambda shape: shape.context)
-    short = (
-        f" {least.name} reads {least.context} tokens: longer rows cannot be." if run.longest > least.context else ""
-    )
+    short = f" {least.name} reads only {least.context} tokens: lower max_completion_length."
     return (
         f"A window: {rows} completions of {run.completion_mean:.0f} tokens in the mean, "
         f"{run.completion_longest} at most, behind prompts of {run.prompt_mean:.0f} "
-        f"({run.prompt_longest} at most).{short}"
+        f"({run.prompt_longest} at most).{short if run.longest > least.context else ''}"
     )
 
 

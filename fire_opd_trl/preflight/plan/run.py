@@ -22,7 +22,6 @@ PROMPT, LONGEST_PROMPT = 256, 1024  # tokens
 LONGEST_TO_MEAN = 4  # of completions, as in `make bench`
 SERVER_SHARE = 0.9  # of a GPU that a vLLM server takes by default; TRL's setting is for colocation alone
 # Bits of a weight in packages that pack them, with their scales: bitsandbytes has a float32 for 64 weights of 4 bits.
-PACKED_BITS = {"load_in_4bit": 4.5, "load_in_8bit": 8.0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class PlannedRun:
     Args:
         student ([`ModelShape`]): The student.
         teachers (`dict[str, Placed]`): The teachers by name.
-        gpus, gpus_per_node (`int`): Processes that train, and how many of them are in one machine.
+        gpus (`int`): Processes that train.
+        gpus_per_node (`int`): For how many a machine has room: 8 where nothing says of more machines.
         device (`str`): `"cuda"` or `"cpu"`: heads have other tiles on either.
         sharding (`str`): What trains the student: `"none"` (one process, or DDP), `"zero1"`, `"zero2"`, `"zero3"` or
             `"fsdp2"`.
@@ -109,6 +109,7 @@ class PlannedRun:
         whole_distributions (`bool`): Whether student and teacher are compared over the whole vocabulary.
         divergence (`bool`): Whether such a comparison, or one with the top k, is part of the loss.
         top_k (`int`): Tokens that are kept of the teacher; 0 for none.
+        mixture (`float`): Of the divergence of whole distributions; between 0 and 1 both are projected twice.
         drop_fraction (`float`): Share of the rows that the filter drops.
         offload_teacher_states (`bool`): Whether what was kept of teachers waits on the host.
         engine ([`Engine`], *optional*): What samples; without it transformers' `generate` does.
@@ -145,6 +146,7 @@ class PlannedRun:
     whole_distributions: bool = False
     divergence: bool = False
     top_k: int = 0
+    mixture: float = 1.0
     drop_fraction: float = 0.0
     offload_teacher_states: bool = False
     engine: Engine | None = None
@@ -196,7 +198,7 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
 
     return {
         "gpus": gpus,
-        "gpus_per_node": max(1, gpus // machines),
+        "gpus_per_node": max(8, gpus) if machines == 1 else max(1, gpus // machines),
         "device": "cpu" if said.get("use_cpu") else "cuda",
         "sharding": sharding,
         "engine": {"zero3": "ZeRO-3", "fsdp2": "FSDP"}.get(sharding, "DeepSpeed" if kind == "DEEPSPEED" else None),
@@ -301,7 +303,7 @@ def run_of_arguments(
         student=student,
         teachers={name: placed(source, args, accelerate["engine"], student) for name, source in sources.items()},
         gpus=gpus,
-        gpus_per_node=min(gpus, accelerate["gpus_per_node"]),
+        gpus_per_node=accelerate["gpus_per_node"],
         device=accelerate["device"],
         sharding=accelerate["sharding"],
         offload_optimizer=accelerate["offload_optimizer"],
@@ -344,6 +346,7 @@ def of_method(method: Method, args: FiReOPDConfig) -> dict[str, Any]:
         "whole_distributions": method.reads_whole_distributions,
         "divergence": method.divergence is not None,
         "top_k": method.divergence.top_k if method.divergence else 0,
+        "mixture": method.divergence.mixture if method.divergence else 1.0,
         "drop_fraction": args.drop_fraction if drops else 0.0,
     }
 
@@ -394,18 +397,34 @@ def reference_of(
 
 def weight_bits(config: PretrainedConfig, dtype: Any, quantization: Any, shape: ModelShape) -> float:
     """
-    Returns the bits of a weight as the model will be loaded, in the mean where it is packed: embeddings and head are
-    left in 16 bits (`get_keys_to_not_convert` in transformers).
+    Returns the bits of a weight as the model will be loaded, in the mean where it is packed. What is not packed has
+    16: embeddings and head (`get_keys_to_not_convert` in transformers), and with bitsandbytes all that is no linear
+    layer, such as the experts of a mixture. Packing with bits that nobody says is refused.
     """
     packed = quantization or getattr(config, "quantization_config", None)
     if packed is not None:
         said = packed if isinstance(packed, dict) else packed.to_dict()
-        other = 8.0 if "fp8" in str(said) else 4.5
-        bits = next((bits for name, bits in PACKED_BITS.items() if said.get(name)), other)
-        whole = shape.embedding + (0 if shape.tied else shape.head)
-        return bits + (16 - bits) * whole / shape.parameters
+        how = str(said.get("quant_method", "bitsandbytes")).rpartition(".")[2].lower()
+        if how in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+            bits, inside = 4.5 if said.get("load_in_4bit") else 8.0, shape.in_linear
+        else:
+            bits, inside = packed_bits(said, how), shape.parameters - shape.outside
+        return bits + (16 - bits) * (1 - inside / shape.parameters)
     named = getattr(config, "dtype", None) or "float32" if dtype in ("auto", None) else dtype
     return 8 * getattr(torch, str(named).removeprefix("torch.")).itemsize
+
+
+def packed_bits(said: dict[str, Any], how: str) -> float:
+    """Returns the bits of a packed weight with its scale, which groups of weights share: in 16 bits, and a zero."""
+    if "fp8" in how:
+        return 8.0
+    if how == "mxfp4":
+        return 4.25  # 32 weights share a scale of 8 bits
+    bits = said.get("bits", said.get("w_bit"))
+    if not isinstance(bits, int):
+        raise ValueError(f"how many bits a weight has in quantization {how!r} is not known. Plan without it.")
+    group = said.get("group_size", said.get("q_group_size", 128))
+    return bits + ((16 + bits) / group if isinstance(group, int) and group > 0 else 0)
 
 
 def trained_by(peft_config: Any, config: PretrainedConfig) -> int:

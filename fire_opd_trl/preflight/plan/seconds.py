@@ -192,7 +192,7 @@ def rollout(run: PlannedRun, hardware: Hardware, assumptions: Assumptions) -> Co
         lengths = completion_lengths(round(engine_rows), run, assumptions.spread)
         lengths = with_longest(lengths, run, assumptions.spread)
         decode = engine_decode(run, engine, lengths, hardware, assumptions)
-        other_machine = engine.mode == "server" and run.gpus >= run.gpus_per_node
+        other_machine = engine.mode == "server" and run.gpus + engine.gpus > run.gpus_per_node
         link = hardware.network if other_machine else hardware.link
         sent = shape.parameters * gathered_width(run) / (link * assumptions.link_fraction)
         sent += student_brought(run, hardware, assumptions)
@@ -258,7 +258,7 @@ def served_rows(hardware: Hardware) -> int:
     Returns how many rows a vLLM server takes at a time by default (`get_batch_defaults` in vllm/engine/arg_utils.py):
     more on cards from 70 GiB on, but for an A100.
     """
-    return 1024 if hardware.memory >= 70 * GIB and not hardware.name.startswith("a100") else 256
+    return 1024 if hardware.memory >= 70 * GIB and "a100" not in hardware.name.lower() else 256
 
 
 def mixed(lengths: list[float]) -> list[float]:
@@ -403,7 +403,9 @@ def divergence_head(run: PlannedRun) -> float:
     """
     Returns the parameters that a token is multiplied with beside the model, where whole distributions are compared
     (`ChunkedDivergenceFunction` of TRL): the teacher's head in forward and backward, and the student's once more in
-    the forward, which scores the sampled token with it, too. Each row has one teacher.
+    the forward, which scores the sampled token with it, too; a mixture of both is found in a second pass over them.
+    Each row has one teacher.
     """
     heads = [teacher.shape.head for teacher in run.teachers.values()]
-    return run.student.head + 2 * sum(heads) / max(1, len(heads))
+    again = 0 < run.mixture < 1
+    return (1 + again) * run.student.head + (2 + again) * sum(heads) / max(1, len(heads))

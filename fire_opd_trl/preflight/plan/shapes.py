@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from ...scoring.forward_cost import active_parameters
@@ -35,6 +36,8 @@ class ModelShape:
         vocabulary (`int`): Number of token rows.
         experts, experts_per_token, expert_intermediate (`int`): Of a mixture of experts; 0 for a dense model.
         largest_layer (`int`): Parameters of the largest decoder layer.
+        largest_parameter (`int`): Numbers of the largest parameter: embeddings, or all experts of a layer.
+        in_linear (`int`): Weights of linear layers but the head. Experts are none: transformers stacks them.
         context (`int`): Positions that it reads.
         normed_heads (`bool`): Whether queries and keys are normalised, as in Qwen3.
         sees_images (`bool`): Whether it has a vision tower, whose parameters are in `parameters`.
@@ -57,6 +60,8 @@ class ModelShape:
     experts_per_token: int
     expert_intermediate: int
     largest_layer: int
+    largest_parameter: int
+    in_linear: int
     context: int
     normed_heads: bool = False
     sees_images: bool = False
@@ -64,7 +69,12 @@ class ModelShape:
     @property
     def active_in_layers(self) -> int:
         """Parameters of the layers that a token is multiplied with: neither embeddings nor head."""
-        return self.active - self.embedding - (0 if self.tied else self.head)
+        return self.active - self.outside
+
+    @property
+    def outside(self) -> int:
+        """Parameters of embeddings and head."""
+        return self.embedding + (0 if self.tied else self.head)
 
     @property
     def keys_and_values(self) -> int:
@@ -112,6 +122,7 @@ def shape_of(config: PretrainedConfig, name: str) -> ModelShape:
     embedding, head = skeleton.get_input_embeddings().weight, skeleton.get_output_embeddings().weight
     kinds = skeleton._no_split_modules or ()
     layers = [module for module in skeleton.modules() if type(module).__name__ in kinds]
+    linear = [module.weight for module in skeleton.modules() if isinstance(module, nn.Linear)]
     heads = text.num_attention_heads
     experts = next((getattr(text, field) for field in EXPERTS if getattr(text, field, None)), 0)
     return ModelShape(
@@ -132,6 +143,8 @@ def shape_of(config: PretrainedConfig, name: str) -> ModelShape:
         experts_per_token=text.num_experts_per_tok if experts else 0,
         expert_intermediate=getattr(text, "moe_intermediate_size", text.intermediate_size) if experts else 0,
         largest_layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
+        largest_parameter=max(parameter.numel() for parameter in skeleton.parameters()),
+        in_linear=sum(weight.numel() for weight in linear if weight is not head),
         context=text.max_position_embeddings,
         normed_heads=any(name.endswith("q_norm.weight") for name, _ in skeleton.named_parameters()),
         sees_images=getattr(config, "vision_config", None) is not None,

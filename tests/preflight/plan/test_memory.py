@@ -21,7 +21,7 @@ from fire_opd_trl.preflight.plan.shapes import ModelShape, config_for, shape_of
 SHAPE = ModelShape(
     name="by hand", parameters=1000, active=1000, embedding=70, head=70, tied=False, layers=2, hidden=10, heads=2,
     kv_heads=1, head_dim=5, intermediate=30, vocabulary=7, experts=0, experts_per_token=0, expert_intermediate=0,
-    largest_layer=430, context=100, normed_heads=True,
+    largest_layer=430, largest_parameter=300, in_linear=840, context=100, normed_heads=True,
 )  # fmt: skip
 TEACHER = replace(SHAPE, parameters=3000)
 BF16 = {"student_bits": 16, "autocast": False}
@@ -80,6 +80,19 @@ def test_an_engine_that_sleeps_is_there_in_the_rollout_alone():
     asleep = memory(replace(run, engine=replace(run.engine, sleeps=True)), 100_000)
     assert [phase for phase in PHASES if "engine's cache" in asleep[phase]] == ["rollout"]
     assert "engine's cache" not in memory(replace(run, engine=Engine("server", gpus=8)), 100_000)["rollout"]
+
+
+def test_a_partitioned_student_is_gathered_for_its_engine():
+    run = PlannedRun(SHAPE, {}, gpus=8, sharding="zero3", engine=Engine("colocate", memory=0.3), **BF16)
+    assert memory(run, 10_000)["rollout"]["gathered weights"] == 2 * 300  # one parameter at a time
+    adapted = memory(replace(run, adapter=50), 10_000)["rollout"]
+    assert adapted["gathered weights"] == 2 * 1000  # whole, to merge the adapter
+    # An engine that slept has no cache of 3000 - 2000 bytes yet. It is the larger moment of the first run, not of the
+    # second.
+    asleep = replace(run, engine=replace(run.engine, sleeps=True))
+    assert "gathered weights" not in memory(asleep, 10_000)["rollout"]
+    adapted = memory(replace(asleep, adapter=50), 10_000)["rollout"]
+    assert adapted["gathered weights"] == 2000 and "engine's cache" not in adapted
 
 
 def test_rows_of_a_window():

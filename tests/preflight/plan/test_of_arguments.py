@@ -33,6 +33,8 @@ def test_hardware_is_what_is_said_or_what_is_here(monkeypatch):
     assert here == replace(HARDWARE["h200"], memory=149e9)
     assert made(monkeypatch, card="NVIDIA GeForce RTX 4090", memory=25.4e9).hardware.name == "rtx4090"
     assert made(monkeypatch, card="NVIDIA A100-SXM4-80GB", memory=85e9).hardware.name == "a100"
+    with pytest.raises(ValueError, match="H100 PCIe with 85.0 GB, is none whose rates are known"):
+        made(monkeypatch, card="NVIDIA H100 PCIe", memory=85e9)
     assert made(monkeypatch).hardware is HARDWARE["h100"]
     assert made(monkeypatch, device="cpu").hardware is HARDWARE["cpu"]
     assert made(monkeypatch, on_cpu=True, card="NVIDIA H200", memory=149e9).hardware is HARDWARE["cpu"]

@@ -120,7 +120,8 @@ def test_what_is_left_out_is_said_everywhere():
 
 
 def test_rows_that_are_longer_than_a_model_reads_are_named():
-    # Prompts of 2 tokens; a row may have 64.
-    assert "longer rows" not in report.text(plan(replace(RUN, completion_longest=62)))
-    screen = report.text(plan(replace(RUN, completion_longest=63)))
-    assert "hand reads 64 tokens: longer rows cannot be." in " ".join(screen.split())
+    def said(longest):  # behind prompts of 2 tokens
+        return " ".join(report.text(plan(replace(RUN, completion_longest=longest))).split())
+
+    assert "lower max_completion_length" not in said(62)
+    assert "hand reads only 64 tokens: lower max_completion_length." in said(63)

@@ -22,6 +22,11 @@ def planned(accelerate=ONE, peft_config=None, said=None, **config) -> PlannedRun
     return run_of_arguments(parts, accelerate, **(said or {}))
 
 
+def test_one_machine_has_room_for_eight_and_several_share_them_evenly():
+    assert planned(said={"gpus": 8}).gpus_per_node == 8
+    assert planned(read_accelerate(accelerate_configs()["multinode_zero3"])).gpus_per_node == 8
+
+
 def test_configurations_of_accelerate():
     assert {name: ZERO3[name] for name in ("gpus", "gpus_per_node", "device", "sharding", "mixed_precision")} == {
         "gpus": 8, "gpus_per_node": 8, "device": "cuda", "sharding": "zero3", "mixed_precision": "bf16"
@@ -92,6 +97,22 @@ def test_precisions():
     # 8.19e9 parameters, of which embeddings and head are 2 x 151 936 x 4096 = 1.245e9: those have 2 bytes.
     packed = weight_bits(config, "auto", {"load_in_4bit": True}, eight) / 8 * eight.parameters
     assert packed == pytest.approx((8.191e9 - 1.245e9) * 4.5 / 8 + 1.245e9 * 2, rel=1e-3)
+    # GPTQ: groups of 128 weights share a scale of 16 bits and a zero as wide as a weight.
+    gptq = {"quant_method": "gptq", "bits": 8, "group_size": 128}
+    packed = weight_bits(config, "auto", gptq, eight) / 8 * eight.parameters
+    assert packed == pytest.approx((8.191e9 - 1.245e9) * (8 + 24 / 128) / 8 + 1.245e9 * 2, rel=1e-3)
+    with pytest.raises(ValueError, match="how many bits a weight has in quantization 'torchao' is not known"):
+        weight_bits(config, "auto", {"quant_method": "torchao"}, eight)
+
+
+def test_bitsandbytes_leaves_the_experts_of_a_mixture_in_16_bits():
+    name = "Qwen/Qwen3-30B-A3B"
+    mixture = shape_of(config_for(name), name)
+    # 48 layers of queries and output of 2048 x 4096, keys and values of 2048 x 512 are linear layers.
+    linear = 48 * (2 * 2048 * 4096 + 2 * 2048 * 512)
+    assert mixture.in_linear == linear
+    packed = weight_bits(config_for(name), "auto", {"load_in_4bit": True}, mixture) / 8 * mixture.parameters
+    assert packed == pytest.approx(2 * mixture.parameters - linear * (16 - 4.5) / 8)
 
 
 def test_teachers_and_references():

@@ -186,8 +186,9 @@ def test_a_window_that_is_trained_on_twice_is_sampled_and_scored_once():
 
 def test_a_server_takes_as_many_rows_as_vllm_tells_it_for_the_card():
     run = replace(RUN, engine=Engine("server", memory=0.9, gpus=1))
-    for name, rows in (("h100", 1024), ("a100", 256), ("rtx4090", 256)):
-        assert concurrent_rows(run, run.engine, [4.0] * 5000, HARDWARE[name]) == rows
+    cards = [(HARDWARE["h100"], 1024), (HARDWARE["a100"], 256), (HARDWARE["rtx4090"], 256)]
+    for card, rows in [*cards, (replace(HARDWARE["a100"], name="NVIDIA A100-SXM4-80GB"), 256)]:  # as it is calibrated
+        assert concurrent_rows(run, run.engine, [4.0] * 5000, card) == rows
 
 
 def test_a_student_on_the_host_comes_from_there_for_every_pass():
@@ -203,3 +204,6 @@ def test_whole_distributions_need_the_heads_once_more():
     # The teacher's head forward and backward, and the student's forward: 3 x 100 parameters for each of 8 tokens.
     more = update(compared, CARD, EXACT).compute - update(RUN, CARD, EXACT).compute
     assert more == pytest.approx(2 * 300 * 8 / 1e6)
+    # A mixture of both is found in a second pass over both heads.
+    mixed = replace(compared, mixture=0.5)
+    assert update(mixed, CARD, EXACT).compute - update(RUN, CARD, EXACT).compute == pytest.approx(2 * 500 * 8 / 1e6)

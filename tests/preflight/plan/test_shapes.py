@@ -38,7 +38,8 @@ def test_a_small_model_counted_by_hand():
     shape = shape_of(config, "by hand")
     # queries 4 x 6, keys and values 4 x 3 each, output 6 x 4, gate and up and down 4 x 5 each, norms 4 + 4 + 3 + 3
     layer = 24 + 2 * 12 + 24 + 3 * 20 + 14
-    assert shape.largest_layer == layer
+    assert shape.largest_layer == layer and shape.largest_parameter == 28
+    assert shape.in_linear == 2 * (layer - 14)
     assert shape.parameters == 2 * layer + 28 + 28 + 4  # embeddings, head, last norm
     assert shape.active == shape.parameters and shape.active_in_layers == 2 * layer + 4
     assert shape.keys_and_values == 2 * 2 * 3  # keys and values, two layers, one head of 3
