@@ -40,6 +40,7 @@ class ModelShape:
         in_linear (`int`): Weights of linear layers but the head. Experts are none: transformers stacks them.
         context (`int`): Positions that it reads.
         normed_heads (`bool`): Whether queries and keys are normalised, as in Qwen3.
+        sees_images (`bool`): Whether it has a vision tower, whose parameters are in `parameters`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelShape:
     in_linear: int
     context: int
     normed_heads: bool = False
+    sees_images: bool = False
 
     @property
     def active_in_layers(self) -> int:
@@ -145,4 +147,5 @@ def shape_of(config: PretrainedConfig, name: str) -> ModelShape:
         in_linear=sum(weight.numel() for weight in linear if weight is not head),
         context=text.max_position_embeddings,
         normed_heads=any(name.endswith("q_norm.weight") for name, _ in skeleton.named_parameters()),
+        sees_images=getattr(config, "vision_config", None) is not None,
     )
