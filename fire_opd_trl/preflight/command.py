@@ -25,14 +25,16 @@ from .tryout import try_answers
 def planned_config(processes: int, faults: list[str]) -> type[FiReOPDConfig]:
     """
     Returns the config's class as it will be on `processes` processes, since windows depend on their number. What it
-    would refuse joins `faults`. Looking needs no GPU: without one all is read as on the CPU, and `on_cpu` says whether
-    the run itself will be there.
+    would refuse joins `faults`; `method_refused` says whether the method's name is among it. Looking needs no GPU:
+    without one all is read as on the CPU, and `on_cpu` says whether the run itself will be there.
     """
 
     def as_here(config: FiReOPDConfig) -> None:
         config.on_cpu = bool(config.use_cpu)
         config.use_cpu = config.use_cpu or not torch.cuda.is_available()
+        asked = config.method
         FiReOPDConfig.__post_init__(config)
+        config.method_refused = config.method != asked  # the default is in its place
 
     changes = {
         "__post_init__": as_here,
@@ -138,9 +140,12 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
 def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Checked) -> Checked:
     """Returns what `inspect_run` finds of the trainer's arguments, after what was found of them before."""
     args, adapted = parts["args"], parts["peft_config"] is not None
-    method = METHODS[args.method]()  # where its arguments are refused
+    # Where its arguments are refused, it has those by default. In place of a method that does not exist stands `opd`,
+    # which drops nothing and reads nothing besides log-probabilities, so that nothing is said of it.
+    method = METHODS["opd" if args.method_refused else args.method]()
     with checked.check("settings"):
-        method = chosen_method(None, args, rewarded=bool(parts["reward_funcs"]))
+        if not args.method_refused:
+            method = chosen_method(None, args, rewarded=bool(parts["reward_funcs"]))
         if not parts["reward_funcs"]:
             refuse_unread_weights(args)
     sources: dict[str, Source] = {}
@@ -150,8 +155,6 @@ def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Ch
     found = inspect_run(
         parts["model"], sources, args, method, parts["train_dataset"], parts["eval_dataset"], None, others
     )
-    if any(fault.startswith("method=") for fault in checked.faults):  # these would speak of the default
-        found.findings = [finding for finding in found.findings if finding.subject not in ("filter", "fillers")]
     found.findings = list(dict.fromkeys([*checked.findings, *found.findings]))
     return found
 

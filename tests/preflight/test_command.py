@@ -249,4 +249,4 @@ def test_a_dataset_that_cannot_be_read_is_a_fault(tmp_path, teacher_folder, text
 def test_nothing_is_said_of_the_filter_of_a_default_in_place_of_a_wrong_method(data):
     code, output = preflight(data, model_path("teacher"), "--method", "opdd")
     assert code == 1 and "method='opdd' is refused" in said(output) and "window ok" in said(output)
-    assert "fire drops" not in said(output)
+    assert "fire drops" not in said(output) and "filter" not in output.split("window")[1]

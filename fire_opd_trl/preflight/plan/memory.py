@@ -17,6 +17,7 @@ UNEVEN = 1.1  # what packing leaves uneven: see `describe_fillers` in preflight/
 TILES = {"cuda": (4096, 32768, 1), "cpu": (1024, 2048, 10)}
 OBSERVED = {"cuda": 2**27, "cpu": 2**23}  # numbers of a tile of what is observed: `LARGEST_TILE` there
 SAMPLING_COPIES = 4  # of the logits of a token in float32: as they are, scaled by the temperature, exp, probabilities
+SCORES = 8  # bytes of a pair of tokens and head under way in eager attention: two copies, or softmax, input and result
 ADAM = 8  # bytes: two moments in float32
 # Flat copies that a collective makes of what it brings: NCCL none; gloo one, which lives as long as the call
 # (`newLikeFlat` in PyTorch's ProcessGroupGloo.cpp).
@@ -171,7 +172,7 @@ def scoring(run: PlannedRun, model: Placed, phase: str) -> Components:
     wide = run.compute_bytes if model.bits > 16 or run.autocast else 2
     parts = {
         "gathered weights": gathered(run, model, phase),
-        "activations": tokens * widest(shape, wide),
+        "activations": tokens * (widest(shape, wide) + scores(run, shape, run.longest)),
         "logits' tile": head_tile(run, shape),
     }
     if run.whole_distributions:  # the hidden states at the completions, once more
@@ -214,6 +215,14 @@ def widest(shape: ModelShape, number: int) -> float:
         inside = shape.experts_per_token * (3 * shape.expert_intermediate + 2 * shape.hidden)
     attention = 4 * shape.heads * shape.head_dim + 3 * shape.kv_heads * shape.head_dim
     return number * (2 * shape.hidden + max(inside, attention)) + (4 * shape.hidden if number == 2 else 0)
+
+
+def scores(run: PlannedRun, shape: ModelShape, longest: int, number: int = SCORES) -> float:
+    """
+    Returns the bytes a token of attention's scores, of which a head has one for each token of the row: only eager
+    attention has all of them at once. Every row is taken to be as long as the longest beside it.
+    """
+    return number * shape.heads * longest * run.eager
 
 
 def head_tile(run: PlannedRun, shape: ModelShape, models: int = 1) -> float:
@@ -284,7 +293,8 @@ def generation(run: PlannedRun) -> Components:
     cache = rows * run.longest * student.keys_and_values * run.compute_bytes
     parts["cache of keys and values"] = cache * (1 + 1 / student.layers)
     parts["logits"] = SAMPLING_COPIES * 4.0 * rows * student.vocabulary
-    parts["activations"] = rows * run.prompt_longest * widest(student, run.compute_bytes)
+    token = widest(student, run.compute_bytes) + scores(run, student, run.prompt_longest)
+    parts["activations"] = rows * run.prompt_longest * token
     return parts
 
 
@@ -388,7 +398,7 @@ def activations(run: PlannedRun, tokens: float) -> float:
     inside = 2 * student.intermediate
     if student.experts:
         inside = 2 * student.experts_per_token * (student.expert_intermediate + student.hidden)
-    under_way = number * (inside + 2 * student.hidden)
+    under_way = number * (inside + 2 * student.hidden) + scores(run, student, run.longest)
     last = student.hidden * (2 * residual + number)
     scored = completion_share(run) * student.hidden * (number + 8)
     if run.divergence:  # their copy at the compared tokens, with its gradient, and the teacher's
@@ -406,19 +416,21 @@ def saved(run: PlannedRun) -> float:
     each norm its input, the normed states and its output; queries and keys before their norm, normed, and as attention
     reads them; values, and the result of attention; gate, its activation, up, and their product. In 16 bits a norm
     computes in float32. With autocast the residual is in float32, and each product has a copy of its input in 16 bits.
-    A mixture has `n (4 m + 2 h)` in place of `4 i`, for `n` experts of `m`. The tests count the same with PyTorch's
-    hooks of saved tensors.
+    A mixture has `n (4 m + 2 h)` in place of `4 i`, for `n` experts of `m`. Eager attention also saves the softmax of
+    all scores, in float32 and as the values are multiplied with it, and keys and values once for each head of the
+    queries. The tests count the same with PyTorch's hooks of saved tensors.
     """
-    shape = run.student
+    shape, number = run.student, run.compute_bytes
     h, q, k = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     inside = 4 * shape.intermediate
     if shape.experts:
         inside = shape.experts_per_token * (4 * shape.expert_intermediate + 2 * h)
+    eager = scores(run, shape, run.longest, 6 if number == 2 else 4) + 2 * number * (q - k) * run.eager
     if run.autocast:
-        return 26 * h + (10 if shape.normed_heads else 4) * (q + k) + 2 * inside
-    if run.compute_bytes == 2:
-        return 16 * h + (10 if shape.normed_heads else 4) * (q + k) + 2 * inside
-    return 4 * (6 * h + (4 if shape.normed_heads else 2) * (q + k) + inside)
+        return 26 * h + (10 if shape.normed_heads else 4) * (q + k) + 2 * inside + eager
+    if number == 2:
+        return 16 * h + (10 if shape.normed_heads else 4) * (q + k) + 2 * inside + eager
+    return 4 * (6 * h + (4 if shape.normed_heads else 2) * (q + k) + inside) + eager
 
 
 def cast_weights(run: PlannedRun) -> float:

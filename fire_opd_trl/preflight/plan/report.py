@@ -180,6 +180,22 @@ def window_line(plan: Plan) -> str:
     )
 
 
+def left_out(plan: Plan) -> list[str]:
+    """Sentences below the window: what this plan does not count of its models, and what to do."""
+    run, said = plan.run, []
+    if any(shape.sees_images for shape in (run.student, *(teacher.shape for teacher in run.teachers.values()))):
+        said.append(
+            "Images are not planned: add the tokens of an image to --mean_prompt and --longest_prompt. What the "
+            "vision towers keep and take is missing."
+        )
+    if run.eager:
+        said.append(
+            "The scores of eager attention are in the memory of a card, and not in the time: attn_implementation sdpa "
+            "needs less of both."
+        )
+    return said
+
+
 def whole_line(plan: Plan) -> str:
     """The whole run in a sentence."""
     steps = plan.steps or 100
@@ -213,6 +229,7 @@ def assumption_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 def text(plan: Plan, sources: bool = False, fit: bool = False) -> str:
     """Returns the screen."""
     lines = [*wrapped(title(plan)), *wrapped(window_line(plan))]
+    lines += [line for said in left_out(plan) for line in wrapped(said)]
     lines += ["Computed from configurations: nothing was run, no weights were loaded. GB are 10^9 bytes.", ""]
     lines += table(memory_rows(plan), markdown=False)
     lines += [f"A card has {gb(plan.hardware.memory)} GB, of which this plan may use {gb(plan.room)}.", ""]
@@ -273,7 +290,7 @@ def proposal(plan: Plan) -> str:
 
 def markdown(plan: Plan, fit: bool = False) -> str:
     """Returns the plan as sections of a page."""
-    lines = [f"**{title(plan)}.** {window_line(plan)}", ""]
+    lines = [" ".join([f"**{title(plan)}.**", window_line(plan), *left_out(plan)]), ""]
     for rows in (memory_rows(plan), time_rows(plan), placement_rows(plan) if placed(plan) else [], scale_rows(plan)):
         if rows:
             lines += [*table(rows, markdown=True), ""]
@@ -309,6 +326,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
             for gpus in SCALES
             for other in [scaled(plan, gpus)]
         },
+        "left_out": left_out(plan),
         "hardware": asdict(plan.hardware),
         "assumptions": [
             {"option": option, "value": value, "meaning": meaning, "source": source}

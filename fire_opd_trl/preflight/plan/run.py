@@ -100,6 +100,7 @@ class PlannedRun:
         adapter (`int`): Parameters of the adapter that is trained; 0 where all weights are.
         reference (`Placed`, *optional*): A reference model.
         gradient_checkpointing (`bool`): Whether layers are computed again in the backward.
+        eager (`bool`): Whether attention has the scores of all pairs of tokens at once (`attn_implementation`).
         rows, accumulation, steps_per_generation, num_generations, num_iterations (`int`): As in the configuration:
             rows of a micro-batch, micro-batches of an optimizer step and of a window, completions of a prompt, and
             how often a window is trained on.
@@ -130,6 +131,7 @@ class PlannedRun:
     adapter: int = 0
     reference: Placed | None = None
     gradient_checkpointing: bool = True
+    eager: bool = False
     rows: int = 1
     accumulation: int = 1
     steps_per_generation: int = 1
@@ -310,6 +312,7 @@ def run_of_arguments(
         adapter=trained_by(parts["peft_config"], config) if adapted else 0,
         reference=reference_of(parts["model"], method, args, student, accelerate, bits, adapted),
         gradient_checkpointing=bool(args.gradient_checkpointing),
+        eager=(args.model_init_kwargs or {}).get("attn_implementation") == "eager",
         rows=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         steps_per_generation=args.steps_per_generation,

@@ -37,6 +37,7 @@ class ModelShape:
         largest_layer (`int`): Parameters of the largest decoder layer.
         context (`int`): Positions that it reads.
         normed_heads (`bool`): Whether queries and keys are normalised, as in Qwen3.
+        sees_images (`bool`): Whether it has a vision tower, whose parameters are in `parameters`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelShape:
     largest_layer: int
     context: int
     normed_heads: bool = False
+    sees_images: bool = False
 
     @property
     def active_in_layers(self) -> int:
@@ -132,4 +134,5 @@ def shape_of(config: PretrainedConfig, name: str) -> ModelShape:
         largest_layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
         context=text.max_position_embeddings,
         normed_heads=any(name.endswith("q_norm.weight") for name, _ in skeleton.named_parameters()),
+        sees_images=getattr(config, "vision_config", None) is not None,
     )

@@ -107,6 +107,20 @@ def test_the_cache_of_a_generation():
     assert memory(run)["rollout"]["cache of keys and values"] == pytest.approx(6 * 100 * 2 * 10 * 2 * 1.5)
 
 
+def test_eager_attention_has_the_scores_of_all_pairs_of_tokens():
+    run = PlannedRun(SHAPE, {"teacher": Placed(TEACHER)}, rows=1, accumulation=4, steps_per_generation=4,
+                     prompt_longest=20, completion_longest=80, scoring_token_budget=100)  # fmt: skip
+    more = {
+        phase: parts["activations"] - memory(run)[phase]["activations"]
+        for phase, parts in memory(replace(run, eager=True)).items()
+    }
+    pairs = 2 * 100 * 100  # of 2 heads, in one row of 100 tokens
+    # Of its forward a layer keeps 4 + 2 bytes, and keys and values of 5 numbers for the second head; 8 are under way.
+    assert more["update"] == pytest.approx((6 + 8) * pairs + 100 * 2 * 2 * 5)
+    assert more["teacher scoring"] == more["student scoring"] == pytest.approx(8 * pairs)
+    assert more["rollout"] == pytest.approx(8 * 2 * 4 * 20 * 20)  # the prompts of 4 rows
+
+
 def test_checkpointing_and_sharding_lower_the_peak():
     base = PlannedRun(SHAPE, {"teacher": Placed(TEACHER)}, gradient_checkpointing=False, rows=4)
     assert peak(memory(replace(base, gradient_checkpointing=True))["update"]) < peak(memory(base)["update"])
@@ -168,18 +182,21 @@ def saved_bytes(model: torch.nn.Module, tokens: int, autocast: bool) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_saves_what_pytorch_counts(kind, precision):
+def test_a_layer_saves_what_pytorch_counts(kind, precision, attention):
     if (kind, precision) == ("mixture", "autocast"):
         pytest.skip("on the CPU experts are not cast")
     config_type, model_type, more = KINDS[kind]
     counts, tokens = [], 63  # no other dimension has this size, so that casts of weights are left out
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     for layers in (1, 2):
-        config = config_type(num_hidden_layers=layers, **DIMENSIONS, **more, architectures=[model_type.__name__])
+        config = config_type(num_hidden_layers=layers, **DIMENSIONS, **more, architectures=[model_type.__name__],
+                             attn_implementation=attention)  # fmt: skip
         counts.append(saved_bytes(model_type(config).to(dtype), tokens, precision == "autocast"))
     run = PlannedRun(shape_of(config, kind), compute_bytes=4 if precision == "float32" else 2,
-                     autocast=precision == "autocast")  # fmt: skip
+                     autocast=precision == "autocast", eager=attention == "eager", prompt_longest=23,
+                     completion_longest=40)  # fmt: skip
     # what the formula leaves out: a number for each row of a norm and of attention, and the routes of a mixture
     assert saved(run) == pytest.approx((counts[1] - counts[0]) / tokens, rel=0.03)

@@ -105,6 +105,20 @@ def test_a_model_without_a_teacher_has_no_placements():
     assert "teacher's weights" not in report.text(alone) and "no teacher" in report.title(alone)
 
 
+def test_what_is_left_out_is_said_everywhere():
+    assert report.left_out(plan()) == [] and "Images" not in report.text(plan())
+    teacher = replace(RUN.teachers["teacher"], shape=replace(MODEL, sees_images=True))
+    for run, said in (
+        (replace(RUN, student=replace(MODEL, sees_images=True)), "Images are not planned: add the tokens of an image"),
+        (replace(RUN, teachers={"teacher": teacher}), "Images are not planned: add the tokens of an image"),
+        (replace(RUN, eager=True), "The scores of eager attention are in the memory of a card, and not in the time"),
+    ):
+        assert [line[: len(said)] for line in report.left_out(plan(run))] == [said]
+        screen = report.text(plan(run))
+        assert said in " ".join(screen.split()) and max(map(len, screen.splitlines())) <= 100
+        assert said in report.markdown(plan(run)) and said in report.machine(plan(run))
+
+
 def test_rows_that_are_longer_than_a_model_reads_are_named():
     def said(longest):  # behind prompts of 2 tokens
         return " ".join(report.text(plan(replace(RUN, completion_longest=longest))).split())

@@ -103,6 +103,11 @@ def test_teachers_and_references():
     assert planned().reference is None and planned(beta=0.1).reference.shape == planned().student
 
 
+def test_eager_attention():
+    assert not planned().eager and not planned(model_init_kwargs={"attn_implementation": "sdpa"}).eager
+    assert planned(model_init_kwargs={"attn_implementation": "eager"}).eager
+
+
 def test_methods():
     assert not planned().divergence and planned().drop_fraction == 0
     assert planned(method="fire", drop_fraction=0.3).drop_fraction == 0.3

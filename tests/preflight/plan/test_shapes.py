@@ -57,7 +57,8 @@ def test_a_mixture_uses_the_experts_that_a_token_is_sent_to():
 def test_a_model_with_images_is_counted_with_its_vision_tower():
     shape = shape_of(config_for("Qwen/Qwen2.5-VL-3B-Instruct"), "images")
     assert shape.parameters / 1e9 == pytest.approx(3.75, rel=0.01)  # 3.09 of the language model, 0.67 of the tower
-    assert shape.layers == 36 and shape.tied
+    assert shape.layers == 36 and shape.tied and shape.sees_images
+    assert not shape_of(config_for("Qwen3-4B"), "text").sees_images
 
 
 def test_names_are_found_without_a_network(tmp_path):
