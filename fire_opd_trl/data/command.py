@@ -168,7 +168,7 @@ def check(argv: list[str]) -> int:
     table: Dataset = table_of(rows, asked.rows)
     if asked.prompt_as_chat and "prompt" in table.column_names:
         table = table.map(as_chat, batched=True)
-    columns = Columns(asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
+    columns = Columns(asked.prompt_column, asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
     looked = look_at(
         table, asked.file,
         Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),

@@ -140,7 +140,9 @@ def test_a_csv_with_another_column_becomes_chats(here, capsys):
     given = ["--prompt_column", "question", "--prompt_as_chat", "--dataset_filter", "level >= 2"]
     run("check", "mine.csv", *given, "--student", chat_model(here / "student"), "--output", "mine.jsonl")
     assert rows_of("mine.jsonl") == [{"prompt": [{"role": "user", "content": "12+3"}], "level": 2}]
-    assert "row 0 to the student: 5 tokens, '12+3='" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "row 0 to the student: 5 tokens, '12+3='" in said
+    assert "columns question, level" in said and "the trainer reads `question` (the student's prompt)" in said
 
 
 HELP = ["--help"]
