@@ -184,7 +184,7 @@ def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, outp
     doubts = sum(finding.outcome == "warning" for finding in checked.findings)
     counted = f"{faults or 'no'} fault{'s' * (faults != 1)}, {doubts or 'no'} warning{'s' * (doubts != 1)}"
     if output is None or "prompt" not in table.column_names:
-        print(f"\n{counted}.")
+        print(f"\n{counted}." + " --output FILE writes the rows that pass." * bool(faults and why))
         return 1 if faults else 0
     kept = [row for row in range(len(table)) if row not in why]
     reasons = list(why.values())
