@@ -173,7 +173,12 @@ def check(argv: list[str]) -> int:
         table, asked.file,
         Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
     )  # fmt: skip
-    return report(looked.checked, looked.shown, looked.why, table, asked.output)
+    code = report(looked.checked, looked.shown, looked.why, table, asked.output)
+    if asked.output is not None and asked.output.exists() and asked.prompt_column != "prompt":
+        print(
+            f"The prompts in it are called `prompt`: a recipe needs no prompt_column={asked.prompt_column} any more."
+        )
+    return code
 
 
 def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, output: Path | None) -> int:
