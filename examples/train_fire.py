@@ -223,7 +223,7 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     that is wrong is refused in one error; `fire-opd preflight` gives its table (`checked`), and looks at the rest.
     """
     from fire_opd_trl.preflight.findings import Checked
-    from fire_opd_trl.preflight.loading import first_process_first, load_prompts, refuse_unfed_rewards
+    from fire_opd_trl.preflight.loading import first_process_first, load_prompts
 
     found = checked if checked is not None else Checked()
     with found.check("student"):
@@ -243,7 +243,6 @@ def trainer_arguments(script_args, training_args, model_args, dataset_args, chec
     reward_funcs, tools = [], []
     with found.check("rewards"):
         reward_funcs = [imported("reward_funcs", path) for path in script_args.reward_funcs or []]
-        refuse_unfed_rewards(reward_funcs, train_dataset)
     with found.check("tools"):
         tools = [described_tool(path) for path in script_args.tools or []]
 

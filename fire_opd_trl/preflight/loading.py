@@ -1,7 +1,6 @@
 """The dataset of a command line: where it lies, which column is the prompt, which rows are used or held out."""
 
 import glob
-import inspect
 import operator
 import os
 import re
@@ -182,27 +181,6 @@ def refuse_unknown_column(dataset: Any, column: str, what: str) -> None:
     """Refuse a column that is not there, and say which are. The columns of a stream may not be known."""
     if dataset.column_names is not None and column not in dataset.column_names:
         raise ValueError(f"{what} is no column of the dataset, which has: {', '.join(dataset.column_names)}.")
-
-
-def refuse_unfed_rewards(functions: list[Callable[..., Any]], dataset: Any) -> None:
-    """
-    The script calls this for the rewards of a command line: refuse a function that TRL could not call with these
-    columns. It would fail after the first window is sampled.
-    """
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:  # no dataset, or a stream that does not say
-        return
-    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-    given |= {column for column in columns if column not in ("prompt", "completion", "completion_ids")}
-    for function in functions:
-        try:
-            inspect.signature(function).bind(**dict.fromkeys(given))
-        except TypeError as error:
-            raise ValueError(
-                f"reward_funcs: {getattr(function, '__name__', function)!r}: {error}. It gets the columns of the "
-                f"dataset ({', '.join(columns)}), and with **kwargs whatever else TRL knows. Give the dataset what it "
-                "reads, or remove it: a distillation needs no reward."
-            ) from error
 
 
 def hold_out(dataset: Dataset | IterableDataset, size: float) -> list[Dataset]:

@@ -254,9 +254,9 @@ def test_lora_is_an_argument_away(built):
 def test_a_reward_may_lie_in_the_working_directory(built, data):
     (data / "rewards_of_this_test.py").write_text("def half(completions, **kwargs): return [0.5] * len(completions)\n")
     rewards = built(
-        "--dataset_name", "splits", "--reward_funcs", "rewards_of_this_test.half", "trl.rewards.think_format_reward"
+        "--dataset_name", "splits", "--reward_funcs", "rewards_of_this_test.half", "trl.rewards.accuracy_reward"
     )
-    assert [reward.__name__ for reward in rewards["reward_funcs"]] == ["half", "think_format_reward"]
+    assert [reward.__name__ for reward in rewards["reward_funcs"]] == ["half", "accuracy_reward"]
 
 
 def test_a_function_may_be_named_by_its_file(built, data):

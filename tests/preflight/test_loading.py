@@ -12,9 +12,8 @@ from datasets import Dataset
 from support.inspections import STUDENT, TEACHER, preflight_table, with_template
 from trl import DatasetMixtureConfig
 
-from fire_opd_trl.demo import task
 from fire_opd_trl.preflight.findings import Checked
-from fire_opd_trl.preflight.loading import load_prompts, refuse_unfed_rewards
+from fire_opd_trl.preflight.loading import load_prompts
 
 
 PROBLEMS = [
@@ -204,13 +203,3 @@ def test_local_files_without_rows_and_names_that_look_like_patterns(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "train.jsonl").write_text('{"prompt": "1+1="}\n')
     assert len(loaded(str(tmp_path / "folder"), dataset_config="null")[0]) == 1
-
-
-def test_a_reward_that_the_columns_do_not_feed_is_refused_before_the_run():
-    rows = Dataset.from_list([{"prompt": "1+1=", "answer": "2"}])
-    refuse_unfed_rewards([task.exact_match, lambda prompts, **_: prompts], rows)
-    refuse_unfed_rewards([task.exact_match], None)  # what is wrong with the dataset has been said
-    with pytest.raises(ValueError, match="'exact_match': missing a required argument: 'answer'. It gets the columns"):
-        refuse_unfed_rewards([task.exact_match], rows.remove_columns("answer"))
-    with pytest.raises(ValueError, match="got an unexpected keyword argument"):
-        refuse_unfed_rewards([lambda completions, answer: completions], rows)
