@@ -5,7 +5,7 @@ In formulas, `P` are parameters, `T` those that are trained, `N` ranks, `V` the 
 width of the hidden states, `q` and `k` that of all queries and of all keys, `i` that inside of its gated part.
 """
 
-from .run import Placed, PlannedRun
+from .run import Engine, Placed, PlannedRun
 from .shapes import ModelShape
 
 
@@ -37,7 +37,7 @@ def memory(run: PlannedRun, gpu: float = 0.0) -> dict[str, Components]:
     scored = {**always, **asleep, "per-token numbers": numbers(run)}
     teachers = [scoring(run, teacher, "teacher scoring") for teacher in run.teachers.values()]
     found = {
-        "rollout": {**always, **(served(run, gpu) if run.engine else generation(run))},
+        "rollout": {**always, **(served(run, run.engine, gpu) if run.engine else generation(run))},
         "teacher scoring": {**scored, **states, **largest(teachers)},
         "student scoring": {**scored, **states, **scoring(run, student_of(run), "student scoring")},
         "update": {**scored, **states, **update(run)},
@@ -275,7 +275,7 @@ def engine(run: PlannedRun, gpu: float) -> Components:
     return {"engine's weights": weights, "engine's cache": max(0.0, run.engine.memory * gpu - weights)}
 
 
-def served(run: PlannedRun, gpu: float) -> Components:
+def served(run: PlannedRun, of_vllm: Engine, gpu: float) -> Components:
     """
     Returns what a rollout by vLLM takes at the worse of two moments: when the new weights go to it, for which a
     partitioned student is gathered, and when it samples. An engine that has slept has no cache yet when the weights
@@ -283,7 +283,7 @@ def served(run: PlannedRun, gpu: float) -> Components:
     the adapter is merged into it (`_iter_named_params` in trl/generation/vllm_generation.py).
     """
     sampling, student = engine(run, gpu), run.student
-    sending = {name: size for name, size in sampling.items() if name != "engine's cache" or not run.engine.sleeps}
+    sending = {name: size for name, size in sampling.items() if name != "engine's cache" or not of_vllm.sleeps}
     if sharded_by(run) > 1:
         at_once = student.parameters if run.adapter and run.sharding == "zero3" else student.largest_parameter
         sending["gathered weights"] = run.student_bits / 8 * at_once
