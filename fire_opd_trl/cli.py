@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     verb = parser.parse_args(argv[:1] or ["--help"]).command
     if verb not in COMMANDS:
         parser.error(f"there is no command {verb!r}.{did_you_mean(verb, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    # Read when torch is loaded, here and in what a verb launches. On a CPU that other processes use too, threads that
+    # spin while they wait for each other make a step ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with refusals():
             if verb == "methods":

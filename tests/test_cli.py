@@ -1,5 +1,6 @@
 """`fire-opd`: fast to say what it can do, exact in what it passes on, one sentence for what is wrong."""
 
+import os
 import resource
 import sys
 from types import SimpleNamespace
@@ -108,3 +109,12 @@ def test_an_unknown_method_is_answered_with_the_known_ones(capsys):
 def test_demo_gets_its_arguments(monkeypatch):
     monkeypatch.setitem(sys.modules, "fire_opd_trl.demo.run", SimpleNamespace(main=lambda argv: len(argv)))
     assert cli.main(["demo", "--steps", "3"]) == 2
+
+
+def test_threads_that_wait_give_up_their_core_unless_the_user_says_otherwise(monkeypatch):
+    seen = SimpleNamespace(main=lambda argv: os.environ["OMP_WAIT_POLICY"])
+    monkeypatch.setitem(sys.modules, "fire_opd_trl.demo.run", seen)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert cli.main(["demo"]) == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert cli.main(["demo"]) == "passive"

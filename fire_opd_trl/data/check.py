@@ -28,8 +28,9 @@ COLUMNS_OF_TRL = ("image", "images")
 
 @dataclass
 class Columns:
-    """Names of the columns beside `prompt`."""
+    """Names of the columns. The prompt's is that of the file: it is called `prompt` when the rows come here."""
 
+    prompt: str = "prompt"
     teacher: str = "teacher_id"
     own: str = "teacher_prompt"
     answer: str = "answer"
@@ -90,7 +91,8 @@ def look_at(rows: Dataset, name: str, asked: Asked) -> Looked:
     looked, columns = Looked(), asked.columns
     looked.checked.record(
         "file",
-        f"{name}: {counted(len(rows), 'row')}; columns {', '.join(rows.column_names)}",
+        f"{name}: {counted(len(rows), 'row')}; columns "
+        + ", ".join(columns.prompt if column == "prompt" else column for column in rows.column_names),
         "ok" if len(rows) else "fault",
     )
     if "prompt" not in rows.column_names:
@@ -122,7 +124,8 @@ def check_columns(looked: Looked, rows: Dataset, columns: Columns) -> None:
         "prompt": "the student's prompt", columns.teacher: "names the teacher",
         columns.own: "a prompt for the teacher alone", "image": "a picture", "images": "pictures",
     }  # fmt: skip
-    said = [f"`{column}` ({what})" for column, what in read.items() if column in rows.column_names]
+    names = {"prompt": columns.prompt}
+    said = [f"`{names.get(c, c)}` ({what})" for c, what in read.items() if c in rows.column_names]
     rest = [column for column in rows.column_names if column not in read]
     others = f"; only reward functions see {', '.join(rest)}" if rest else ""
     looked.checked.record("columns", f"the trainer reads {', '.join(said)}{others}")

@@ -168,12 +168,17 @@ def check(argv: list[str]) -> int:
     table: Dataset = table_of(rows, asked.rows)
     if asked.prompt_as_chat and "prompt" in table.column_names:
         table = table.map(as_chat, batched=True)
-    columns = Columns(asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
+    columns = Columns(asked.prompt_column, asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
     looked = look_at(
         table, asked.file,
         Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
     )  # fmt: skip
-    return report(looked.checked, looked.shown, looked.why, table, asked.output)
+    code = report(looked.checked, looked.shown, looked.why, table, asked.output)
+    if asked.output is not None and asked.output.exists() and asked.prompt_column != "prompt":
+        print(
+            f"The prompts in it are called `prompt`: a recipe needs no prompt_column={asked.prompt_column} any more."
+        )
+    return code
 
 
 def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, output: Path | None) -> int:
@@ -184,7 +189,7 @@ def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, outp
     doubts = sum(finding.outcome == "warning" for finding in checked.findings)
     counted = f"{faults or 'no'} fault{'s' * (faults != 1)}, {doubts or 'no'} warning{'s' * (doubts != 1)}"
     if output is None or "prompt" not in table.column_names:
-        print(f"\n{counted}.")
+        print(f"\n{counted}." + " --output FILE writes the rows that pass." * bool(faults and why))
         return 1 if faults else 0
     kept = [row for row in range(len(table)) if row not in why]
     reasons = list(why.values())

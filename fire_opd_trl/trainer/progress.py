@@ -1,6 +1,7 @@
 """What a person reads while it trains: a line at every logging step, in place of a dict of some forty metrics."""
 
 import logging
+import sys
 import time
 import warnings
 from datetime import timedelta
@@ -96,12 +97,17 @@ class ProgressLine(PrinterCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.time_left = TimeLeft(state)
         if state.is_world_process_zero:
-            tqdm.write(LEGEND.format(folder=args.output_dir))
+            self.write(LEGEND.format(folder=args.output_dir))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            for line in self.lines(state, logs):
-                tqdm.write(line)
+            self.write(*self.lines(state, logs))
+
+    def write(self, *lines: str) -> None:
+        """Print lines at once: into a file or a pipe, Python would hold back some eighty of them."""
+        for line in lines:
+            tqdm.write(line)
+        sys.stdout.flush()
 
     def lines(self, state: Any, logs: dict[str, Any]) -> list[str]:
         """Returns what is printed of a log: of training, of an evaluation, or of the end of a run."""

@@ -119,7 +119,7 @@ def test_the_check_ends_with_its_exit_code(here, capsys):
     assert "no faults, 2 warnings." in capsys.readouterr().out  # no student, no evaluation problems
     (here / "bad.jsonl").write_text("\n".join(map(json.dumps, [*good, {"prompt": None}, good[0]])))
     run("check", "bad.jsonl", code=1)
-    assert "1 fault, 3 warnings." in capsys.readouterr().out
+    assert "1 fault, 3 warnings. --output FILE writes the rows that pass." in capsys.readouterr().out
     run("check", "bad.jsonl", "--output", "clean.parquet", "--streaming")
     assert rows_of("clean.parquet") == good
     shown = capsys.readouterr().out.splitlines()
@@ -140,7 +140,10 @@ def test_a_csv_with_another_column_becomes_chats(here, capsys):
     given = ["--prompt_column", "question", "--prompt_as_chat", "--dataset_filter", "level >= 2"]
     run("check", "mine.csv", *given, "--student", chat_model(here / "student"), "--output", "mine.jsonl")
     assert rows_of("mine.jsonl") == [{"prompt": [{"role": "user", "content": "12+3"}], "level": 2}]
-    assert "row 0 to the student: 5 tokens, '12+3='" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "row 0 to the student: 5 tokens, '12+3='" in said
+    assert "columns question, level" in said and "the trainer reads `question` (the student's prompt)" in said
+    assert "needs no prompt_column=question any more" in said
 
 
 HELP = ["--help"]

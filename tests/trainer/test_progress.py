@@ -1,6 +1,7 @@
 """What a person reads while it trains."""
 
 import json
+import sys
 import warnings
 
 import pytest
@@ -44,6 +45,15 @@ def test_evaluations_and_the_end_have_lines_and_no_dict_is_left():
         "120 steps in 1:02:03, mean loss 0.2500"
     ]
     assert ProgressLine().lines(state(30), {"mine": 1}) == []
+
+
+def test_a_line_reaches_a_file_at_once(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        ProgressLine().write("step 1/2", "step 2/2")
+        monkeypatch.undo()
+        assert log.read_text() == "step 1/2\nstep 2/2\n"
 
 
 @pytest.mark.parametrize("bar", [False, True])

@@ -140,7 +140,8 @@ def report(results: dict[str, Any], folder: Path, stopped: bool, overwrite: bool
     if results["entries"]:
         print("\n" + in_terminal(results))
     logs = shlex.quote(str(folder / "logs"))
-    for line in ("", str(folder / "results.html"), str(folder / "results.json"), f"inspect view --log-dir {logs}"):
+    page = f"page: {folder / 'results.html'}  (open it in a browser)"
+    for line in ("", page, f"numbers: {folder / 'results.json'}", f"every sample: inspect view --log-dir {logs}"):
         print(visible(line))
     if results["status"] == "complete" and not stopped:
         return 0

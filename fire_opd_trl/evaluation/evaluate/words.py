@@ -12,6 +12,7 @@ from .results import Table
 
 FEW_PROBLEMS = 50  # below, the intervals are wide and rest on an approximation
 OFTEN_CUT = 0.05  # of the samples: more may hide an ability that longer answers would show
+MOSTLY_WITHOUT = 0.5  # of the samples have no answer and were not cut: then the prompt's form decides the number
 MOST_SENTENCES = 6  # about single differences; beyond, they are gathered
 MOST_NAMES = 3  # in one sentence
 KINDS = {"higher": "above", "lower": "below"}
@@ -249,7 +250,7 @@ def what_cannot_be_said(table: Table) -> list[str]:
 
 
 def warnings(table: Table) -> list[str]:
-    """Returns what is wrong with the numbers of a table: samples that are missing, and answers that nobody graded."""
+    """Returns what is wrong with a table's numbers: samples that are missing, without an answer, or not graded."""
     sentences = []
     for entry in table.entries:
         summary, name = entry["summary"], name_of(entry)
@@ -258,6 +259,11 @@ def warnings(table: Table) -> list[str]:
             over_others = f", and all its numbers are over the others ({over(summary['problems'], entry)})"
             some = over_others if summary["missing"] < asked else ""
             sentences.append(f"{name} is partial: {summary['missing']} of {asked} samples are missing{some}.")
+        if (summary["no_answer"] or 0) - (summary["truncated"] or 0) >= MOSTLY_WITHOUT:
+            sentences.append(
+                f"{name}: {percent(summary['no_answer'])} % of the samples have no answer in the form that the task "
+                "asks for, and count as wrong. Look at some samples, and at --prompt_style."
+            )
         for count, what in (
             (summary["timeouts"], "took the grader longer than its limit"),
             (summary["deaths"], "killed the grader"),

@@ -65,13 +65,28 @@ def verdict(plan: Plan) -> str:
     if not plan.fits:
         if plan.peak <= plan.room:
             most = f"the engine's share, {plan.run.engine.memory:g} of a card, does not hold its weights"  # type: ignore
-        return f"Does not fit on {where}: {most}. `fire-opd plan --fit`, with the same arguments, proposes settings."
+        said = f"Does not fit on {where}: {most}. `fire-opd plan --fit`, with the same arguments, proposes settings."
+        return " ".join([said, *too_long(plan)])
     longest = max(plan.costs, key=lambda phase: plan.costs[phase].seconds)
     whole = f"; {plan.steps} steps {duration(3600 * plan.hours)}" if plan.steps and plan.hours is not None else ""
-    return (
-        f"Fits on {where}: {most}. A step takes about {duration(plan.step_seconds)}, most of it '{longest}'{whole}. "
-        "Computed: `fire-opd plan` says how."
-    )
+    said = f"Fits on {where}: {most}. A step takes about {duration(plan.step_seconds)}, most of it '{longest}'{whole}."
+    return " ".join([said, *too_long(plan), "Computed: `fire-opd plan` says how."])
+
+
+def too_long(plan: Plan) -> list[str]:
+    """Sentences of the verdict: what cannot have the longest row of this plan, and what to do."""
+    run, engine, said = plan.run, plan.run.engine, []
+    models = [run.student, *(teacher.shape for teacher in run.teachers.values())]
+    least = min(models, key=lambda shape: shape.context)
+    if run.longest > least.context:
+        said.append(f"{least.name} reads only {least.context} tokens: lower max_completion_length.")
+    # TRL does not start a server, which has a length of its own.
+    if engine is not None and engine.mode == "colocate" and 0 < engine.length < run.longest:
+        said.append(
+            f"vLLM ends a row after {engine.length} tokens, its prompt among them: raise vllm_max_model_length, or "
+            "lower max_completion_length."
+        )
+    return said
 
 
 def table(rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
@@ -138,7 +153,7 @@ def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
         if other is None:
             rows.append([str(gpus), *["-"] * 8, "-"])
             continue
-        run = other.run
+        run, hours = other.run, other.cards * other.step_seconds / 36
         rows.append(
             [
                 str(gpus),
@@ -146,7 +161,7 @@ def scale_rows(plan: Plan, scales: Iterable[int] = SCALES) -> list[list[str]]:
                 gb(other.peak),
                 *(duration(other.costs[phase].seconds) for phase in PHASES),
                 duration(other.step_seconds),
-                f"{other.cards * other.step_seconds / 36:.0f}",
+                f"{hours:.0f}" if math.isfinite(hours) else "-",
                 "yes" if other.fits else "no",
             ]
         )
@@ -170,13 +185,10 @@ def window_line(plan: Plan) -> str:
     """The window in a sentence."""
     run = plan.run
     rows = run.rows * run.steps_per_generation * run.gpus
-    models = [run.student, *(teacher.shape for teacher in run.teachers.values())]
-    least = min(models, key=lambda shape: shape.context)
-    short = f" {least.name} reads only {least.context} tokens: lower max_completion_length."
     return (
         f"A window: {rows} completions of {run.completion_mean:.0f} tokens in the mean, "
         f"{run.completion_longest} at most, behind prompts of {run.prompt_mean:.0f} "
-        f"({run.prompt_longest} at most).{short if run.longest > least.context else ''}"
+        f"({run.prompt_longest} at most)."
     )
 
 
@@ -306,6 +318,7 @@ def machine(plan: Plan, fit: bool = False) -> str:
         "title": title(plan),
         "verdict": verdict(plan),
         "fits": plan.fits,
+        "too_long": too_long(plan),
         "memory_bytes": plan.memory,
         "peak_bytes": plan.peak,
         "room_bytes": plan.room,

@@ -80,6 +80,15 @@ def test_missing_samples_timeouts_and_deaths_are_said_when_there_are_any():
     assert sentences[2] == "student on sums: 1 answer of 480 killed the grader, and counts as wrong."
 
 
+def test_answers_that_mostly_lack_the_form_are_said_unless_they_were_cut():
+    table = only_table(evaluation({"student": 0.5}, [SUMS]))
+    table.entries[0]["summary"] |= {"no_answer": 0.75, "truncated": 0.0}
+    (sentence,) = words.warnings(table)
+    assert sentence.startswith("student on sums: 75.0 % of the samples have no answer in the form")
+    table.entries[0]["summary"]["truncated"] = 0.5
+    assert words.warnings(table) == []
+
+
 def test_numbers_over_some_of_the_problems_say_so():
     whole, given = samples(SUMS, "student", 0.4), samples(SUMS, "teacher", 0.9, missing=8 * 48)
     table = only_table(results.build([entry(SUMS, "student", whole), entry(SUMS, "teacher", given)]))

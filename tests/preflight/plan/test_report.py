@@ -76,6 +76,7 @@ def test_an_engine_without_room_never_ends_and_json_says_null():
     told = json.loads(report.machine(stuck), parse_constant=never)
     assert (told["step_seconds"], told["hours"], told["money"]) == (None, None, None)
     assert "never" in report.text(stuck) and not stuck.fits
+    assert "inf" not in [cell for row in report.scale_rows(stuck) for cell in row]
 
 
 def test_markdown_has_whole_tables():
@@ -120,8 +121,20 @@ def test_what_is_left_out_is_said_everywhere():
 
 
 def test_rows_that_are_longer_than_a_model_reads_are_named():
-    def said(longest):  # behind prompts of 2 tokens
-        return " ".join(report.text(plan(replace(RUN, completion_longest=longest))).split())
+    def told(longest, **changes):  # behind prompts of 2 tokens
+        return report.machine(plan(replace(RUN, completion_longest=longest, **changes)))
 
-    assert "lower max_completion_length" not in said(62)
-    assert "hand reads only 64 tokens: lower max_completion_length." in said(63)
+    assert json.loads(told(62))["too_long"] == [] and "lower max" not in told(62)
+    said = "hand reads only 64 tokens: lower max_completion_length."
+    one = plan(replace(RUN, completion_longest=63))
+    assert json.loads(told(63))["too_long"] == [said]
+    assert said in report.verdict(one) and said in report.verdict(replace(one, hardware=replace(CARD, memory=1)))
+    assert report.text(one).count("reads only") == report.markdown(one).count("reads only") == 1
+
+
+def test_rows_that_are_longer_than_the_engine_is_set_up_for_are_named():
+    def said(mode, longest):  # behind prompts of 2 tokens
+        return report.verdict(plan(replace(RUN, completion_longest=longest, engine=Engine(mode, length=32))))
+
+    assert "vLLM ends a row after 32 tokens, its prompt among them" in said("colocate", 31)
+    assert "vLLM ends" not in said("colocate", 30) and "vLLM ends" not in said("server", 31)
