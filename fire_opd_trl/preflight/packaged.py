@@ -54,8 +54,8 @@ def wrong_form(settings: Any) -> str:
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         return "is no configuration of accelerate: it names no distributed_type. `accelerate config` makes one."
     for number in ("num_processes", "num_machines"):
-        if type(settings.get(number, 1)) is not int:
-            return f"has {number}: {settings[number]!r}. Give a whole number."
+        if type(count := settings.get(number, 1)) is not int or count < 1:
+            return f"has {number}: {count!r}. Give a whole number of at least 1."
     for part in ("deepspeed_config", "fsdp_config"):
         if not isinstance(settings.get(part) or {}, dict):
             return f"has {part}: {settings[part]!r}. It must hold settings, each with its name."

@@ -22,8 +22,9 @@ def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys)
     [
         ("- a\n- b\n", "is no configuration of accelerate: it names no distributed_type"),
         ("distributed_type: [", "cannot be read as YAML"),
-        ("{distributed_type: NO, num_processes: many}", "has num_processes: 'many'. Give a whole number."),
-        ("{distributed_type: NO, num_machines: }", "has num_machines: None. Give a whole number."),
+        ("{distributed_type: NO, num_processes: many}", "has num_processes: 'many'. Give a whole number of at"),
+        ("{distributed_type: NO, num_machines: }", "has num_machines: None. Give a whole number of at"),
+        ("{distributed_type: NO, num_machines: 0}", "has num_machines: 0. Give a whole number of at least 1."),
         ("{distributed_type: FSDP, fsdp_config: [1]}", "has fsdp_config: [1]. It must hold settings"),
         ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: three}}", "has the ZeRO stage 'three'."),
         (FILE_OF_DEEPSPEED.format("nowhere.json"), "deepspeed_config_file nowhere.json, which cannot be read as JSON"),

@@ -191,7 +191,7 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
     kind, machines = str(said.get("distributed_type", "NO")), said.get("num_machines", 1)
     fsdp = said.get("fsdp_config") or {}
     sharding = {"DEEPSPEED": f"zero{zero['stage']}" if zero["stage"] else "none", "FSDP": "fsdp2"}.get(kind, "none")
-    gpus = max(1, said.get("num_processes", 1))
+    gpus = said.get("num_processes", 1)
 
     def on_host(what: str) -> bool:
         return (zero[f"offload_{what}"] or {}).get("device", "none") not in ("none", "auto")
