@@ -78,10 +78,12 @@ def too_long(plan: Plan) -> list[str]:
     run, engine, said = plan.run, plan.run.engine, []
     models = [run.student, *(teacher.shape for teacher in run.teachers.values())]
     least = min(models, key=lambda shape: shape.context)
-    if run.longest > least.context:
+    guessed = any(assumed.option == "--longest_prompt" for assumed in run.assumed)  # which warns of nothing
+    longest = run.completion_longest if guessed else run.longest
+    if longest > least.context:
         said.append(f"{least.name} reads only {least.context} tokens: lower max_completion_length.")
     # TRL does not start a server, which has a length of its own.
-    if engine is not None and engine.mode == "colocate" and 0 < engine.length < run.longest:
+    if engine is not None and engine.mode == "colocate" and 0 < engine.length < longest:
         said.append(
             f"vLLM ends a row after {engine.length} tokens, its prompt among them: raise vllm_max_model_length, or "
             "lower max_completion_length."

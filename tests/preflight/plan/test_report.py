@@ -130,6 +130,10 @@ def test_rows_that_are_longer_than_a_model_reads_are_named():
     assert json.loads(told(63))["too_long"] == [said]
     assert said in report.verdict(one) and said in report.verdict(replace(one, hardware=replace(CARD, memory=1)))
     assert report.text(one).count("reads only") == report.markdown(one).count("reads only") == 1
+    # A prompt whose length nobody has said warns of nothing; a completion does.
+    guess = (Assumed("longest prompt", 2, "an assumption", "--longest_prompt"),)
+    assert json.loads(told(64, assumed=guess))["too_long"] == []
+    assert json.loads(told(65, assumed=guess))["too_long"] == [said]
 
 
 def test_rows_that_are_longer_than_the_engine_is_set_up_for_are_named():
