@@ -202,6 +202,12 @@ def left_out(plan: Plan) -> list[str]:
             "Images are not planned: add the tokens of an image to --mean_prompt and --longest_prompt. What the "
             "vision towers keep and take is missing."
         )
+    # A model that teaches itself needs a prompt that says more: where the dataset has none, nothing could be learned.
+    if run.teacher_prompts or any(teacher.shape.name == run.student.name for teacher in run.teachers.values()):
+        said.append(
+            "The teacher's own prompts (teacher_prompt_column) are planned as long as the student's: where they are "
+            "longer, its scoring takes longer and needs more memory."
+        )
     if run.eager:
         said.append(
             "The scores of eager attention are in the memory of a card, and not in the time: attn_implementation sdpa "

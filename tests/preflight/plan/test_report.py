@@ -8,7 +8,7 @@ from support.plans import CARD, EXACT, MODEL, RUN
 
 from fire_opd_trl.preflight.plan import fit, report
 from fire_opd_trl.preflight.plan.fit import Plan
-from fire_opd_trl.preflight.plan.run import Assumed, Engine
+from fire_opd_trl.preflight.plan.run import Assumed, Engine, Placed
 from fire_opd_trl.preflight.plan.seconds import PHASES
 
 
@@ -108,8 +108,11 @@ def test_a_model_without_a_teacher_has_no_placements():
 
 def test_what_is_left_out_is_said_everywhere():
     assert report.left_out(plan()) == [] and "Images" not in report.text(plan())
-    teacher = replace(RUN.teachers["teacher"], shape=replace(MODEL, sees_images=True))
+    teacher = replace(RUN.teachers["teacher"], shape=replace(MODEL, name="teacher", sees_images=True))
+    prompts, itself = "The teacher's own prompts (teacher_prompt_column) are planned as long", Placed(MODEL)
     for run, said in (
+        (replace(RUN, teacher_prompts=True), prompts),
+        (replace(RUN, teachers={"teacher": itself}), prompts),  # a model that teaches itself
         (replace(RUN, student=replace(MODEL, sees_images=True)), "Images are not planned: add the tokens of an image"),
         (replace(RUN, teachers={"teacher": teacher}), "Images are not planned: add the tokens of an image"),
         (replace(RUN, eager=True), "The scores of eager attention are in the memory of a card, and not in the time"),
