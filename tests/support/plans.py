@@ -46,7 +46,7 @@ EXACT = Assumptions(
 # Two rows of 2 + 4 tokens on each of 8 cards, student and teacher partitioned.
 RUN = PlannedRun(
     student=MODEL,
-    teachers={"teacher": Placed(MODEL, 16, "sharded")},
+    teachers={"teacher": Placed(replace(MODEL, name="teacher"), 16, "sharded")},
     gpus=8,
     sharding="zero3",
     student_bits=16,

@@ -17,6 +17,7 @@ from trl.trainer.utils import RepeatSampler
 import fire_opd_trl
 from fire_opd_trl.preflight import packaged, plan_arguments
 from fire_opd_trl.preflight.command import planned_config
+from fire_opd_trl.preflight.plan.of_arguments import SERVER
 from fire_opd_trl.preflight.plan.report import verdict
 from fire_opd_trl.preflight.plan_command import plan_of_command
 from fire_opd_trl.preflight.recipes import about, recipes_by_folder
@@ -34,14 +35,18 @@ ROWS = {
 }
 CARDS = {"lora-24gb": "rtx4090", "smoke": "cpu"}  # of the others: what the paper's run had
 CARD = "a100"
-MORE = {"vllm-server": ["--engine_gpus", "2", "--engine_tensor_parallel", "2"]}  # cards beside those of the training
+
+
+def commands_of(name: str, verb: str) -> list[list[str]]:
+    """The words of the commands of one verb that the top of a recipe's file proposes."""
+    text = RECIPES[name].read_text().replace("\\\n#", "")
+    return [line.split("#")[0].split() for line in re.findall(rf"^# .*(fire-opd {verb} .*)$", text, re.MULTILINE)]
 
 
 def command_of(name: str) -> list[str]:
     """The words of the training that the top of a recipe's file proposes."""
-    text = RECIPES[name].read_text().replace("\\\n#", "")
-    (line,) = re.findall(r"^# .*(fire-opd train .*)$", text, re.MULTILINE)
-    return line.split()
+    (words,) = commands_of(name, "train")
+    return words
 
 
 def option(name: str, flag: str) -> str | None:
@@ -51,9 +56,12 @@ def option(name: str, flag: str) -> str | None:
 
 @cache
 def planned_options(name: str) -> Any:
-    """What `fire-opd plan` makes of the words of a recipe's training, with the card for which the table is."""
-    words = [*command_of(name)[2:], *MORE.get(name, []), "--hardware", CARDS.get(name, CARD)]
-    return plan_arguments.make_parser().parse_known_args(words)
+    """
+    What `fire-opd plan` makes of the words that a recipe's file proposes for it, else for the training, with the card
+    for which the table is.
+    """
+    (words,) = commands_of(name, "plan") or [command_of(name)]
+    return plan_arguments.make_parser().parse_known_args([*words[2:], "--hardware", CARDS.get(name, CARD)])
 
 
 def processes_of(name: str) -> int:
@@ -106,6 +114,9 @@ def row_of(name: str) -> str:
         said = verdict(plan_of(name)).split(" Computed:")[0].split(" `fire-opd plan --fit`")[0]
     except TypeError:
         said = "not planned yet"
+    options, _ = planned_options(name)
+    if server := [f"--{option} {value}" for option in SERVER if (value := getattr(options, option)) is not None]:
+        said = f"With `{' '.join(server)}`: {said}"
     link = RECIPES[name].relative_to(ROOT).as_posix()
     cells = (f"[`{name}`](../{link})", about(RECIPES[name]), window, str(steps_of(name) or "–"), said)
     return f"| {' | '.join(cells)} |"

@@ -78,10 +78,12 @@ def too_long(plan: Plan) -> list[str]:
     run, engine, said = plan.run, plan.run.engine, []
     models = [run.student, *(teacher.shape for teacher in run.teachers.values())]
     least = min(models, key=lambda shape: shape.context)
-    if run.longest > least.context:
+    guessed = any(assumed.option == "--longest_prompt" for assumed in run.assumed)  # which warns of nothing
+    longest = run.completion_longest if guessed else run.longest
+    if longest > least.context:
         said.append(f"{least.name} reads only {least.context} tokens: lower max_completion_length.")
     # TRL does not start a server, which has a length of its own.
-    if engine is not None and engine.mode == "colocate" and 0 < engine.length < run.longest:
+    if engine is not None and engine.mode == "colocate" and 0 < engine.length < longest:
         said.append(
             f"vLLM ends a row after {engine.length} tokens, its prompt among them: raise vllm_max_model_length, or "
             "lower max_completion_length."
@@ -199,6 +201,12 @@ def left_out(plan: Plan) -> list[str]:
         said.append(
             "Images are not planned: add the tokens of an image to --mean_prompt and --longest_prompt. What the "
             "vision towers keep and take is missing."
+        )
+    # A model that teaches itself needs a prompt that says more: where the dataset has none, nothing could be learned.
+    if run.teacher_prompts or any(teacher.shape.name == run.student.name for teacher in run.teachers.values()):
+        said.append(
+            "The teacher's own prompts (teacher_prompt_column) are planned as long as the student's: where they are "
+            "longer, its scoring takes longer and needs more memory."
         )
     if run.eager:
         said.append(

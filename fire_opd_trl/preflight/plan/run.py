@@ -105,6 +105,7 @@ class PlannedRun:
             rows of a micro-batch, micro-batches of an optimizer step and of a window, completions of a prompt, and
             how often a window is trained on.
         prompt_mean, prompt_longest, completion_mean, completion_longest (`float`): Tokens.
+        teacher_prompts (`bool`): Whether a column has prompts of the teacher's own, which are not planned.
         scoring_token_budget (`int`): Padded tokens of one forward of scoring.
         whole_distributions (`bool`): Whether student and teacher are compared over the whole vocabulary.
         divergence (`bool`): Whether such a comparison, or one with the top k, is part of the loss.
@@ -142,6 +143,7 @@ class PlannedRun:
     prompt_longest: int = LONGEST_PROMPT
     completion_mean: float = 64
     completion_longest: int = 256
+    teacher_prompts: bool = False
     scoring_token_budget: int = 16384
     whole_distributions: bool = False
     divergence: bool = False
@@ -324,6 +326,7 @@ def run_of_arguments(
         prompt_longest=longest_prompt,
         completion_mean=mean_completion,
         completion_longest=longest,
+        teacher_prompts=args.teacher_prompt_column != FiReOPDConfig.teacher_prompt_column,
         scoring_token_budget=args.scoring_token_budget,
         offload_teacher_states=args.offload_teacher_states,
         engine=engine,

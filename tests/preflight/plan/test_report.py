@@ -8,7 +8,7 @@ from support.plans import CARD, EXACT, MODEL, RUN
 
 from fire_opd_trl.preflight.plan import fit, report
 from fire_opd_trl.preflight.plan.fit import Plan
-from fire_opd_trl.preflight.plan.run import Assumed, Engine
+from fire_opd_trl.preflight.plan.run import Assumed, Engine, Placed
 from fire_opd_trl.preflight.plan.seconds import PHASES
 
 
@@ -108,8 +108,11 @@ def test_a_model_without_a_teacher_has_no_placements():
 
 def test_what_is_left_out_is_said_everywhere():
     assert report.left_out(plan()) == [] and "Images" not in report.text(plan())
-    teacher = replace(RUN.teachers["teacher"], shape=replace(MODEL, sees_images=True))
+    teacher = replace(RUN.teachers["teacher"], shape=replace(MODEL, name="teacher", sees_images=True))
+    prompts, itself = "The teacher's own prompts (teacher_prompt_column) are planned as long", Placed(MODEL)
     for run, said in (
+        (replace(RUN, teacher_prompts=True), prompts),
+        (replace(RUN, teachers={"teacher": itself}), prompts),  # a model that teaches itself
         (replace(RUN, student=replace(MODEL, sees_images=True)), "Images are not planned: add the tokens of an image"),
         (replace(RUN, teachers={"teacher": teacher}), "Images are not planned: add the tokens of an image"),
         (replace(RUN, eager=True), "The scores of eager attention are in the memory of a card, and not in the time"),
@@ -130,6 +133,10 @@ def test_rows_that_are_longer_than_a_model_reads_are_named():
     assert json.loads(told(63))["too_long"] == [said]
     assert said in report.verdict(one) and said in report.verdict(replace(one, hardware=replace(CARD, memory=1)))
     assert report.text(one).count("reads only") == report.markdown(one).count("reads only") == 1
+    # A prompt whose length nobody has said warns of nothing; a completion does.
+    guess = (Assumed("longest prompt", 2, "an assumption", "--longest_prompt"),)
+    assert json.loads(told(64, assumed=guess))["too_long"] == []
+    assert json.loads(told(65, assumed=guess))["too_long"] == [said]
 
 
 def test_rows_that_are_longer_than_the_engine_is_set_up_for_are_named():

@@ -146,6 +146,10 @@ def test_adapters_are_counted():
     )
 
 
+def test_a_column_that_someone_has_named_has_the_teachers_prompts():
+    assert planned(teacher_prompt_column="hint").teacher_prompts and not planned().teacher_prompts
+
+
 def test_what_no_configuration_says_is_assumed_and_named():
     assumed = {item.name: (item.value, item.option) for item in planned(max_completion_length=400).assumed}
     assert assumed == {
