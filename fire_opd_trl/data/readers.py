@@ -79,5 +79,6 @@ def tokenizer_at(name: str, option: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         why = " HF_HUB_OFFLINE is set: only folders and what is in the cache can be loaded." if offline() else ""
         raise ValueError(
-            f"{option} {name}: no tokenizer could be loaded. Give a folder with a tokenizer, or a model id.{why}"
+            f"{option} {name}: no tokenizer could be loaded. Give a folder with a tokenizer, or a model id "
+            f"that can be reached on the Hub.{why}"
         ) from error
