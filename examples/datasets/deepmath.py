@@ -16,7 +16,6 @@ from fire_opd_trl.data.sources import (
     DROPPED,
     as_messages,
     converted,
-    describe_written,
     drawn,
     load_rows,
     refuse_missing_file,
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     if "{solution}" not in asked.hint:
         parser.error("--hint: there is no {solution} in it.")
     with refusals():
-        refuse_output(asked.output, asked.overwrite)
+        refuse_output(asked.output, asked.overwrite, asked.source)
         refuse_missing_file(asked.source, "--source")
 
         from datasets import Features, List, Value
@@ -109,8 +108,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         kept, dropped = without_dropped(table)
         chosen = drawn(kept, asked.rows, asked.seed)
         dropped["not drawn (--rows)"] = len(kept) - len(chosen)
-        write_rows(chosen, asked.output)
-    print(describe_written(asked.output, len(chosen), len(table), dropped))
+        written = write_rows(chosen, asked.output, len(table), dropped)
+    print(written)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..preflight.packaged import load_module, packaged_folder
 from ..spelling import did_you_mean
-from .sources import by_name, describe_written, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
+from .sources import by_name, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
 
 
 SCRIPTS = {
@@ -125,9 +125,7 @@ def check(argv: list[str]) -> int:
     teachers = named_teachers(asked.teacher)
     refuse_missing_file(asked.file, "FILE")
     if asked.output is not None:
-        refuse_output(asked.output, asked.overwrite)
-        if asked.output.exists() and asked.output.samefile(asked.file):
-            raise ValueError(f"--output {asked.output} is the file that is read. Give another name.")
+        refuse_output(asked.output, asked.overwrite, asked.file, *asked.against)
     if asked.drop_near_duplicates and asked.output is None:
         raise ValueError("--drop_near_duplicates has no effect without --output.")
     if teachers and asked.student is None:
@@ -192,6 +190,6 @@ def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, outp
     if not kept:
         print(f"{output} is not written: no row passes.")
         return 1
-    write_rows(table.select(kept), output)
-    print(describe_written(output, len(kept), len(table), {one: reasons.count(one) for one in dict.fromkeys(reasons)}))
+    dropped = {one: reasons.count(one) for one in dict.fromkeys(reasons)}
+    print(write_rows(table.select(kept), output, len(table), dropped))
     return 0
