@@ -132,6 +132,12 @@ def check(argv: list[str]) -> int:
         raise ValueError("--teacher has no effect without --student, whose tokens the teacher reads.")
     if asked.max_prompt_length and asked.student is None:
         raise ValueError("--max_prompt_length counts tokens of the student: name it with --student.")
+    names = asked.teacher_column, asked.teacher_prompt_column, asked.answer_column
+    if len({"prompt", *names}) < 4:
+        raise ValueError(
+            "--teacher_column {}, --teacher_prompt_column {} and --answer_column {} must be three columns, and none "
+            "of them `prompt`.".format(*names)
+        )
     for name in asked.against:
         refuse_missing_file(name if not asked.data_dir or Path(name).exists() else str(asked.data_dir / name),
                             "--against")  # fmt: skip
@@ -166,10 +172,9 @@ def check(argv: list[str]) -> int:
     table: Dataset = table_of(rows, asked.rows)
     if asked.prompt_as_chat and "prompt" in table.column_names:
         table = table.map(as_chat, batched=True)
-    columns = Columns(asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
     looked = look_at(
         table, asked.file,
-        Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
+        Asked(readers, Columns(*names), problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
     )  # fmt: skip
     return report(looked.checked, looked.shown, looked.why, table, asked.output)
 

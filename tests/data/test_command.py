@@ -163,6 +163,11 @@ THERE = ["check", "there.jsonl"]
         (["deepmath", "--output", "there.jsonl", "--source", "there.jsonl", "--overwrite"], "would replace"),
         (["multi-teacher", "--output", "there.jsonl", "--source", "a=there.jsonl", "--overwrite"], "would replace"),
         ([*THERE, "--output", "a.csv"], "give a file that ends in .jsonl or .parquet"),
+        (
+            [*THERE, "--teacher_column", "prompt"],
+            "--teacher_column prompt, --teacher_prompt_column teacher_prompt and ",
+        ),
+        ([*THERE, "--answer_column", "teacher_id"], "--answer_column teacher_id must be three columns"),
         ([*THERE, "--drop_near_duplicates"], "has no effect without --output"),
         ([*THERE, "--teacher", "a"], "--teacher has no effect without --student"),
         ([*THERE, "--max_prompt_length", "5"], "name it with --student"),
@@ -178,6 +183,9 @@ THERE = ["check", "there.jsonl"]
         (["deepmath"], "required: --output"),
         (["deepmath", "--output", "a.txt"], "give a file that ends in"),
         (["deepmath", "--output", "a.jsonl", "--rows", "0"], "--rows 0: give at least 1"),
+        (["deepmath", "--output", "a.jsonl", "--min_difficulty", "nan"], "--min_difficulty nan: give a number"),
+        (["deepmath", "--output", "a.jsonl", "--teacher_prompt", ""], "--teacher_prompt: invalid choice: ''"),
+        (["deepmath", "--output", "a.jsonl", "--teacher_prompt", "difficulty"], "invalid choice: 'difficulty'"),
         (["deepmath", "--output", "a.jsonl", "--hint", "{solutoin}"], "there is no {solution} in it"),
         (["deepmath", "--output", "a.jsonl", "--source", "ther.jsonl"], "Did you mean 'there.jsonl'?"),
         (["multi-teacher", "--output", "a.jsonl", "--source", "there.jsonl"], "give it as NAME=VALUE"),
@@ -337,7 +345,7 @@ def test_the_page_names_every_kind_of_finding():
 
 
 def test_a_difficulty_may_be_a_text_and_one_that_is_no_number_is_not_known(here, capsys):
-    rows = [{**row, "difficulty": text} for row, text in zip(deepmath(2), ("7.5", "hard"), strict=True)]
+    rows = [{**row, "difficulty": text} for row, text in zip(deepmath(3), ("7.5", "hard", "NaN"), strict=True)]
     run("deepmath", "--source", written(rows, here / "upstream.jsonl"), "--output", "out.jsonl")
     assert [row["difficulty"] for row in rows_of("out.jsonl")] == [7.5]
-    assert "1 left out: the difficulty is below 6, or not known" in capsys.readouterr().out
+    assert "2 left out: the difficulty is below 6, or not known" in capsys.readouterr().out
