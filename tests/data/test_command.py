@@ -234,16 +234,7 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
             "no row is left. Read: 1. Left out: m, there is no prompt (1).",
         ),
         (
-            [
-                "multi-teacher",
-                "--output",
-                "a.jsonl",
-                "--source",
-                "m=there.jsonl",
-                "--dataset_filter",
-                "m=prompt == b",
-                "--streaming",
-            ],
+            "multi-teacher --output a.jsonl --source m=there.jsonl --dataset_filter m=prompt==b --streaming".split(),
             "no row is left. Read: 0. Left out: none.",
         ),
         (["check", "latin.jsonl"], "latin.jsonl line 2 is not UTF-8: invalid continuation byte at byte 11"),

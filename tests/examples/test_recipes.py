@@ -286,5 +286,5 @@ def test_an_answer_is_right_by_its_box():
     for column in ("final_answer", "answer"):  # of DeepMath, and of what `fire-opd data` makes of it
         assert module.final_answer(completions, **{column: ["0.5", "3", "4", ""]}) == [1.0, 1.0, 0.0, None]
     assert module.final_answer(completions[:1], answer=[None]) == [None]
-    with pytest.raises(ValueError, match="a column `final_answer` or `answer`, and the rows have neither"):
+    with pytest.raises(ValueError, match="a column `final_answer` or `answer`. The rows have neither"):
         module.final_answer(completions, topic=["Algebra"] * 4)
