@@ -9,6 +9,7 @@ prompt that the teacher alone reads, with a worked solution in it. Copy this fil
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from fire_opd_trl.data.sources import (
     DROPPED,
     as_messages,
     converted,
-    describe_written,
     drawn,
     load_rows,
     refuse_missing_file,
@@ -28,7 +28,8 @@ from fire_opd_trl.data.sources import (
 from fire_opd_trl.trainer.ending import Ending, refusals
 
 
-SOURCE = "zwhe99/DeepMath-103K"  # 103,110 rows: question, final_answer, difficulty, topic, r1_solution_1 to _3
+SOURCE = "zwhe99/DeepMath-103K"  # 103,110 rows: question, final_answer, difficulty, topic and these
+SOLUTIONS = ("r1_solution_1", "r1_solution_2", "r1_solution_3")
 HINT = (
     "{question}\n\nHere is a worked solution of this problem:\n\n{solution}\n\nUse it to find the answer, but write a "
     "solution of your own, step by step, and do not mention this one."
@@ -51,7 +52,7 @@ def to_row(row: dict, least: float, instruction: str, solution: str | None, hint
     }
     if not question:
         made[DROPPED] = "there is no question"
-    elif difficulty is None or difficulty < least:
+    elif difficulty is None or not difficulty >= least:  # nor one that is NaN
         made[DROPPED] = f"the difficulty is below {least:g}, or not known"
     if solution is not None:
         worked = str(row[solution] or "").rpartition("</think>")[2].strip()  # what follows the thinking of R1
@@ -72,7 +73,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--source", default=SOURCE, metavar="NAME", help="its id on the Hub, or files of it (default: %(default)s)")
     add("--min_difficulty", type=float, default=6.0, metavar="LEVEL", help="at least this (default: 6, the paper's)")
     add("--instruction", default="", metavar="TEXT", help="put behind each question (default: none)")
-    add("--teacher_prompt", metavar="COLUMN", help="give the teacher a solution to read: r1_solution_1, _2 or _3")
+    add("--teacher_prompt", choices=SOLUTIONS, metavar="COLUMN",
+        help="give the teacher a solution to read: r1_solution_1, _2 or _3")  # fmt: skip
     add("--hint", default=HINT, metavar="TEXT", help="how: a text with {question} and {solution} in it")
     add("--rows", type=int, metavar="N", help="only so many rows, drawn with --seed")
     add("--seed", type=int, default=0, metavar="N", help="(default: 0)")
@@ -86,10 +88,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     asked = parser.parse_args(argv)
     if asked.rows is not None and asked.rows < 1:
         parser.error(f"--rows {asked.rows}: give at least 1.")
+    if not math.isfinite(asked.min_difficulty):
+        parser.error(f"--min_difficulty {asked.min_difficulty}: give a number.")
     if "{solution}" not in asked.hint:
         parser.error("--hint: there is no {solution} in it.")
     with refusals():
-        refuse_output(asked.output, asked.overwrite)
+        refuse_output(asked.output, asked.overwrite, asked.source)
         refuse_missing_file(asked.source, "--source")
 
         from datasets import Features, List, Value
@@ -109,8 +113,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         kept, dropped = without_dropped(table)
         chosen = drawn(kept, asked.rows, asked.seed)
         dropped["not drawn (--rows)"] = len(kept) - len(chosen)
-        write_rows(chosen, asked.output)
-    print(describe_written(asked.output, len(chosen), len(table), dropped))
+        written = write_rows(chosen, asked.output, len(table), dropped)
+    print(written)
     return 0
 
 

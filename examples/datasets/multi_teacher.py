@@ -21,7 +21,6 @@ from fire_opd_trl.data.sources import (
     as_messages,
     by_name,
     converted,
-    describe_written,
     load_rows,
     refuse_missing_file,
     refuse_output,
@@ -30,7 +29,7 @@ from fire_opd_trl.data.sources import (
     without_dropped,
     write_rows,
 )
-from fire_opd_trl.trainer.ending import Ending, refusals
+from fire_opd_trl.trainer.ending import Ending, Refusal, refusals
 
 
 # Where nothing is said of a source that is called so. The file of code prompts has verl's columns.
@@ -90,8 +89,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     if asked.rows is not None and asked.rows < 1:
         parser.error(f"--rows {asked.rows}: give at least 1.")
     with refusals():
-        refuse_output(asked.output, asked.overwrite)
         sources = by_name("--source", asked.source) or SOURCES
+        refuse_output(asked.output, asked.overwrite, *sources.values())
         prompts = by_name("--prompt_column", asked.prompt_column, sources)
         answers = by_name("--answer_column", asked.answer_column, sources)
         filters = by_name("--dataset_filter", asked.dataset_filter, sources)
@@ -121,13 +120,15 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             table = converted(
                 rows, to_row, features, teacher=name, prompt=prompt, answer=answer, instruction=instruction
             )
+            if answer and table.unique("answer") == [None]:
+                raise Refusal(f"--answer_column {name}={answer}: no row has a value there.")
             tables[name], why = without_dropped(table)
             dropped.update({f"{name}, {reason}": count for reason, count in why.items()})
             read += len(table)
         chosen, parts = mixed(tables, weights, asked.rows, asked.seed)
         dropped.update({f"{name}, beyond its part": len(tables[name]) - parts[name] for name in tables})
-        write_rows(chosen, asked.output)
-    print(describe_written(asked.output, len(chosen), read, dropped))
+        written = write_rows(chosen, asked.output, read, dropped)
+    print(written)
     print("  " + ", ".join(f"{name} {count}" for name, count in parts.items()))
     return 0
 

@@ -31,13 +31,16 @@ def evaluation_problems(names: list[str], data_dir: Path | None) -> dict[str, st
     """
     if ALL in names:
         folder = data_dir or Path("data")
-        found = [name for name in TASKS if benchmark_files(name, folder)]
-        if not found:
+        there = [name for name in TASKS if benchmark_files(name, folder)]
+        if not there:
             raise ValueError(f"--against {ALL}: {folder} holds no benchmark. Name its folder with --data_dir.")
-        names = [*found, *(name for name in names if name != ALL)]
+        names = [*there, *(name for name in names if name != ALL)]
     problems: dict[str, str] = {}
     for name in names:
-        for one, text in of_task(name, data_dir):
+        found = of_task(name, data_dir)
+        if not found:
+            raise ValueError(f"--against {name}: it holds no problem, so that nothing would be compared.")
+        for one, text in found:
             problems.setdefault(one, text)
     return problems
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..preflight.packaged import load_module, packaged_folder
 from ..spelling import did_you_mean
-from .sources import by_name, describe_written, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
+from .sources import by_name, load_rows, refuse_missing_file, refuse_output, table_of, write_rows
 
 
 SCRIPTS = {
@@ -125,15 +125,19 @@ def check(argv: list[str]) -> int:
     teachers = named_teachers(asked.teacher)
     refuse_missing_file(asked.file, "FILE")
     if asked.output is not None:
-        refuse_output(asked.output, asked.overwrite)
-        if asked.output.exists() and asked.output.samefile(asked.file):
-            raise ValueError(f"--output {asked.output} is the file that is read. Give another name.")
+        refuse_output(asked.output, asked.overwrite, asked.file, *asked.against)
     if asked.drop_near_duplicates and asked.output is None:
         raise ValueError("--drop_near_duplicates has no effect without --output.")
     if teachers and asked.student is None:
         raise ValueError("--teacher has no effect without --student, whose tokens the teacher reads.")
     if asked.max_prompt_length and asked.student is None:
         raise ValueError("--max_prompt_length counts tokens of the student: name it with --student.")
+    names = asked.teacher_column, asked.teacher_prompt_column, asked.answer_column
+    if len({"prompt", *names}) < 4:
+        raise ValueError(
+            "--teacher_column {}, --teacher_prompt_column {} and --answer_column {} must be three columns, and none "
+            "of them `prompt`.".format(*names)
+        )
     for name in asked.against:
         refuse_missing_file(name if not asked.data_dir or Path(name).exists() else str(asked.data_dir / name),
                             "--against")  # fmt: skip
@@ -168,10 +172,9 @@ def check(argv: list[str]) -> int:
     table: Dataset = table_of(rows, asked.rows)
     if asked.prompt_as_chat and "prompt" in table.column_names:
         table = table.map(as_chat, batched=True)
-    columns = Columns(asked.prompt_column, asked.teacher_column, asked.teacher_prompt_column, asked.answer_column)
     looked = look_at(
         table, asked.file,
-        Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
+        Asked(readers, Columns(asked.prompt_column, *names), problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
     )  # fmt: skip
     code = report(looked.checked, looked.shown, looked.why, table, asked.output)
     if asked.output is not None and asked.output.exists() and asked.prompt_column != "prompt":
@@ -197,6 +200,6 @@ def report(checked: Any, shown: list[str], why: dict[int, str], table: Any, outp
     if not kept:
         print(f"{output} is not written: no row passes.")
         return 1
-    write_rows(table.select(kept), output)
-    print(describe_written(output, len(kept), len(table), {one: reasons.count(one) for one in dict.fromkeys(reasons)}))
+    dropped = {one: reasons.count(one) for one in dict.fromkeys(reasons)}
+    print(write_rows(table.select(kept), output, len(table), dropped))
     return 0

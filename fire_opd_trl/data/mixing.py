@@ -24,9 +24,9 @@ def weights_of(given: Mapping[str, str], names: Iterable[str]) -> dict[str, floa
 
 def interleaved(rows: Mapping[str, int], weights: Mapping[str, float], most: int | None = None) -> list[str]:
     """
-    Returns, place by place, the source of the row: each time the one that is furthest behind its share. It ends where
-    the next source has no row left, so that no row is taken twice and the proportion holds from the first window to
-    the last.
+    Returns, place by place, the source of the row, so that at every place each source has its share to within one
+    row, however many there are (Tijdeman 1980, "The chairman assignment problem"). It ends where the next source has
+    no row left, so that no row is taken twice and the proportion holds from the first window to the last.
 
     Args:
         rows (`Mapping`): How many rows each source has.
@@ -34,10 +34,13 @@ def interleaved(rows: Mapping[str, int], weights: Mapping[str, float], most: int
         most (`int`, *optional*): Rows in all.
     """
     total, taken = sum(weights.values()), dict.fromkeys(weights, 0)
+    margin = 1 / max(2 * len(weights) - 2, 1)
     order: list[str] = []
     while most is None or len(order) < most:
-        place = len(order) + 1
-        name = max(weights, key=lambda one: place * weights[one] / total - taken[one])
+        place = len(order) + 1 + 1e-9  # what rounding takes
+        # The next row of a source may come from one place on, and must by another: of those that may, the most urgent.
+        due = [one for one in weights if place * weights[one] / total >= taken[one] + margin]
+        name = min(due, key=lambda one: (taken[one] + 1 - margin) / weights[one])
         if taken[name] == rows[name]:
             break
         taken[name] += 1

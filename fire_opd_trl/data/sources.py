@@ -20,19 +20,24 @@ BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "c
 DROPPED = "dropped"  # the column that says why a row is left out
 
 
-def refuse_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, or must not. The scripts call this before anything is loaded."""
+def refuse_output(output: Path, overwrite: bool, *sources: str) -> None:
+    """
+    Refuse an output that cannot be written, or must not: over a source, say. The scripts call this before anything is
+    loaded.
+    """
     if not output.name.endswith(ENDINGS):
         raise ValueError(f"--output {output}: give a file that ends in {' or '.join(ENDINGS)}.")
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder. Give the name of a file.")
     try:
-        if not output.parent.exists():
-            output.parent.mkdir(parents=True)
-        with tempfile.TemporaryFile(dir=output.parent):
+        there = next(folder for folder in output.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ValueError(f"--output {output}: nothing can be written in its folder ({error.strerror}).") from error
+    for source in sources:
+        if output.exists() and output.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"--output {output} would replace a file that is read ({source}). Give another name.")
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} is there already. --overwrite replaces it; another name keeps both.")
 
@@ -43,7 +48,7 @@ def refuse_missing_file(name: str, option: str) -> None:
         beside = Path(name).parent
         names = sorted(path.name for path in beside.iterdir()) if beside.is_dir() else []
         raise ValueError(
-            f"{option} {name}: no such file or folder (the working directory is {os.getcwd()})."
+            f"{option}={name!r}: no such file or folder (the working directory is {os.getcwd()})."
             f"{did_you_mean(Path(name).name, names)}"
         )
 
@@ -61,35 +66,48 @@ def load_rows(
         split (`str`, *optional*): By default `train`, or the only split there is.
         streaming (`bool`): Whether to read rows one after the other, without a copy in the cache.
     """
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
-    from ..evaluation.evaluate.tasks import json_lines
     from ..preflight.loading import load_named
 
     if name.startswith(ON_THE_HUB):
         builder = BUILDERS.get(Path(name).suffix)
         if builder is None:
-            raise ValueError(f"{option} {name}: a file on the Hub must end in one of {', '.join(BUILDERS)}.")
+            raise ValueError(f"{option}={name!r}: a file on the Hub must end in one of {', '.join(BUILDERS)}.")
         try:
             splits = load_dataset(builder, data_files=name, streaming=streaming)
         except Exception as error:  # the Hub and the network have errors of their own
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{option} {name} could not be read from the Hub: {why}") from error
+            raise ValueError(f"{option}={name!r} could not be read from the Hub: {why}") from error
     else:
         try:
             splits = load_named(name, config, streaming, option)
         except ValueError:
-            if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
-                for _ in json_lines(Path(name)):  # says which line it is
-                    pass
+            refuse_broken_lines(name)
             raise
     if split is None:
         split = "train" if "train" in splits else next(iter(splits))
         if len(splits) > 1 and split != "train":
-            raise ValueError(f"{option} {name} has several splits: {', '.join(splits)}. Choose one with --split.")
+            raise ValueError(f"{option}={name!r} has several splits: {', '.join(splits)}. Choose one with --split.")
     if split not in splits:
         raise ValueError(f"--split {split} is no split of {name}, which has: {', '.join(splits)}.")
-    return splits[split]
+    rows = splits[split]
+    if isinstance(rows, Dataset):
+        try:
+            rows.data.table.validate(full=True)  # JSON lines are not decoded before a cell is looked at
+        except ValueError as error:
+            refuse_broken_lines(name)
+            raise ValueError(f"{option}={name!r} holds texts that are not UTF-8. Save it so.") from error
+    return rows
+
+
+def refuse_broken_lines(name: str) -> None:
+    """`load_rows` calls this for what it cannot read. Of a file of JSON lines it says which line is none."""
+    from ..evaluation.evaluate.tasks import json_lines
+
+    if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
+        for _ in json_lines(Path(name)):
+            pass
 
 
 def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dataset":
@@ -134,7 +152,9 @@ def converted(
             features=features,
             new_fingerprint=fingerprint,
         )
-    return Dataset.from_list([convert(row, **arguments) for row in each_of(rows)], features=features)
+    made = [convert(row, **arguments) for row in each_of(rows)]
+    # The columns are named, since there may be no row.
+    return Dataset.from_dict({name: [row[name] for row in made] for name in features}, features=features)
 
 
 def by_name(
@@ -211,10 +231,21 @@ def drawn(table: "Dataset", most: int | None, seed: int) -> "Dataset":
     return table.select(sorted(random.Random(seed).sample(range(len(table)), most)))
 
 
-def write_rows(table: "Dataset", output: Path) -> None:
-    """Write rows as JSON lines or as Parquet, so that a reader sees all of them or none. No rows are refused."""
+def write_rows(table: "Dataset", output: Path, read: int, dropped: Mapping[str, int]) -> str:
+    """
+    Write rows as JSON lines or as Parquet, so that a reader sees all of them or none. No rows are refused.
+
+    Args:
+        read (`int`): How many rows were read.
+        dropped (`Mapping`): Why how many of them were left out.
+
+    Returns:
+        `str`: What to print of it.
+    """
+    why = {reason: count for reason, count in dropped.items() if count}
     if not len(table):
-        raise ValueError(f"--output {output} is not written: no row is left.")
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in why.items()) or "none"
+        raise ValueError(f"--output {output} is not written: no row is left. Read: {read}. Left out: {reasons}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{os.getpid()}.{output.name}")
     try:
@@ -225,10 +256,5 @@ def write_rows(table: "Dataset", output: Path) -> None:
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def describe_written(output: Path, kept: int, read: int, dropped: dict[str, int]) -> str:
-    """Returns what to print at the end: how many rows were read and written, and why the others were left out."""
-    lines = [f"{output}: {kept} of {read} rows"]
-    lines += [f"  {count:>7} left out: {why}" for why, count in dropped.items() if count]
-    return "\n".join(lines)
+    lines = [f"{output}: {len(table)} of {read} rows"]
+    return "\n".join(lines + [f"  {count:>7} left out: {reason}" for reason, count in why.items()])

@@ -77,7 +77,9 @@ def run(script: Any, rest: list[str], accelerate_config: Path | None, processes:
         checked.record("the rest", "not checked, since the settings cannot be read", "warning")
     with checked.check("preflight", whatever=True):
         if parts:
-            others.update({name: parts[name] for name in ("peft_config", "quantization_config", "tools")})
+            others.update(
+                {name: parts[name] for name in ("peft_config", "quantization_config", "tools", "reward_funcs")}
+            )
             checked = inspect_arguments(parts, others, checked)
     example = checked.example
     if with_models and not checked.faults:

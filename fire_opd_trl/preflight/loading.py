@@ -7,21 +7,32 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import date
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-import yaml
+import datasets
+import pyarrow
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.data_files import FILES_TO_IGNORE
 from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, get_dataset
 
+from ..refusals import WrongSettings
 from ..teachers.vocabulary import offline
 from .findings import Checked
 
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".zip")
+KINDS = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".arrow": "arrow", ".txt": "text",
+}  # fmt: skip
+PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
+NO_ROWS = "it has no rows. Give one with a row for each prompt."
+SAID_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # by `datasets`, and of Parquet
+UTF8 = "Save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8 OLD > NEW"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONDITION = re.compile(r"\s*(?P<column>[^\s=!<>]+)\s*(?P<compare>==|!=|>=|<=|>|<)\s*(?P<value>.+?)\s*")
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -70,6 +81,12 @@ def load_prompts(script_args: Any, mixture: DatasetMixtureConfig, evaluated: boo
                 f"{field}={split!r} is no split of the dataset. It has: {', '.join(splits)}. Use one of them{other}."
             )
     parts = [prepared(splits[split], script_args, checked) for split in wanted.values()]
+    for rows in parts:
+        if not isinstance(rows, Dataset):  # whether any row of a stream can be read, and fulfils the conditions
+            with reading(name or "datasets"):
+                if next(iter(rows), None) is None:
+                    filters = script_args.dataset_filter
+                    raise WrongSettings(f"dataset_filter={filters} leaves no row.") if filters else ValueError(NO_ROWS)
     if size is not None:
         parts = hold_out(parts[0], size)
     return (parts[0], parts[1] if evaluated else None)
@@ -83,26 +100,24 @@ def load_named(
     name the argument as it is `called`.
     """
     path = Path(name)
-    local = bool(name) and path.exists()  # an empty name would be this folder
-    if path.is_file() and not has_rows(path):
-        raise ValueError(f"{called}={name!r} is an empty file. Give one with a row for each prompt.")
-    if not local and (not HUB_ID.fullmatch(name) or path.suffix.lower() in ENDINGS):
+    config = None if config in ("null", "none", "None") else config  # the command line has no other words for none
+    if name and path.exists():  # an empty name would be this folder
+        with reading(name, called):
+            builder = builder_of(path.resolve())
+            splits = load_dataset(
+                **builder, **{} if "data_files" in builder else {"name": config}, streaming=streaming
+            )
+            for rows in splits.values():
+                refuse_unreadable_rows(rows)
+        return splits
+    if not HUB_ID.fullmatch(name) or path.suffix.lower() in (*KINDS, *PACKED):
         raise ValueError(
             f"{called}={name!r}: no such file or folder (the working directory is {os.getcwd()}). Give a file "
             "(JSONL, Parquet, CSV), a folder, or a dataset id."
         )
     try:
-        if path.is_file():
-            file = path.resolve()  # a parent that is "." has no name for `datasets`
-            return load_dataset(str(file.parent), data_files=glob.escape(str(file)), streaming=streaming)
-        # The command line has no other words for none.
-        return load_dataset(name, None if config in ("null", "none", "None") else config, streaming=streaming)
-    except (OSError, ValueError, DatasetsError) as error:
-        if isinstance(error, ValueError) and not local:
-            raise
-        if local:
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"{called}={name!r} could not be read: {why}") from error
+        return load_dataset(name, config, streaming=streaming)
+    except (OSError, DatasetsError) as error:
         here = " HF_HUB_OFFLINE is set: only files, folders and datasets in the cache can be loaded." * offline()
         raise ValueError(
             f"{called}={name!r} could not be loaded: it is neither a file or folder here nor a dataset that can "
@@ -110,13 +125,80 @@ def load_named(
         ) from error
 
 
-def has_rows(file: Path) -> bool:
-    """Returns whether a file holds more than blank lines. Parquet without a row is known by its footer."""
-    if file.suffix == ".parquet":
-        with suppress(ValueError):  # no Parquet at all: `datasets` says what it is
-            return pyarrow.parquet.read_metadata(file).num_rows > 0
-    with file.open("rb") as lines:
-        return any(map(bytes.strip, lines))
+@contextmanager
+def reading(name: str, called: str = "dataset_name") -> Iterator[None]:
+    """Rows are read inside this: what is wrong with them is said in a sentence, without what `datasets` logs of it."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except WrongSettings:  # of a condition, and not of the rows
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = error.__cause__ or error if isinstance(error, DatasetsError) else error
+        why = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if any(said in why for said in SAID_OF_NO_ROWS):
+            why = NO_ROWS
+        if isinstance(cause, UnicodeDecodeError):
+            why += f". {UTF8}"
+        raise ValueError(f"{called}={name!r} could not be read: {why}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def builder_of(path: Path) -> dict[str, Any]:
+    """Returns the arguments of `load_dataset` for a file or a folder. An ending that it does not know is refused."""
+    if path.is_dir():
+        refuse_folder(path)
+        return {"path": str(path)}
+    if not path.stat().st_size:
+        raise ValueError(NO_ROWS)
+    kind = kind_of(path)
+    if path.suffix.lower() == ".zip":
+        kind = str(path.parent)  # what is inside shows only when it is open
+    if kind is None:
+        raise ValueError(f"its ending {path.suffix!r} is not known. Rename the file to one of {', '.join(KINDS)}.")
+    return {
+        **({"path": "csv", "sep": "\t"} if kind == "tsv" else {"path": kind}),
+        "data_files": glob.escape(str(path)),
+    }
+
+
+def kind_of(file: Path) -> str | None:
+    """Returns of which kind a file is by its ending, which may be followed by that of a packed file."""
+    endings = [ending.lower() for ending in file.suffixes if ending.lower() not in PACKED]
+    return KINDS.get(endings[-1]) if endings else None
+
+
+def refuse_folder(folder: Path) -> None:
+    """Refuse a folder of which `datasets` would read nothing, or only a part."""
+    if glob.has_magic(str(folder)):
+        raise ValueError("a folder whose path holds one of [ * ? is read as a pattern. Rename it, or give a file.")
+    card = folder / "README.md"
+    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return  # it says which files are meant
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = [file for file in files if not any(part.startswith((".", "__")) for part in file.parts)]
+    files = [file for file in files if file.name not in (*FILES_TO_IGNORE, "state.json")]
+    first = {kind: str(file) for file in files if (kind := kind_of(file)) not in (None, "text")}
+    if len(first) > 1:
+        raise ValueError(
+            f"it holds files of several kinds ({', '.join(sorted(first.values()))}), of which only one would be "
+            "read. Give one file, or a folder with one kind of files."
+        )
+
+
+def refuse_unreadable_rows(rows: Dataset | IterableDataset) -> None:
+    """Refuse a stream without a first row, and text that is not UTF-8, which would fail only where it is used."""
+    if not isinstance(rows, Dataset):
+        if next(iter(rows), None) is None:
+            raise ValueError(NO_ROWS)
+        return
+    for column in rows.column_names:
+        try:
+            rows.data.column(column).validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"a text in the column {column!r} is not UTF-8. {UTF8}") from error
 
 
 def prepared(dataset: Any, script_args: Any, checked: Checked) -> Any:
@@ -135,32 +217,61 @@ def prepared(dataset: Any, script_args: Any, checked: Checked) -> Any:
 def filtered(dataset: Any, condition: str) -> Any:
     """
     Returns the rows that fulfil one condition, `COLUMN COMPARISON VALUE`, for example `difficulty >= 6`. It is read,
-    not evaluated. A value is a number, or else a text. An empty cell fulfils no `<` or `>`.
+    not evaluated. A value is read as what a cell is ([`meant`]). An empty cell fulfils no `<` or `>`.
     """
     parts = CONDITION.fullmatch(condition)
     if parts is None:
-        raise ValueError(
+        raise WrongSettings(
             f"dataset_filter={condition!r} is no condition. Give COLUMN, one of {' '.join(COMPARISONS)}, and a value, "
             "for example 'difficulty >= 6' or 'topic == Algebra'."
         )
-    column, value = parts["column"], yaml.safe_load(parts["value"])
+    column = parts["column"]
     refuse_unknown_column(dataset, column, f"dataset_filter={condition!r}: {column!r}")
-    arguments = {"compare": parts["compare"], "value": value}
-    try:
-        left = dataset.filter(fulfils, batched=True, input_columns=[column], fn_kwargs=arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"dataset_filter={condition!r}: the column and {value!r} cannot be compared ({error})."
-        ) from error
+    arguments = {"condition": condition, "compare": parts["compare"], "said": parts["value"]}
+    left = dataset.filter(fulfils, batched=True, input_columns=[column], fn_kwargs=arguments)
     if isinstance(left, Dataset) and not len(left):
-        raise ValueError(f"dataset_filter={condition!r} leaves none of the {len(dataset)} rows.")
+        raise WrongSettings(f"dataset_filter={condition!r} leaves none of the {len(dataset)} rows.")
     return left
 
 
-def fulfils(values: list[Any], compare: str, value: Any) -> list[bool]:
-    """Returns which of some values compare with the given one as they should."""
+def fulfils(values: list[Any], condition: str, compare: str, said: str) -> list[bool]:
+    """Returns which of some values compare with the one that is `said` as they should."""
+    try:
+        return [fulfilled(own, compare, said) for own in values]
+    except (TypeError, ValueError) as error:
+        raise WrongSettings(
+            f"dataset_filter={condition!r}: the column and {said!r} cannot be compared ({error})."
+        ) from error
+
+
+def fulfilled(own: Any, compare: str, said: str) -> bool:
+    """Returns whether one value compares as it should."""
     ordered = compare not in ("==", "!=")
-    return [not (ordered and own is None) and COMPARISONS[compare](own, value) for own in values]
+    if ordered and isinstance(own, str) and isinstance(number(said), int | float):
+        raise TypeError(f"{own[:40]!r} is a text, and {said} a number")  # "10" would come before "6"
+    return not (ordered and own is None) and COMPARISONS[compare](own, meant(said, own))
+
+
+def meant(said: str, own: Any) -> Any:
+    """
+    Returns the value of a condition as a cell would hold it: a number, `true` or `false`, a date, or else the text
+    that is said, without quotes. `null` is an empty cell.
+    """
+    if said == "null":
+        return None
+    if isinstance(own, Number):
+        return {"true": True, "false": False}.get(said.lower(), number(said))
+    if isinstance(own, date):
+        return type(own).fromisoformat(said)
+    return said[1:-1] if len(said) > 1 and said[0] == said[-1] and said[0] in "'\"" else said
+
+
+def number(said: str) -> int | float | str:
+    """Returns a number, if a text is one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(said)
+    return said
 
 
 def with_prompt(dataset: Any, column: str) -> Any:

@@ -17,15 +17,15 @@ def refuse_malformed(
     row: dict[str, Any], index: int, name: str, column: str = "prompt", pictured: bool = False
 ) -> None:
     """
-    Refuse a prompt that is neither a non-empty string nor a non-empty list of messages with known roles. A user may
-    say nothing beside pictures (`pictured`), which have a column of their own.
+    Refuse a prompt that is neither a string with more than spaces nor a list of messages with known roles that say
+    something. A user may say nothing beside pictures (`pictured`), which have a column of their own.
     """
     where = f"{name} row {index}"
     if row.get(column) is None:
         raise ValueError(f"{where}: `{column}` is missing. Give a string or a list of messages.")
     prompt = row[column]
     if isinstance(prompt, str):
-        if not prompt:
+        if is_blank(prompt):
             raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
         return
     if not isinstance(prompt, list) or not prompt:
@@ -35,9 +35,10 @@ def refuse_malformed(
             raise ValueError(f"{where}: the message {message!r} has no `content`. Give each a `role` and a `content`.")
         if message.get("role") not in ROLES:
             raise ValueError(f"{where}: the role {message.get('role')!r} is unknown. Use one of: {', '.join(ROLES)}.")
-    said = [message.get("content") for message in prompt if message["role"] == "user"]
-    if said and not pictured and all(map(is_blank, said)):
-        raise ValueError(f"{where}: `{column}` is empty: the user says nothing. Remove the row.")
+    of_user = [message.get("content") for message in prompt if message["role"] == "user"]
+    if not pictured and all(map(is_blank, of_user or [message.get("content") for message in prompt])):
+        says = "the user says nothing" if of_user else "no message says anything"
+        raise ValueError(f"{where}: `{column}` is empty: {says}. Remove the row.")
     if prompt[-1]["role"] == "assistant":
         raise ValueError(f"{where}: the last message is the assistant's. The student writes it; end with the user's.")
 

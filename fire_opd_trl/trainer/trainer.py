@@ -129,8 +129,9 @@ class FiReOPDTrainer(GRPOTrainer):
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
         sources = teacher_sources(teacher_model, model, args, adapted)
         reference = reference_source(model, self.method, args)
+        others = {**kwargs, "reward_funcs": reward_funcs}
         self.checked = check_inputs(
-            model, sources, args, self.method, train_dataset, eval_dataset, processing_class, kwargs
+            model, sources, args, self.method, train_dataset, eval_dataset, processing_class, others
         )
         if args.ddp_find_unused_parameters is None and isinstance(self.checked.processing_class, ProcessorMixin):
             args.ddp_find_unused_parameters = True  # a window without any image leaves the vision tower unused

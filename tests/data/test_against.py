@@ -35,10 +35,13 @@ def test_all_are_those_of_the_folder(folder):
     [
         ("math5000", "There is no task 'math5000'. Did you mean 'math500'"),
         ("gone.jsonl", "There is no file"),
+        ("none.jsonl", "--against none.jsonl: it holds no problem"),
+        ("head.csv", "--against head.csv: it holds no problem"),
         ("odd.jsonl", "odd.jsonl line 1: there is none of the columns problem"),
     ],
 )
 def test_what_is_no_problem_is_refused(folder, name, said):
-    (folder / "odd.jsonl").write_text('{"solution": "4"}\n')
+    for file, text in {"odd.jsonl": '{"solution": "4"}\n', "none.jsonl": "", "head.csv": "problem,answer\n"}.items():
+        (folder / file).write_text(text)
     with pytest.raises(ValueError, match=said):
         evaluation_problems([name], folder)

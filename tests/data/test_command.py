@@ -154,15 +154,23 @@ THERE = ["check", "there.jsonl"]
     ("argv", "said"),
     [
         (["chek"], "there is no command 'chek'. Did you mean 'check'?"),
-        (["check", "their.jsonl"], "FILE their.jsonl: no such file or folder"),
-        (["check", "gone/"], "FILE gone/: no such file or folder"),
+        (["check", "their.jsonl"], "FILE='their.jsonl': no such file or folder"),
+        (["check", "gone/"], "FILE='gone/': no such file or folder"),
         ([*THERE, "--max_prompt_length", "many"], "--max_prompt_length: 'many' is no whole number above 0"),
         ([*THERE, "--overlap", "1.5"], "--overlap: '1.5' is no share"),
         ([*THERE, "--chat_template_kwargs", "{a: 1}"], "'{a: 1}' is no JSON object"),
         ([*THERE, "--maximal", "5"], "unrecognized arguments: --maximal 5"),
-        ([*THERE, "--output", "there.jsonl"], "there.jsonl is there already. --overwrite replaces it"),
-        ([*THERE, "--output", "there.jsonl", "--overwrite"], "is the file that is read"),
+        (["deepmath", "--output", "there.jsonl"], "there.jsonl is there already. --overwrite replaces it"),
+        ([*THERE, "--output", "there.jsonl", "--overwrite"], "would replace a file that is read (there.jsonl)"),
+        (["check", ".", "--output", "there.jsonl", "--overwrite"], "would replace a file that is read (.)"),
+        (["deepmath", "--output", "there.jsonl", "--source", "there.jsonl", "--overwrite"], "would replace"),
+        (["multi-teacher", "--output", "there.jsonl", "--source", "a=there.jsonl", "--overwrite"], "would replace"),
         ([*THERE, "--output", "a.csv"], "give a file that ends in .jsonl or .parquet"),
+        (
+            [*THERE, "--teacher_column", "prompt"],
+            "--teacher_column prompt, --teacher_prompt_column teacher_prompt and ",
+        ),
+        ([*THERE, "--answer_column", "teacher_id"], "--answer_column teacher_id must be three columns"),
         ([*THERE, "--drop_near_duplicates"], "has no effect without --output"),
         ([*THERE, "--teacher", "a"], "--teacher has no effect without --student"),
         ([*THERE, "--max_prompt_length", "5"], "name it with --student"),
@@ -171,16 +179,20 @@ THERE = ["check", "there.jsonl"]
             "--teacher a: of several teachers give each as NAME=MODEL",
         ),
         ([*THERE, "--student", "s", "--teacher", "a=x", "a=y"], "--teacher a=y: a is there twice"),
-        ([*THERE, "--against", "gone.jsonl"], "--against gone.jsonl: no such file"),
+        ([*THERE, "--against", "gone.jsonl"], "--against='gone.jsonl': no such file"),
         ([*THERE, "--against", "maths500"], "There is no task 'maths500'. Did you mean 'math500'?"),
         ([*THERE, "--output", "there.jsonl/a.jsonl"], "nothing can be written in its folder (Not a directory)"),
         ([*THERE, "--output", "/proc/a.jsonl"], "nothing can be written in its folder"),
         (["deepmath"], "required: --output"),
         (["deepmath", "--output", "a.txt"], "give a file that ends in"),
         (["deepmath", "--output", "a.jsonl", "--rows", "0"], "--rows 0: give at least 1"),
+        (["deepmath", "--output", "a.jsonl", "--min_difficulty", "nan"], "--min_difficulty nan: give a number"),
+        (["deepmath", "--output", "a.jsonl", "--teacher_prompt", ""], "--teacher_prompt: invalid choice: ''"),
+        (["deepmath", "--output", "a.jsonl", "--teacher_prompt", "difficulty"], "invalid choice: 'difficulty'"),
         (["deepmath", "--output", "a.jsonl", "--hint", "{solutoin}"], "there is no {solution} in it"),
         (["deepmath", "--output", "a.jsonl", "--source", "ther.jsonl"], "Did you mean 'there.jsonl'?"),
         (["multi-teacher", "--output", "a.jsonl", "--source", "there.jsonl"], "give it as NAME=VALUE"),
+        (["multi-teacher", "--output", "a.jsonl", "--source", "a=b=c.csv"], "--source a='b=c.csv': no such file"),
         (
             ["multi-teacher", "--output", "a.jsonl", "--weight", "law=2"],
             "there is no source 'law'. Sources: math, code",
@@ -215,6 +227,25 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
             "'q' is no column",
         ),
         (["check", "org/name"], "FILE='org/name' could not be loaded"),
+        (["check", "there.jsonl", "--student", "org/name", "--output", "a/b/c.jsonl"], "no tokenizer could be loaded"),
+        (
+            ["multi-teacher", "--output", "a.jsonl", "--source", "m=there.jsonl", "--answer_column", "m=prompt.x"],
+            "--answer_column m=prompt.x: no row has a value there",
+        ),
+        (
+            ["multi-teacher", "--output", "a.jsonl", "--source", "m=there.jsonl", "--prompt_column", "m=prompt.x"],
+            "no row is left. Read: 1. Left out: m, there is no prompt (1).",
+        ),
+        (
+            "multi-teacher --output a.jsonl --source m=there.jsonl --dataset_filter m=prompt==b --streaming".split(),
+            "no row is left. Read: 0. Left out: none.",
+        ),
+        (["check", "latin.jsonl"], "latin.jsonl line 2 is not UTF-8: invalid continuation byte at byte 11"),
+        (
+            ["multi-teacher", "--output", "a.jsonl", "--source", "m=latin.jsonl"],
+            "latin.jsonl line 2 is not UTF-8: invalid continuation byte at byte 11",
+        ),
+        (["check", "folder"], "FILE='folder' holds texts that are not UTF-8"),
         (["check", "broken.jsonl"], "broken.jsonl line 1 is not JSON"),
         (["check", "broken.jsonl", "--streaming"], "the stream could not be read to its end"),
         (["check", ""], "FILE='': no such file or folder"),
@@ -223,8 +254,11 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
 def test_what_the_rows_are_not_is_said_in_one_line(here, capsys, argv, said):
     written([{"prompt": "a"}], here / "there.jsonl")
     (here / "broken.jsonl").write_text('{"prompt": ')
+    (here / "folder").mkdir()
+    for latin in ("latin.jsonl", "folder/latin.jsonl"):
+        (here / latin).write_text('{"prompt": "a"}\n{"prompt":"\xe9 b"}\n', encoding="latin-1")
     assert cli.main(["data", *argv]) == 2
-    assert said in capsys.readouterr().err and not list(here.glob("a.*"))
+    assert said in capsys.readouterr().err and not list(here.glob("a*"))
 
 
 def test_help_is_there_at_once_and_fits_a_terminal(capsys, monkeypatch):
@@ -305,7 +339,7 @@ def test_the_page_names_every_kind_of_finding():
 
 
 def test_a_difficulty_may_be_a_text_and_one_that_is_no_number_is_not_known(here, capsys):
-    rows = [{**row, "difficulty": text} for row, text in zip(deepmath(2), ("7.5", "hard"), strict=True)]
+    rows = [{**row, "difficulty": text} for row, text in zip(deepmath(3), ("7.5", "hard", "NaN"), strict=True)]
     run("deepmath", "--source", written(rows, here / "upstream.jsonl"), "--output", "out.jsonl")
     assert [row["difficulty"] for row in rows_of("out.jsonl")] == [7.5]
-    assert "1 left out: the difficulty is below 6, or not known" in capsys.readouterr().out
+    assert "2 left out: the difficulty is below 6, or not known" in capsys.readouterr().out

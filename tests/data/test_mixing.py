@@ -9,7 +9,15 @@ from fire_opd_trl.data.mixing import interleaved, mixed, weights_of
 
 
 @pytest.mark.parametrize(
-    "weights", [{"a": 1, "b": 1}, {"a": 3, "b": 1}, {"a": 1, "b": 2, "c": 4}, {"a": 0.7, "b": 0.3}]
+    "weights",
+    [
+        {"a": 1},
+        {"a": 1, "b": 1},
+        {"a": 3, "b": 1},
+        {"a": 1, "b": 2, "c": 4},
+        {"a": 0.7, "b": 0.3},
+        {"a": 1, "b": 50, "c": 10, "d": 1, "e": 50},  # who is furthest behind, first: 1.11 rows off at place 54
+    ],
 )
 def test_every_beginning_has_the_proportion_to_within_a_row(weights):
     order = interleaved(dict.fromkeys(weights, 1000), weights, 500)

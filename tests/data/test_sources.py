@@ -36,7 +36,7 @@ def test_a_file_on_the_hub_is_asked_for_by_its_kind(here, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", fake)
     assert len(sources.load_rows("hf://datasets/a/b/c.parquet", "--source")) == 3
     assert asked == [("parquet", "hf://datasets/a/b/c.parquet")]
-    with pytest.raises(ValueError, match="--source hf://datasets/a/b: a file on the Hub must end in"):
+    with pytest.raises(ValueError, match="--source='hf://datasets/a/b': a file on the Hub must end in"):
         sources.load_rows("hf://datasets/a/b", "--source")
 
 
@@ -45,7 +45,7 @@ def test_splits_are_chosen_by_name(here):
     for split in ("validation", "test"):
         written(deepmath(2), here / "set" / f"{split}.jsonl")
     assert len(sources.load_rows("set", "FILE", split="test")) == 2
-    with pytest.raises(ValueError, match="FILE set has several splits: .*validation.* Choose one with --split"):
+    with pytest.raises(ValueError, match="FILE='set' has several splits: .*validation.* Choose one with --split"):
         sources.load_rows("set", "FILE")
     with pytest.raises(ValueError, match="--split train is no split of set, which has: "):
         sources.load_rows("set", "FILE", split="train")
@@ -59,7 +59,7 @@ def test_a_broken_line_is_named(here):
 
 def test_a_missing_file_is_refused_with_what_was_meant(here):
     written(deepmath(1), here / "mine.jsonl")
-    with pytest.raises(ValueError, match=r"FILE mien.jsonl: no such file .* Did you mean 'mine.jsonl'\?"):
+    with pytest.raises(ValueError, match=r"FILE='mien.jsonl': no such file .* Did you mean 'mine.jsonl'\?"):
         sources.refuse_missing_file("mien.jsonl", "FILE")
     for name in ("mine.jsonl", "org/name", "hf://datasets/a/b.parquet"):
         sources.refuse_missing_file(name, "FILE")
@@ -128,12 +128,13 @@ def test_a_draw_is_the_same_for_a_seed():
 def test_what_is_written_is_whole_and_can_be_read(here, ending):
     table = Dataset.from_list([{"prompt": [{"role": "user", "content": "é"}], "answer": None}])
     output = here / "folder" / f"out{ending}"
-    sources.write_rows(table, output)
+    said = sources.write_rows(table, output, 3, {"why": 2, "never": 0})
+    assert said == f"{output}: 1 of 3 rows\n        2 left out: why"
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     assert sources.load_rows(str(output), "FILE").to_list() == table.to_list()
     assert ending == ".parquet" or json.loads(output.read_text())["prompt"][0]["content"] == "é"
-    with pytest.raises(ValueError, match="is not written: no row is left"):
-        sources.write_rows(table.select([]), here / "none.jsonl")
+    with pytest.raises(ValueError, match=r"is not written: no row is left. Read: 1. Left out: why \(1\).$"):
+        sources.write_rows(table.select([]), here / "none.jsonl", 1, {"why": 1})
 
 
 def test_an_output_that_must_not_be_written_is_refused(here):

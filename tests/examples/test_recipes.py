@@ -283,4 +283,8 @@ def test_an_answer_is_right_by_its_box():
     module = packaged.load_module(packaged.packaged_folder("examples") / "rewards.py")
     said = ["so \\boxed{\\frac{1}{2}}", "\\boxed{3}, and 4 is no answer", "I do not know", "\\boxed{7}"]
     completions = [[{"role": "assistant", "content": text}] for text in said]
-    assert module.final_answer(completions, final_answer=["0.5", "3", "4", ""]) == [1.0, 1.0, 0.0, None]
+    for column in ("final_answer", "answer"):  # of DeepMath, and of what `fire-opd data` makes of it
+        assert module.final_answer(completions, **{column: ["0.5", "3", "4", ""]}) == [1.0, 1.0, 0.0, None]
+    assert module.final_answer(completions[:1], answer=[None]) == [None]
+    with pytest.raises(ValueError, match="a column `final_answer` or `answer`. The rows have neither"):
+        module.final_answer(completions, topic=["Algebra"] * 4)

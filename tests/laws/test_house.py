@@ -58,9 +58,9 @@ preflight/plan/__init__ preflight/plan/cost preflight/plan/shapes preflight/plan
 preflight/plan/memory preflight/plan/seconds preflight/plan/fit preflight/plan/report preflight/plan/of_arguments
 preflight/plan/calibrate
 preflight/__init__ preflight/environment preflight/packaged preflight/recipes preflight/findings preflight/packages
-preflight/loading preflight/dataset preflight/streams preflight/prompts preflight/window preflight/models
-preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command preflight/plan_command
-preflight/arguments preflight/plan_arguments
+preflight/loading preflight/dataset preflight/streams preflight/prompts preflight/rewards preflight/window
+preflight/models preflight/precision preflight/inspection preflight/fit preflight/tryout preflight/command
+preflight/plan_command preflight/arguments preflight/plan_arguments
 trainer/callbacks trainer/sampling trainer/logs trainer/progress trainer/record trainer/recorder trainer/watchdogs
 trainer/card trainer/ending trainer/launched trainer/arguments trainer/trainer trainer/one_window trainer/command
 trainer/__init__

@@ -83,17 +83,23 @@ def test_no_secret_and_no_home_folder_is_shown(home, capsys, monkeypatch):
 
 def test_what_may_be_a_secret_a_host_or_a_user_is_not_shown(home, monkeypatch):
     names = "VLLM_AUTH VLLM_KEY VLLM_API_KEYS TORCH_APIKEY NCCL_SECRETS DS_TOKENS FIRE_OPD_SECRET_KEY MASTER_ADDR"
-    for name in f"{names} VLLM_HOST_IP SLURM_JOB_NODELIST SLURM_JOB_USER SKYPILOT_NODE_IPS SLURM_NODELIST".split():
+    names += " VLLM_HOST_IP SLURM_JOB_NODELIST SLURM_JOB_USER SKYPILOT_NODE_IPS SLURM_NODELIST NCCL_COMM_ID TORCH_PWD"
+    names += (
+        " SLURM_NODE_ALIASES VLLM_API_URL SLURM_JOB_ACCOUNT VLLM_BEARER SLURM_JOB_NAME SLURM_JOB_COMMENT DS_HOSTNAME"
+    )
+    for name in names.split():
         monkeypatch.setenv(name, "private")
     monkeypatch.setenv("CUDA_X", "token=private")
     monkeypatch.setenv("TORCH_A", "AKIA0123456789ABCDEF")
     monkeypatch.setenv("TORCH_B", "Bearer private")
     monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("SKYPILOT_NODE_RANK", "1")
     assert environment.facts()["environment"] == {
         "CUDA_X": f"token={LEFT_OUT}",
         "SKYPILOT_NODE_RANK": "1",
+        "SLURM_JOB_ID": "17",
         "SLURM_NNODES": "3",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_A": LEFT_OUT,
@@ -181,6 +187,21 @@ def test_secrets_are_left_out_by_name_and_by_look():
         "c": None,
     }
     assert without_secrets("http://me:pass@host:8000/v1") == f"http://{LEFT_OUT}host:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("aws_secret_access_key=abc", "aws_secret_access_key=X"), ("password: x", "password: X"),
+        ("?api-key=x&page=1", "?api-key=X&page=1"), ('{"token": "x"}', '{"token": X'),
+        ("a APIKEY = x b", "a APIKEY = X b"),
+        ("glpat-0123456789abcdef0123", "X"), ("xoxb-0123-4567-abcdef", "X"), ("xai-0123456789abcdef", "X"),
+        ("github_pat_0123456789abcdefgh", "X"), ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ-_s end", "X end"),
+        *((same, same) for same in ("KeyError: 'prompt'", "key=1", "tokens: 2", "stop_token_ids=[1]", "TOKENIZER=1")),
+    ],
+)  # fmt: skip
+def test_a_secret_in_a_text_is_left_out_and_nothing_else(text, shown):
+    assert without_secrets(text).replace(LEFT_OUT, "X") == shown
 
 
 def test_the_commit_of_a_folder(tmp_path):

@@ -1,9 +1,11 @@
 """One's own data: what is not there, which column is the prompt, which rows are used, which are held out."""
 
+import gzip
 import json
 import re
 import shutil
 import sys
+from datetime import date
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -29,7 +31,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, PROBLEMS)))
-    (tmp_path / "broken.jsonl").write_text('{"prompt": ')
     return tmp_path
 
 
@@ -52,11 +53,6 @@ def test_a_path_to_nothing_is_no_such_file_and_is_not_looked_for_on_the_hub(name
 def test_an_id_that_cannot_be_reached_is_said_to_be_one():
     with pytest.raises(ValueError, match="dataset_name='org/name' could not be loaded: .* HF_HUB_OFFLINE is set"):
         loaded("org/name")
-
-
-def test_a_file_that_cannot_be_read_is_refused_with_its_name():
-    with pytest.raises(ValueError, match="dataset_name='broken.jsonl' could not be read: "):
-        loaded("broken.jsonl")
 
 
 def test_a_column_takes_the_place_of_the_prompt():
@@ -181,25 +177,102 @@ def test_without_a_column_prompt_the_columns_are_said_and_how_to_name_one(deepma
     )
 
 
-def test_an_empty_file_is_said_to_be_one(tmp_path):
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ValueError, match=r"empty.jsonl' is an empty file. Give one with a row for each prompt."):
-        loaded(str(tmp_path / "empty.jsonl"))
+def no_rows(path):
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), path)
 
 
-def test_local_files_without_rows_and_names_that_look_like_patterns(tmp_path):
-    (tmp_path / "blank.jsonl").write_text("\n\n")
-    (tmp_path / "junk.parquet").write_text("junk")
-    pyarrow.parquet.write_table(
-        pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "no.parquet"
-    )
-    said = {"blank.jsonl": "is an empty", "no.parquet": "is an empty", "junk.parquet": "could not be read: "}
-    for name, why in said.items():
-        with pytest.raises(ValueError, match=f"{name}' {why}"):
-            loaded(str(tmp_path / name))
-    (tmp_path / "run[1]").mkdir()
-    (tmp_path / "run[1]" / "part[1].jsonl").write_text('{"prompt": "1+1="}\n')
-    assert len(loaded(str(tmp_path / "run[1]" / "part[1].jsonl"))[0]) == 1
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "train.jsonl").write_text('{"prompt": "1+1="}\n')
-    assert len(loaded(str(tmp_path / "folder"), dataset_config="null")[0]) == 1
+def packed(path):
+    path.write_bytes(gzip.compress(b"\n\n"))
+
+
+def folder_of(**files):
+    def made(path):
+        path.mkdir()
+        for name, content in files.items():
+            (path / name.replace("_", ".")).write_text(content)
+
+    return made
+
+
+ROW = '{"prompt": "1+1="}\n'
+NO_ROWS = "it has no rows. Give one with a row for each prompt."
+UTF8 = "Save it as UTF-8, for example with: iconv"
+# What lies at a path, and what is said of it.
+UNREADABLE = {
+    "empty.jsonl": (b"", NO_ROWS),
+    "blank.jsonl": (b"\n\n", NO_ROWS),
+    "none.json": (b"[]", NO_ROWS),
+    "head.csv": (b"prompt,answer\n", NO_ROWS),
+    "no.parquet": (no_rows, NO_ROWS),
+    "blank.jsonl.gz": (packed, NO_ROWS),
+    "blanks": (folder_of(a_jsonl="\n", b_jsonl=""), NO_ROWS),
+    "junk.parquet": (b"junk", "Parquet"),
+    "broken.jsonl": (b'{"prompt": ', "JSON parse error"),
+    "ragged.csv": (b'a,b\n1,2,3,4\n"', "Error tokenizing data"),
+    "latin.jsonl": (b'{"prompt": "\xe9"}\n', UTF8),
+    "latin.csv": (b"prompt\n\xe9\n", UTF8),
+    "noending": (ROW.encode(), "its ending '' is not known. Rename the file to one of .jsonl, .json, "),
+    "rows.jsonl.bak": (ROW.encode(), "its ending '.bak' is not known."),
+    "kinds": (folder_of(a_jsonl=ROW, b_csv="prompt\n1+1=\n"), "several kinds (a.jsonl, b.csv), of which only one"),
+    "run[1]": (folder_of(a_jsonl=ROW), "a folder whose path holds one of [ * ? is read as a pattern."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_wrong_with_a_file_is_said_with_its_name_in_one_sentence(name, streaming, here, capfd):
+    content, said = UNREADABLE[name]
+    content(here / name) if callable(content) else (here / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"dataset_name={name!r} could not be read: ")) as error:
+        loaded(name, dataset_streaming=streaming)
+    assert said in str(error.value) and len(str(error.value)) < 400 and "\n" not in str(error.value)
+    assert "Failed" not in capfd.readouterr().err
+
+
+def test_files_and_folders_by_any_sound_name(here, monkeypatch):
+    folder_of(train_jsonl=ROW, README_md="A card", config_json="{}", notes_txt="-")(here / "folder")
+    assert len(loaded("folder", dataset_config="null")[0]) == 1
+    folder_of(
+        train_jsonl=ROW, test_csv="x", README_md="---\nconfigs:\n- config_name: a\n  data_files: train.jsonl\n---"
+    )(here / "carded")
+    assert len(loaded("carded")[0]) == 1
+    (here / "run[1]").mkdir()
+    for name in ("part[1].jsonl", "UPPER.JSONL", "rows.jsonl.gz", "rows.tsv"):
+        content = gzip.compress(ROW.encode()) if name.endswith("gz") else ROW.encode()
+        (here / "run[1]" / name).write_bytes(b"prompt\tanswer\n1+1=\t2\n" if name.endswith("tsv") else content)
+        assert loaded(f"run[1]/{name}")[0]["prompt"][:] == ["1+1="]
+    monkeypatch.chdir(here / "folder")
+    assert loaded(".")[0]["prompt"][:] == ["1+1="]
+
+
+CELLS = {
+    "lang": ["no", "de", None], "day": ["2024-01-01", "2024-01-02", "null"], "code": ["007", "7", "10"],
+    "topic": ["Algebra: basics", "[1", "*"], "f": [0.5, 1.0, 2.5], "n": [0, 1, 2], "solved": [True, False, None],
+    "when": [date(2024, 1, 1), date(2024, 1, 2), None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("condition", "rows"),
+    [
+        ("lang == no", [0]), ("lang != null", [0, 1]), ("lang == null", [2]), ("lang > a", [0, 1]),
+        ("day == 2024-01-01", [0]), ("day == 'null'", [2]), ("code == 007", [0]), ("code == 7", [1]),
+        ('code > "1"', [1, 2]), ("code > 6", "'007' is a text, and 6 a number"),
+        ("topic == Algebra: basics", [0]), ("topic == [1", [1]), ("topic == *", [2]), ("topic == '[1'", [1]),
+        ("f >= 1e0", [1, 2]), ("f == 1", [1]), ("n < 1.5", [0, 1]), ("n != one", [0, 1, 2]),
+        ("n == null", "leaves no"), ("n > null", "'null' cannot be compared"), ("when > x", "Invalid isoformat"),
+        ("solved == true", [0]), ("solved == False", [1]), ("solved != true", [1, 2]), ("solved > 0", [0]),
+        ("when > 2024-01-01", [1]), ("when == 2024-01-01", [0]),
+        ("n > x", "'x' cannot be compared"),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_condition_is_read_as_what_a_cell_is(condition, rows, streaming, here):
+    Dataset.from_dict({"prompt": ["0", "1", "2"], **CELLS}).to_parquet(here / "cells.parquet")
+    if isinstance(rows, list):
+        left, _ = loaded("cells.parquet", dataset_filter=[condition], dataset_streaming=streaming)
+        assert [int(row["prompt"]) for row in left] == rows
+        return
+    with pytest.raises(ValueError, match=re.escape(rows)) as error:
+        loaded("cells.parquet", dataset_filter=[condition], dataset_streaming=streaming)
+    assert condition in str(error.value)

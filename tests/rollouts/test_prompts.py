@@ -12,7 +12,7 @@ from fire_opd_trl.rollouts.prompts import refuse_malformed
         ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
         ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
         ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
-        ({"prompt": "   "}, "train_dataset row 1: the prompt has no token"),
+        ({"prompt": " \n\t"}, "train_dataset row 1: `prompt` is empty"),
     ],
 )
 def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):
@@ -30,6 +30,7 @@ def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_pa
         ([{"role": "user", "content": None}], "row 1: the message .* has no `content`"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1: the last message is the"),
         ([], "row 1: `prompt` is \\[\\]"),
+        ([{"role": "system", "content": ""}], "row 1: `prompt` is empty: no message says anything"),
     ],
 )
 def test_f47_a_bad_conversation_is_named(tmp_path, prompt, sentence):

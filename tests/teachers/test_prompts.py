@@ -375,7 +375,7 @@ def test_images_leave_no_room_for_another_prompt():
     ("prompt", "message"),
     [
         ("", "`teacher_prompt` is empty. Give a string or a list of messages, or remove the row."),
-        ("   ", "the prompt of teacher 'teacher' has no token. Remove the row."),
+        ("words", "the prompt of teacher 'teacher' has no token. Remove the row."),
         ([{"role": "robot", "content": "1"}], "the role 'robot' is unknown. Use one of: system, developer, user, "
          "assistant, tool, ipython, function."),
         ([{"role": "user", "content": None}], "the message {'content': None, 'role': 'user'} has no `content`. Give "

@@ -237,7 +237,7 @@ def without_weights(folder: Path, name: str) -> str:
         ({"teachers": [f"a={TEACHER}", f"a={TEACHER}"]}, "two teachers have one name"),
         ({"teachers": [f"a={TEACHER}", f"b={TEACHER}"]}, "teacher_column='teacher_id' is no column"),
         ({"prompts": "nowhere.jsonl"}, "--prompts='nowhere.jsonl': no such file"),
-        ({"prompts": "empty.jsonl"}, "--prompts='empty.jsonl' is an empty file"),
+        ({"prompts": "empty.jsonl"}, "--prompts='empty.jsonl' could not be read: it has no rows"),
         ({"prompt_column": "question"}, "prompt_column='question' is no column of the dataset, which has: prompt"),
         ({"split": "test"}, "--split test is no split"),
         ({"prompt_as_chat": True}, "has no chat template"),
