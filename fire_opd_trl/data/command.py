@@ -172,9 +172,10 @@ def check(argv: list[str]) -> int:
     table: Dataset = table_of(rows, asked.rows)
     if asked.prompt_as_chat and "prompt" in table.column_names:
         table = table.map(as_chat, batched=True)
+    columns = Columns(asked.prompt_column, *names)
     looked = look_at(
         table, asked.file,
-        Asked(readers, Columns(asked.prompt_column, *names), problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
+        Asked(readers, columns, problems, asked.overlap, asked.similarity, asked.drop_near_duplicates),
     )  # fmt: skip
     code = report(looked.checked, looked.shown, looked.why, table, asked.output)
     if asked.output is not None and asked.output.exists() and asked.prompt_column != "prompt":
