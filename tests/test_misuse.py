@@ -12,6 +12,7 @@ FILES = {
     "list.yaml": b"- 1\n- 2\n",
     "unknown.yaml": b"learning_rat: 1\n",
     "binary.yaml": b"\xff\xfe\x00",
+    "types.yaml": b"extends: smoke\nmodel_name_or_path: [1, 2]\n",
 }
 AS_TRAIN = ("train", "preflight", "plan")  # they take the arguments of `train`
 # A command line, and what its one line must say.
@@ -22,7 +23,12 @@ CASES = [
     *((f"{verb} --config bad.yaml", "bad.yaml is no YAML file: line 2") for verb in AS_TRAIN),
     *((f"{verb} --config list.yaml", "list.yaml holds a list") for verb in AS_TRAIN),
     *((f"{verb} --config binary.yaml", "binary.yaml cannot be read") for verb in AS_TRAIN),
+    *((f"{verb} --config types.yaml", "model_name_or_path is [1, 2]. It takes no list.") for verb in AS_TRAIN),
     *((f"{verb} --config", "--config needs") for verb in AS_TRAIN),
+    *(
+        (f'{verb} --config smoke --teacher_model_name_or_path {{"a":"S"', '{"a":"S"\' is not JSON: Expecting')
+        for verb in AS_TRAIN
+    ),
     *((f"{verb} --config smoke --max_steps many", "invalid int value: 'many'") for verb in AS_TRAIN),
     *((f"{verb} --config smoke --accelerate_config zero4", "zero4 is neither a file nor one of") for verb in AS_TRAIN),
     *((f"{verb} --config smoke --accelerate_config bad.yaml", "bad.yaml cannot be read as YAML") for verb in AS_TRAIN),

@@ -22,6 +22,10 @@ def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys)
     [
         ("- a\n- b\n", "is no configuration of accelerate: it names no distributed_type"),
         ("distributed_type: [", "cannot be read as YAML"),
+        (
+            "{distributed_type: MULTI_GPUS}",
+            "has distributed_type: 'MULTI_GPUS'. Did you mean 'MULTI_GPU'? Give one of",
+        ),
         ("{distributed_type: NO, num_processes: many}", "has num_processes: 'many'. Give a whole number."),
         ("{distributed_type: NO, num_machines: }", "has num_machines: None. Give a whole number."),
         ("{distributed_type: FSDP, fsdp_config: [1]}", "has fsdp_config: [1]. It must hold settings"),
@@ -57,3 +61,9 @@ def test_recipes_are_found_by_name_unless_there_is_such_a_file(tmp_path, monkeyp
     assert packaged.recipe("smoke") == CONFIGS / "recipes" / "smoke.yaml"
     (tmp_path / "smoke").write_text("method: opd\n")
     assert packaged.recipe("smoke") == Path("smoke")
+
+
+def test_the_kinds_of_launch_are_those_of_accelerate():
+    from accelerate.utils import DistributedType
+
+    assert set(packaged.ENGINES) == {kind.value for kind in DistributedType}
