@@ -87,7 +87,7 @@ NAVIGATION = {
     },
 }
 # These files are shown as pages when a page links to them; any other file is copied, and the link downloads it.
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash", ".slurm": "bash", ".txt": "text"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash", ".sbatch": "bash", ".txt": "text"}
 SHOWN: set[Path] = set()
 
 project = "fire_opd_trl"

@@ -12,6 +12,7 @@ FILES = {
     "list.yaml": b"- 1\n- 2\n",
     "unknown.yaml": b"learning_rat: 1\n",
     "binary.yaml": b"\xff\xfe\x00",
+    "types.yaml": b"extends: smoke\nmodel_name_or_path: [1, 2]\n",
 }
 AS_TRAIN = ("train", "preflight", "plan")  # they take the arguments of `train`
 # A command line, and what its one line must say.
@@ -22,7 +23,12 @@ CASES = [
     *((f"{verb} --config bad.yaml", "bad.yaml is no YAML file: line 2") for verb in AS_TRAIN),
     *((f"{verb} --config list.yaml", "list.yaml holds a list") for verb in AS_TRAIN),
     *((f"{verb} --config binary.yaml", "binary.yaml cannot be read") for verb in AS_TRAIN),
+    *((f"{verb} --config types.yaml", "model_name_or_path is [1, 2]. It takes no list.") for verb in AS_TRAIN),
     *((f"{verb} --config", "--config needs") for verb in AS_TRAIN),
+    *(
+        (f'{verb} --config smoke --teacher_model_name_or_path {{"a":"S"', '{"a":"S"\' is not JSON: Expecting')
+        for verb in AS_TRAIN
+    ),
     *((f"{verb} --config smoke --max_steps many", "invalid int value: 'many'") for verb in AS_TRAIN),
     *((f"{verb} --config smoke --accelerate_config zero4", "zero4 is neither a file nor one of") for verb in AS_TRAIN),
     *((f"{verb} --config smoke --accelerate_config bad.yaml", "bad.yaml cannot be read as YAML") for verb in AS_TRAIN),
@@ -46,6 +52,9 @@ CASES = [
     ("compare --preset nope", "there is no preset 'nope'"),
     ("compare --seeds x", "invalid int value: 'x'"),
     ("demo --steps x", "invalid int value: 'x'"),
+    ("demo --output_dir bad.yaml", "--output_dir bad.yaml: no such folder can be made (File exists). Name another."),
+    ("demo --output_dir bad.yaml/x", "bad.yaml/x: no such folder can be made (Not a directory)"),
+    ("demo --export bad.yaml", "--export bad.yaml: it is a file. Name a folder that is not there yet."),
     ("demo --method nope", "there is no method 'nope'"),
     ("recipes nope", "nope is neither a file nor a recipe"),
     ("methods nope", "there is no method 'nope'"),

@@ -109,6 +109,10 @@ def main(argv: list[str]) -> int:
             )
         results["sections"] = earlier["sections"]
         results["titles"] = {**earlier["titles"], **results["titles"]}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {output}: no such folder can be made ({error.strerror}). Name another.")
     return measure(results, sections, minutes, output)
 
 

@@ -143,8 +143,9 @@ def main(argv: list[str] | None = None) -> int:
         if vars(options)[name] < 1:
             parser.error(f"--{name} {vars(options)[name]}: give at least 1.")
     if options.export is not None:
-        if options.export.exists() and any(options.export.iterdir()):
-            parser.error(f"--export {options.export}: the folder is not empty. Name one that is not there yet.")
+        if options.export.is_file() or options.export.is_dir() and any(options.export.iterdir()):
+            what = "it is a file" if options.export.is_file() else "the folder is not empty"
+            parser.error(f"--export {options.export}: {what}. Name a folder that is not there yet.")
         export(options.export)
         print(f"student, teacher, problems.jsonl ({EXPORTED} rows) and run.yaml: {options.export}")
         print(f"next: fire-opd preflight --accelerate_config cpu --config {options.export}/run.yaml")
@@ -154,7 +155,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.method not in METHODS:
         hint = did_you_mean(options.method, METHODS)
         parser.error(f"--method: there is no method {options.method!r}.{hint} Methods: {', '.join(METHODS)}.")
-    options.output_dir.mkdir(parents=True, exist_ok=True)  # now, and not after two minutes
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)  # now, and not after two minutes
+    except OSError as error:
+        parser.error(
+            f"--output_dir {options.output_dir}: no such folder can be made ({error.strerror}). Name another."
+        )
     import logging
     import warnings
 

@@ -13,6 +13,7 @@ from ..config import FiReOPDConfig
 from ..methods import METHODS
 from ..refusals import chosen_method, refuse_unread_weights
 from ..teachers.sources import Source, teacher_sources
+from .dataset import bars_off
 from .findings import Checked
 from .inspection import inspect_run
 from .packaged import strangers
@@ -136,7 +137,8 @@ def trainer_arguments(script: Any, rest: list[str], processes: int, checked: Che
         checked.record("settings", fault, "fault")
     if faults:
         checked.record("the rest", "checked with the default in place of each wrong value", "warning")
-    return script.trainer_arguments(*arguments, checked)
+    with bars_off(True):
+        return script.trainer_arguments(*arguments, checked)
 
 
 def inspect_arguments(parts: dict[str, Any], others: dict[str, Any], checked: Checked) -> Checked:

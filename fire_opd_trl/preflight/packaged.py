@@ -46,6 +46,13 @@ def accelerate_config(name: str, parser: argparse.ArgumentParser) -> Path:
     return config
 
 
+# What accelerate knows as `distributed_type`.
+ENGINES = (
+    "NO", "MULTI_GPU", "DEEPSPEED", "FSDP", "MULTI_CPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA",
+    "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON", "XLA", "MEGATRON_LM",
+)  # fmt: skip
+
+
 def wrong_form(settings: Any) -> str:
     """
     Returns what is wrong with the form of a configuration of accelerate, or nothing: what accelerate itself would find
@@ -53,6 +60,8 @@ def wrong_form(settings: Any) -> str:
     """
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         return "is no configuration of accelerate: it names no distributed_type. `accelerate config` makes one."
+    if (kind := settings["distributed_type"]) not in (*ENGINES, False):  # without quotes, NO is false in YAML
+        return f"has distributed_type: {kind!r}.{did_you_mean(str(kind), ENGINES)} Give one of: {', '.join(ENGINES)}."
     for number in ("num_processes", "num_machines"):
         if type(count := settings.get(number, 1)) is not int or count < 1:
             return f"has {number}: {count!r}. Give a whole number of at least 1."

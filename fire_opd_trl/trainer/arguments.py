@@ -2,10 +2,12 @@
 
 import argparse
 import inspect
+import json
 import os
+import re
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 from trl import TrlParser
 
@@ -14,7 +16,14 @@ from ..spelling import did_you_mean
 from .ending import COMMAND, wait_for_the_first_rank
 
 
-KINDS = {"str": "TEXT", "int": "INT", "float": "FLOAT", "string_to_bool": "BOOL", "dict": "JSON"}
+KINDS = {
+    "str": "TEXT",
+    "text_or_json": "TEXT",
+    "int": "INT",
+    "float": "FLOAT",
+    "string_to_bool": "BOOL",
+    "dict": "JSON",
+}
 
 SHORT = 40  # characters of choices that stand behind the name of an argument; more of them stand in its help
 
@@ -57,8 +66,12 @@ class Parser(TrlParser):
     def __init__(self, *args: Any, groups: dict[str, list[Any]], helps: dict[str, str], **kwargs: Any):
         super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
         self.groups = groups
+        hints = {name: str(hint).lower() for one in self.dataclass_types for name, hint in get_type_hints(one).items()}
+        self.holds = {name: [kind for kind in (list, dict) if kind.__name__ in hint] for name, hint in hints.items()}
         for action in self._actions:
             action.help = helps.get(action.dest, action.help)
+            if action.type is str and action.nargs is None and dict in self.holds.get(action.dest, ()):
+                action.type = text_or_json
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *more: Any, **kwargs: Any) -> Any:
         """As TRL's, with `--config NAME` for a recipe of this package, and recipes that extend others."""
@@ -78,6 +91,9 @@ class Parser(TrlParser):
         if strange := [key for key in settings if key not in known and key != "env"]:
             faults = [f"there is no argument {key}.{did_you_mean(str(key), known)}" for key in strange]
             raise ValueError(f"--config {name}: {' '.join(faults)}")
+        for key, value in settings.items():
+            if isinstance(value, list | dict) and key in self.holds and type(value) not in self.holds[key]:
+                raise ValueError(f"--config {name}: {key} is {value!r}. It takes no {type(value).__name__}.")
         environment = settings.pop("env", None) or {}
         if not isinstance(environment, dict):
             raise ValueError(f"--config {name}: env={environment!r} is no mapping of names to values.")
@@ -118,6 +134,16 @@ class Parser(TrlParser):
         """As argparse's, once for all ranks."""
         wait_for_the_first_rank()
         return super().error(message)
+
+
+def text_or_json(word: str) -> str:
+    """Returns a word. One that begins as JSON, and not as a chat template, must be JSON: transformers reads it so."""
+    try:
+        if re.match(r"\{(?![%{#])", word):
+            json.loads(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is not JSON: {error}") from error
+    return word
 
 
 def program() -> str | None:

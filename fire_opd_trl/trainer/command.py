@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def main(argv: list[str]) -> int:
         parser.error(parser.unknown(stray))
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # it lists the defaults that it takes
     launch, unknown = launcher.parse_known_args([*launch_options, str(script), *script_arguments])
+    if launch.gpu_ids is None and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        launch.gpu_ids = "all"  # of those: accelerate would put the gpu_ids of its configuration in their place
     if unknown or launch.training_script != str(script):
         stray = unknown[0] if unknown else launch.training_script
         parser.error(

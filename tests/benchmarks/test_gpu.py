@@ -132,6 +132,7 @@ def test_results_of_another_run_are_not_mixed_with_these(fakes, capsys, monkeypa
         (["--minutes", "0"], "--minutes 0: give more than 0"),
         (["--model", "nowhere"], "--model nowhere: there is no config.json"),
         (["--teacher", "fire_opd_trl/demo/models/teacher"], "--teacher without --model"),
+        (["--output", "Makefile"], "--output Makefile: no such folder can be made (File exists). Name another."),
         (["--results", "--output", "nowhere"], "nowhere/results.json is not there"),
     ],
 )

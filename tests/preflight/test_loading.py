@@ -14,6 +14,7 @@ from datasets import Dataset
 from support.inspections import STUDENT, TEACHER, preflight_table, with_template
 from trl import DatasetMixtureConfig
 
+from fire_opd_trl.preflight import arguments
 from fire_opd_trl.preflight.findings import Checked
 from fire_opd_trl.preflight.loading import load_prompts
 
@@ -159,6 +160,14 @@ def test_the_papers_recipe_passes_as_it_is_shipped(deepmath, here, capsys, monke
     assert "1024 trajectories = 8 processes x 4 x 32" in table and "; 1 window an epoch" in table
     assert "updates on 820" in table and "fillers" not in table
     assert f"{'2' * 200}=;" in table  # the chat template has rendered the problem
+
+
+def test_a_fault_of_a_condition_is_said_without_a_bar(here, capsys):
+    models = ("--model_name_or_path", STUDENT, "--teacher_model_name_or_path", TEACHER)
+    rows = ("--dataset_name", "problems.jsonl", "--prompt_column", "question", "--dataset_filter", "level >= high")
+    assert arguments.main([*models, *rows, "--output_dir", "never"]) == 1
+    said = capsys.readouterr()
+    assert "Filter" not in said.err and "cannot be compared" in " ".join(said.out.split())
 
 
 def test_without_a_column_prompt_the_columns_are_said_and_how_to_name_one(deepmath, capsys):

@@ -22,6 +22,10 @@ def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys)
     [
         ("- a\n- b\n", "is no configuration of accelerate: it names no distributed_type"),
         ("distributed_type: [", "cannot be read as YAML"),
+        (
+            "{distributed_type: MULTI_GPUS}",
+            "has distributed_type: 'MULTI_GPUS'. Did you mean 'MULTI_GPU'? Give one of",
+        ),
         ("{distributed_type: NO, num_processes: many}", "has num_processes: 'many'. Give a whole number of at"),
         ("{distributed_type: NO, num_machines: }", "has num_machines: None. Give a whole number of at"),
         ("{distributed_type: NO, num_machines: 0}", "has num_machines: 0. Give a whole number of at least 1."),
@@ -58,3 +62,9 @@ def test_recipes_are_found_by_name_unless_there_is_such_a_file(tmp_path, monkeyp
     assert packaged.recipe("smoke") == CONFIGS / "recipes" / "smoke.yaml"
     (tmp_path / "smoke").write_text("method: opd\n")
     assert packaged.recipe("smoke") == Path("smoke")
+
+
+def test_the_kinds_of_launch_are_those_of_accelerate():
+    from accelerate.utils import DistributedType
+
+    assert set(packaged.ENGINES) == {kind.value for kind in DistributedType}

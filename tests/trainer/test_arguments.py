@@ -81,3 +81,15 @@ def test_unknown_arguments_are_answered_with_what_was_meant(parser):
     assert parser.unknown(["--with_model"]).endswith("Did you mean '--with-models'?")
     assert parser.unknown(["--accelerate_confg=zero3"]).endswith("Did you mean '--accelerate_config'?")
     assert parser.unknown(["--zzz"]) == "There is no argument --zzz."
+
+
+@pytest.mark.parametrize("word", ["{% if true %}1={% endif %}", "{{ bos_token }}", "own", '{"a": "own"}'])
+def test_a_template_is_no_json_and_json_is(parser, word):
+    assert parser.parse_known_args(["--teacher_chat_template", word])[0].teacher_chat_template == word
+
+
+@pytest.mark.parametrize(("setting", "kind"), [("max_steps: [1]", "list"), ("learning_rate: {a: 1}", "dict")])
+def test_a_value_of_another_type_in_a_recipe_is_refused(parser, tmp_path, setting, kind):
+    (tmp_path / "mine.yaml").write_text(setting)
+    with pytest.raises(ValueError, match=rf"mine.yaml: {setting.split(':')[0]} is .*\. It takes no {kind}\."):
+        parser.parse_args_and_config(["--config", str(tmp_path / "mine.yaml")])

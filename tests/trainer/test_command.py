@@ -72,6 +72,24 @@ def test_an_accelerate_config_may_be_a_file(launched, tmp_path):
     assert launched().config_file is None
 
 
+def test_one_of_several_cards_is_taken_and_a_choice_of_the_environment_stays(launched, monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda *_: True)
+
+    def cards(*argv):
+        arguments, *_ = _validate_launch_command(launched("--accelerate_config", "single_gpu", *argv))
+        return prepare_simple_launcher_cmd_env(arguments)[1].get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (cards(), cards("--gpu_ids", "5")) == ("0", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert (cards(), cards("--gpu_ids", "5")) == ("3", "5")
+
+
 def test_the_launcher_does_not_judge_windows_by_its_one_process(launched):
     # 1 x 1 on one process cannot hold 8 completions of a prompt; on eight processes it can.
     window = ("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--num_generations", "8")
