@@ -66,8 +66,9 @@ def load_rows(
         split (`str`, *optional*): By default `train`, or the only split there is.
         streaming (`bool`): Whether to read rows one after the other, without a copy in the cache.
     """
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
 
+    from ..evaluation.evaluate.tasks import json_lines
     from ..preflight.loading import load_named
 
     if name.startswith(ON_THE_HUB):
@@ -83,7 +84,9 @@ def load_rows(
         try:
             splits = load_named(name, config, streaming, option)
         except ValueError:
-            refuse_broken_lines(name)
+            if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
+                for _ in json_lines(Path(name)):  # says which line it is
+                    pass
             raise
     if split is None:
         split = "train" if "train" in splits else next(iter(splits))
@@ -91,23 +94,7 @@ def load_rows(
             raise ValueError(f"{option}={name!r} has several splits: {', '.join(splits)}. Choose one with --split.")
     if split not in splits:
         raise ValueError(f"--split {split} is no split of {name}, which has: {', '.join(splits)}.")
-    rows = splits[split]
-    if isinstance(rows, Dataset):
-        try:
-            rows.data.table.validate(full=True)  # JSON lines are not decoded before a cell is looked at
-        except ValueError as error:
-            refuse_broken_lines(name)
-            raise ValueError(f"{option}={name!r} holds texts that are not UTF-8. Save it so.") from error
-    return rows
-
-
-def refuse_broken_lines(name: str) -> None:
-    """`load_rows` calls this for what it cannot read. Of a file of JSON lines it says which line is none."""
-    from ..evaluation.evaluate.tasks import json_lines
-
-    if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
-        for _ in json_lines(Path(name)):
-            pass
+    return splits[split]
 
 
 def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dataset":

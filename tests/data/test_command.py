@@ -245,9 +245,9 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
             ["multi-teacher", "--output", "a.jsonl", "--source", "m=latin.jsonl"],
             "latin.jsonl line 2 is not UTF-8: invalid continuation byte at byte 11",
         ),
-        (["check", "folder"], "FILE='folder' holds texts that are not UTF-8"),
+        (["check", "folder"], "FILE='folder' could not be read: a text in the column 'prompt' is not UTF-8"),
         (["check", "broken.jsonl"], "broken.jsonl line 1 is not JSON"),
-        (["check", "broken.jsonl", "--streaming"], "the stream could not be read to its end"),
+        (["check", "broken.jsonl", "--streaming"], "broken.jsonl line 1 is not JSON"),
         (["check", ""], "FILE='': no such file or folder"),
     ],
 )

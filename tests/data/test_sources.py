@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from support.prompt_sets import deepmath, written
 
 from fire_opd_trl.data import sources
@@ -55,6 +55,22 @@ def test_a_broken_line_is_named(here):
     (here / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     with pytest.raises(ValueError, match=r"broken.jsonl line 2 is not JSON: .* Its start: '\{\"prompt\": "):
         sources.load_rows("broken.jsonl", "FILE")
+
+
+def broken_off():
+    yield {"text": "a"}
+    raise OSError("the line is dead\nand more")
+
+
+def test_a_stream_that_breaks_off_says_so():
+    with pytest.raises(ValueError, match="the stream could not be read to its end: the line is dead$"):
+        sources.table_of(IterableDataset.from_generator(broken_off))
+
+
+def test_a_stream_without_a_row_is_a_table_with_its_columns():
+    features = Features({"text": Value("string"), "n": Value("int32")})
+    none = IterableDataset.from_generator(broken_off).take(0)
+    assert sources.converted(none, shouted, features, sign="!").features == features
 
 
 def test_a_missing_file_is_refused_with_what_was_meant(here):
