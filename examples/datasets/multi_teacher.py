@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             table = converted(
                 rows, to_row, features, teacher=name, prompt=prompt, answer=answer, instruction=instruction
             )
+            if condition and not len(table):  # of a stream
+                raise Refusal(f"--dataset_filter {name}={condition}: no row of {source} fulfils it.")
             if answer and table.unique("answer") == [None]:
                 raise Refusal(f"--answer_column {name}={answer}: no row has a value there.")
             tables[name], why = without_dropped(table)

@@ -238,7 +238,7 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_loaded(here, capsy
         ),
         (
             "multi-teacher --output a.jsonl --source m=there.jsonl --dataset_filter m=prompt==b --streaming".split(),
-            "no row is left. Read: 0. Left out: none.",
+            "--dataset_filter m=prompt==b: no row of there.jsonl fulfils it",
         ),
         (["check", "latin.jsonl"], "latin.jsonl line 2 is not UTF-8: invalid continuation byte at byte 11"),
         (
