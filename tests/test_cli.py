@@ -68,7 +68,8 @@ def test_what_a_user_can_mend_is_said_without_a_traceback(tmp_path, capsys):
     for command in (["demo"], ["compare", "--preset", "smoke"]):
         assert cli.main([*command, "--output_dir", str(tmp_path / "file" / "out")]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"fire-opd {command[0]}: error: [Errno 20] Not a directory: ") and said.count("\n") == 1
+        assert said.startswith(f"fire-opd {command[0]}: error: ") and said.count("\n") == 1
+        assert "Not a directory" in said
 
 
 def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):

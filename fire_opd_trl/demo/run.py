@@ -158,9 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)  # now, and not after two minutes
     except OSError as error:
-        parser.error(
+        raise ValueError(
             f"--output_dir {options.output_dir}: no such folder can be made ({error.strerror}). Name another."
-        )
+        ) from error
     import logging
     import warnings
 

@@ -29,6 +29,7 @@ BATCH = 1000  # rows that are tokenized together
 POOL_ROWS = 10_000  # fewer are read in this process, in seconds: a pool and a file would cost more
 ROWS_OF_A_PROCESS = 5000
 EDITION = 2  # of `measure`: another one finds nothing in the cache
+PICTURES = ("image", "images")  # columns of TRL
 MEASURED = ("teacher", "prompt", "own", "largest", "stray")
 
 
@@ -120,6 +121,10 @@ def check_dataset(
         found = {key: int(values[index]) for key, values in seen.items()}
         refuse_row(read[index], index, name, found, student, teachers, columns)
 
+    if pictures := [column for column in PICTURES if column in dataset.column_names]:
+        for index, row in enumerate(read.with_format(None)):
+            refuse_blank(row, index, name, lambda row=index: any(dataset[row][column] for column in pictures))
+
     fits_N = ~long_N
     for number, who in enumerate(names):
         mine_N = fits_N & (owner_N == number)
@@ -156,6 +161,15 @@ def refuse_unreadable(
     refuse_unrouted(row, index, name, columns[0], names)
     if row.get(columns[1]) is not None:  # a prompt for the teacher alone may be left out
         refuse_malformed(row, index, name, columns[1])
+
+
+def refuse_blank(row: dict[str, Any], index: int, name: str, pictured: Callable[[], bool]) -> None:
+    """Refuse a sound row of a dataset with pictures in which the user says nothing, and has no picture."""
+    try:
+        refuse_malformed(row, index, name)
+    except ValueError:
+        if not pictured():  # decodes the row
+            raise
 
 
 def refuse_row(

@@ -289,9 +289,18 @@ def as_chat(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def refuse_unknown_column(dataset: Any, column: str, what: str) -> None:
-    """Refuse a column that is not there, and say which are. The columns of a stream may not be known."""
-    if dataset.column_names is not None and column not in dataset.column_names:
-        raise ValueError(f"{what} is no column of the dataset, which has: {', '.join(dataset.column_names)}.")
+    """Refuse a column that is not there, and say which are."""
+    columns = columns_of(dataset)
+    if columns is not None and column not in columns:
+        raise ValueError(f"{what} is no column of the dataset, which has: {', '.join(columns)}.")
+
+
+def columns_of(dataset: Any) -> list[str] | None:
+    """Returns the columns of a dataset; of a stream that does not know them, those of its first row."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and isinstance(dataset, IterableDataset):
+        return list(next(iter(dataset), {})) or None
+    return columns
 
 
 def hold_out(dataset: Dataset | IterableDataset, size: float) -> list[Dataset]:

@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from datasets import IterableDataset
 from torch import nn
+
+from .loading import columns_of
 
 
 # What GRPOTrainer._calculate_rewards passes beside the columns, and `environments` where there are any.
@@ -47,11 +48,3 @@ def signature_of(function: Callable) -> inspect.Signature:
         return inspect.signature(function)
     except ValueError:
         return inspect.signature(lambda **rest: rest)
-
-
-def columns_of(dataset: Any) -> list[str] | None:
-    """Returns the columns of a dataset; of a stream that does not know them, those of its first row."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, IterableDataset):
-        return list(next(iter(dataset), {})) or None
-    return columns

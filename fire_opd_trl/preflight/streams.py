@@ -9,7 +9,7 @@ import torch
 from datasets import IterableDataset
 
 from ..config import FiReOPDConfig
-from .dataset import Reader, measure, no_ids, refuse_row
+from .dataset import PICTURES, Reader, measure, no_ids, refuse_blank, refuse_row
 
 
 SAID_AT = {10**power for power in range(12)}  # rows left out: the first, the tenth, the hundredth, ...
@@ -41,7 +41,7 @@ def checked_stream(
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal read
         read += 1
-        pictured = {"image", "images"} & row.keys()  # only the rollout knows their length
+        pictured = set(PICTURES) & row.keys()  # only the rollout knows their length
         mine = Reader(no_ids, None) if pictured else student
         try:
             seen = measure({column: [value] for column, value in row.items()}, mine, teachers, columns)
@@ -50,6 +50,8 @@ def checked_stream(
         found = {key: values[0] for key, values in seen.items()}
         if overlong == "error" or not is_overlong(found, mine, teachers):
             refuse_row(row, index, name, found, mine, teachers, columns)
+            if pictured:
+                refuse_blank(row, index, name, lambda: any(row[column] for column in pictured))
             return True
         left_out[name] += 1
         if left_out[name] in SAID_AT:

@@ -5,7 +5,19 @@ teachers can be. No weight is read anywhere in this file.
 
 import pytest
 from datasets import Dataset
-from support.inspections import ROUTED, ROWS, STUDENT, TEACHER, TWO, fault, looked, said, settings, without_weights
+from support.inspections import (
+    ROUTED,
+    ROWS,
+    STUDENT,
+    TEACHER,
+    TWO,
+    fault,
+    looked,
+    said,
+    settings,
+    with_template,
+    without_weights,
+)  # fmt: skip
 
 from fire_opd_trl.preflight.inspection import check_inputs
 from fire_opd_trl.refusals import chosen_method
@@ -97,3 +109,22 @@ def test_sharded_wants_a_sharded_student():
 )
 def test_a_setting_that_would_do_nothing_or_fail_late_is_refused(config, message):
     assert fault(looked(**config)).startswith(message)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_user_who_says_nothing_needs_a_picture(streamed):
+    def rows(*pictures):
+        silent = [{"role": "user", "content": ""}]
+        table = Dataset.from_list([{"prompt": silent, "images": list(some)} for some in pictures])
+        return table.to_iterable_dataset() if streamed else table
+
+    def faults(dataset):
+        checked = looked(rows=dataset, tokenizer=with_template())
+        with checked.check("stream"):
+            list(checked.train_dataset)
+        return checked.faults
+
+    assert faults(rows(["a.png"], ["b.png"])) == []
+    assert faults(rows(["a.png"], [])) == [
+        "train_dataset row 1: `prompt` is empty: the user says nothing. Remove the row."
+    ]

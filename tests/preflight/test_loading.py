@@ -61,8 +61,10 @@ def test_a_column_takes_the_place_of_the_prompt():
     assert rows.column_names == ["prompt", "level", "topic"] and rows[3]["prompt"] == "3+3="
     rows, _ = loaded(prompt_column="question", dataset_streaming=True)
     assert next(iter(rows))["prompt"] == "0+0="
-    with pytest.raises(ValueError, match="prompt_column='questoin' is no column .*: question, level, topic, prompt."):
-        loaded(prompt_column="questoin")
+    for streaming in (False, True):
+        why = "prompt_column='questoin' is no column .*: question, level, topic, prompt."
+        with pytest.raises(ValueError, match=why):
+            loaded(prompt_column="questoin", dataset_streaming=streaming)
 
 
 def test_a_text_becomes_a_message_of_the_user():
@@ -96,6 +98,8 @@ def test_rows_that_fulfil_all_conditions_are_left_and_counted():
 def test_a_condition_that_cannot_be_is_refused(condition, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         loaded(dataset_filter=[condition])
+    with pytest.raises(ValueError, match=re.escape(sentence.replace("none of the 20 rows", "no row").split("'")[-1])):
+        loaded(dataset_filter=[condition], dataset_streaming=True)
 
 
 @pytest.mark.parametrize(("size", "rows"), [(0.25, 5), (4, 4), (4.0, 4)])
