@@ -60,7 +60,7 @@ CASES = [
     ("methods nope", "there is no method 'nope'"),
     ("env x", "unrecognized arguments: x"),
     ("data nope", "there is no command 'nope'"),
-    ("data check missing.jsonl", "missing.jsonl: no such file"),
+    ("data check missing.jsonl", "FILE='missing.jsonl': no such file"),
 ]
 
 

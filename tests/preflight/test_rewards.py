@@ -65,12 +65,12 @@ def test_preflight_says_it_and_the_trainer_refuses_it_without_a_model(tmp_path, 
             reward_funcs=needs_column,
         )
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def judge(completions, solution, **kwargs): return [0.0] * len(completions)\n")
+    (tmp_path / "judges.py").write_text("def judge(completions, solution, **kwargs): return [0.0] * len(completions)\n")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "12+34="}\n{"prompt": "1+1="}\n')
     code, table = preflight_table(
         capsys,
         *("--model_name_or_path", STUDENT, "--teacher_model_name_or_path", TEACHER, "--dataset_name", "rows.jsonl"),
-        *("--max_completion_length", "33", "--reward_funcs", "mine.py:judge", "--method", "opdvr"),
+        *("--max_completion_length", "33", "--reward_funcs", "judges.py:judge", "--method", "opdvr"),
         *("--num_generations", "2", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "1"),
     )
     assert code == 1 and f"reward_funcs: {why}" in table and "1 fault: training" in table, table
