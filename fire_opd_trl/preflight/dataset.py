@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +123,7 @@ def check_dataset(
 
     if pictures := [column for column in PICTURES if column in dataset.column_names]:
         for index, row in enumerate(read.with_format(None)):
-            refuse_blank(row, index, name, lambda row=index: any(dataset[row][column] for column in pictures))
+            refuse_blank(row, index, name, dataset, pictures)
 
     fits_N = ~long_N
     for number, who in enumerate(names):
@@ -163,12 +163,14 @@ def refuse_unreadable(
         refuse_malformed(row, index, name, columns[1])
 
 
-def refuse_blank(row: dict[str, Any], index: int, name: str, pictured: Callable[[], bool]) -> None:
-    """Refuse a sound row of a dataset with pictures in which the user says nothing, and has no picture."""
+def refuse_blank(row: dict[str, Any], index: int, name: str, whole: Any, pictures: Iterable[str]) -> None:
+    """
+    Refuse a sound row in which the user says nothing and has no picture. `whole[index]` is the row with those columns.
+    """
     try:
         refuse_malformed(row, index, name)
     except ValueError:
-        if not pictured():  # decodes the row
+        if not any(whole[index][column] for column in pictures):  # decodes this row alone
             raise
 
 

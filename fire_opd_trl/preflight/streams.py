@@ -51,7 +51,7 @@ def checked_stream(
         if overlong == "error" or not is_overlong(found, mine, teachers):
             refuse_row(row, index, name, found, mine, teachers, columns)
             if pictured:
-                refuse_blank(row, index, name, lambda: any(row[column] for column in pictured))
+                refuse_blank(row, index, name, {index: row}, pictured)
             return True
         left_out[name] += 1
         if left_out[name] in SAID_AT:
