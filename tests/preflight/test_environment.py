@@ -66,7 +66,7 @@ def test_no_secret_and_no_home_folder_is_shown(home, capsys, monkeypatch):
     }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # which `fire-opd` sets
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # otherwise `fire-opd` sets it
     for text in (told(capsys), told(capsys, "--json")):
         assert not [v for v in ("NeverShow", "0123456789abcdef", "topsecret") if v in text]
         assert f"{home}/" not in text and "MY_DATABASE" not in text and "ACCELERATE_PASSWORD" not in text
@@ -75,6 +75,7 @@ def test_no_secret_and_no_home_folder_is_shown(home, capsys, monkeypatch):
         "LD_LIBRARY_PATH": f"~/lib:/usr/lib:{home}beside",
         "NCCL_DEBUG": "INFO",
         "NCCL_PROXY": f"http://{LEFT_OUT}proxy:80",
+        "OMP_WAIT_POLICY": "active",
         "TORCH_NOTE": LEFT_OUT,
     }
     assert found["secrets_set"] == ["HF_TOKEN", "WANDB_API_KEY", "VLLM_API_KEY"]
