@@ -65,7 +65,8 @@ def test_preflight_says_it_and_the_trainer_refuses_it_without_a_model(tmp_path, 
             reward_funcs=needs_column,
         )
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "judges.py").write_text("def judge(completions, solution, **kwargs): return [0.0] * len(completions)\n")
+    rewards = "def judge(completions, solution, **kwargs): return [0.0] * len(completions)\n"
+    (tmp_path / "judges.py").write_text(rewards)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "12+34="}\n{"prompt": "1+1="}\n')
     code, table = preflight_table(
         capsys,
