@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,7 @@ def load_rows(
     """
     from datasets import load_dataset
 
-    from ..evaluation.evaluate.tasks import json_lines
-    from ..preflight.loading import load_named
+    from ..preflight.loading import load_named, reading, refuse_no_row
 
     if name.startswith(ON_THE_HUB):
         builder = BUILDERS.get(Path(name).suffix)
@@ -81,20 +81,31 @@ def load_rows(
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"{option}={name!r} could not be read from the Hub: {why}") from error
     else:
-        try:
+        with naming_the_line(name):
             splits = load_named(name, config, streaming, option)
-        except ValueError:
-            if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
-                for _ in json_lines(Path(name)):  # says which line it is
-                    pass
-            raise
     if split is None:
         split = "train" if "train" in splits else next(iter(splits))
         if len(splits) > 1 and split != "train":
             raise ValueError(f"{option}={name!r} has several splits: {', '.join(splits)}. Choose one with --split.")
     if split not in splits:
         raise ValueError(f"--split {split} is no split of {name}, which has: {', '.join(splits)}.")
+    with naming_the_line(name), reading(name, option):
+        refuse_no_row(splits[split])
     return splits[split]
+
+
+@contextmanager
+def naming_the_line(name: str) -> Iterator[None]:
+    """Rows are read inside this: of JSON lines it is said which line is wrong, which `datasets` does not say."""
+    from ..evaluation.evaluate.tasks import json_lines
+
+    try:
+        yield
+    except ValueError:
+        if name.endswith((".jsonl", ".jsonl.gz")) and Path(name).is_file():
+            for _ in json_lines(Path(name)):
+                pass
+        raise
 
 
 def table_of(rows: "Dataset | IterableDataset", most: int | None = None) -> "Dataset":

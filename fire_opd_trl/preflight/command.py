@@ -18,7 +18,7 @@ from .findings import Checked
 from .inspection import inspect_run
 from .packaged import strangers
 from .plan.of_arguments import plan_of_arguments
-from .plan.report import verdict
+from .plan.report import too_long, verdict
 from .plan.run import read_accelerate
 from .tryout import try_answers
 
@@ -111,7 +111,7 @@ def record_plan(parts: dict[str, Any], accelerate_config: Path | None, processes
     except Exception as error:
         checked.record("plan", f"none could be made: {type(error).__name__}: {error}", "warning")
         return
-    checked.record("plan", verdict(plan), "ok" if plan.fits else "warning")
+    checked.record("plan", verdict(plan), "ok" if plan.fits and not too_long(plan) else "warning")
 
 
 def unknown_to_both(words: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ import datasets
 import pyarrow
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
-from datasets.data_files import FILES_TO_IGNORE
+from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, get_dataset
 
@@ -81,12 +81,11 @@ def load_prompts(script_args: Any, mixture: DatasetMixtureConfig, evaluated: boo
                 f"{field}={split!r} is no split of the dataset. It has: {', '.join(splits)}. Use one of them{other}."
             )
     parts = [prepared(splits[split], script_args, checked) for split in wanted.values()]
-    for rows in parts:
-        if not isinstance(rows, Dataset):  # whether any row of a stream can be read, and fulfils the conditions
-            with reading(name or "datasets"):
-                if next(iter(rows), None) is None:
-                    filters = script_args.dataset_filter
-                    raise WrongSettings(f"dataset_filter={filters} leaves no row.") if filters else ValueError(NO_ROWS)
+    with reading(name or "datasets"):  # whether any row of a stream can be read, and fulfils the conditions
+        for split, rows in zip(wanted.values(), parts, strict=True):
+            refuse_no_row(splits[split])
+            if not isinstance(rows, Dataset) and next(iter(rows), None) is None:
+                raise WrongSettings(f"dataset_filter={script_args.dataset_filter} leaves no row.")
     if size is not None:
         parts = hold_out(parts[0], size)
     return (parts[0], parts[1] if evaluated else None)
@@ -103,7 +102,7 @@ def load_named(
     config = None if config in ("null", "none", "None") else config  # the command line has no other words for none
     if name and path.exists():  # an empty name would be this folder
         with reading(name, called):
-            builder = builder_of(path.resolve())
+            builder = builder_of(Path(os.path.abspath(path)))  # a link may have an ending that its file has not
             splits = load_dataset(
                 **builder, **{} if "data_files" in builder else {"name": config}, streaming=streaming
             )
@@ -171,34 +170,41 @@ def kind_of(file: Path) -> str | None:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Refuse a folder of which `datasets` would read nothing, or only a part."""
+    """
+    Refuse a folder of which `datasets` would read nothing, or only a part: of the files that it finds for its splits,
+    those of one kind. Files that it does not look for, and what stands beside pictures, may be of any kind.
+    """
     if glob.has_magic(str(folder)):
         raise ValueError("a folder whose path holds one of [ * ? is read as a pattern. Rename it, or give a file.")
     card = folder / "README.md"
-    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+    if card.is_file() and re.search(r"data_(files|dir):", card.read_text(encoding="utf-8", errors="replace")):
         return  # it says which files are meant
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = [file for file in files if not any(part.startswith((".", "__")) for part in file.parts)]
-    files = [file for file in files if file.name not in (*FILES_TO_IGNORE, "state.json")]
-    first = {kind: str(file) for file in files if (kind := kind_of(file)) not in (None, "text")}
-    if len(first) > 1:
+    try:
+        found = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    except EmptyDatasetError:
+        return  # `datasets` says so
+    kinds = {kind_of(Path(file)): Path(file).name for files in found.values() for file in files}
+    kinds.pop("text", None)
+    if len(kinds) > 1 and None not in kinds:
         raise ValueError(
-            f"it holds files of several kinds ({', '.join(sorted(first.values()))}), of which only one would be "
-            "read. Give one file, or a folder with one kind of files."
+            f"it holds files of several kinds ({', '.join(sorted(kinds.values()))}), of which only one would be read. "
+            "Give one file, or a folder with one kind of files, or say in its README.md which `data_files` are meant."
         )
 
 
 def refuse_unreadable_rows(rows: Dataset | IterableDataset) -> None:
-    """Refuse a stream without a first row, and text that is not UTF-8, which would fail only where it is used."""
-    if not isinstance(rows, Dataset):
-        if next(iter(rows), None) is None:
-            raise ValueError(NO_ROWS)
-        return
-    for column in rows.column_names:
+    """Refuse text that is not UTF-8, which would fail only where it is used. A stream is read later."""
+    for column in rows.column_names if isinstance(rows, Dataset) else ():
         try:
             rows.data.column(column).validate(full=True)
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"a text in the column {column!r} is not UTF-8. {UTF8}") from error
+
+
+def refuse_no_row(rows: Dataset | IterableDataset) -> None:
+    """Refuse a stream without a first row. It is called inside [`reading`]."""
+    if not isinstance(rows, Dataset) and next(iter(rows), None) is None:
+        raise ValueError(NO_ROWS)
 
 
 def prepared(dataset: Any, script_args: Any, checked: Checked) -> Any:
@@ -249,7 +255,10 @@ def fulfilled(own: Any, compare: str, said: str) -> bool:
     ordered = compare not in ("==", "!=")
     if ordered and isinstance(own, str) and isinstance(number(said), int | float):
         raise TypeError(f"{own[:40]!r} is a text, and {said} a number")  # "10" would come before "6"
-    return not (ordered and own is None) and COMPARISONS[compare](own, meant(said, own))
+    value = meant(said, own)
+    if isinstance(own, list | dict | Number) and value is not None and not isinstance(value, Number):
+        raise TypeError(f"{str(own)[:40]} is no text")
+    return not (ordered and own is None) and COMPARISONS[compare](own, value)
 
 
 def meant(said: str, own: Any) -> Any:

@@ -63,23 +63,36 @@ def wrong_form(settings: Any) -> str:
     if (kind := settings["distributed_type"]) not in (*ENGINES, False):  # without quotes, NO is false in YAML
         return f"has distributed_type: {kind!r}.{did_you_mean(str(kind), ENGINES)} Give one of: {', '.join(ENGINES)}."
     for number in ("num_processes", "num_machines"):
-        if type(count := settings.get(number, 1)) is not int or count < 1:
+        if not str(count := settings.get(number, 1)).isdigit() or int(count) < 1:
             return f"has {number}: {count!r}. Give a whole number of at least 1."
     for part in ("deepspeed_config", "fsdp_config"):
         if not isinstance(settings.get(part) or {}, dict):
             return f"has {part}: {settings[part]!r}. It must hold settings, each with its name."
     deepspeed = settings.get("deepspeed_config") or {}
-    stage, file = deepspeed.get("zero_stage", 2), deepspeed.get("deepspeed_config_file")
-    if file is not None:
-        try:
-            zero = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]
-            stage = 2 if zero.get("stage") == "auto" else zero.get("stage", 0)
-        except (OSError, ValueError) as error:
-            return f"names the deepspeed_config_file {file}, which cannot be read as JSON: {error}"
-        except (TypeError, KeyError, AttributeError):
-            return f"names the deepspeed_config_file {file}, which has no settings under `zero_optimization`."
-    if stage not in (0, 1, 2, 3):
-        return f"has the ZeRO stage {stage!r}. Give 0, 1, 2 or 3."
+    if (file := deepspeed.get("deepspeed_config_file")) is not None:
+        return wrong_deepspeed(file)
+    stage = deepspeed.get("zero_stage", 2)
+    return "" if str(stage) in ("0", "1", "2", "3") else f"has the ZeRO stage {stage!r}. Give 0, 1, 2 or 3."
+
+
+def wrong_deepspeed(file: Any) -> str:
+    """Returns what is wrong with the form of DeepSpeed's own file, as far as a plan reads it, or nothing."""
+    said = f"names the deepspeed_config_file {file}, which"
+    try:
+        zero = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]
+        stage = zero.get("stage", 0)
+    except (OSError, ValueError) as error:
+        return f"{said} cannot be read as JSON: {error}"
+    except (TypeError, KeyError, AttributeError):
+        return f"{said} has no settings under `zero_optimization`."
+    if stage != "auto" and (type(stage) is not int or stage not in (0, 1, 2, 3)):
+        return f"{said} has the ZeRO stage {stage!r}. Give 0, 1, 2 or 3."
+    for name in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero.get(name) or {}, dict):
+            return f"{said} has {name}: {zero[name]!r}. It must hold settings, each with its name."
+    for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"):
+        if zero.get(name, 0) != "auto" and type(zero.get(name, 0)) not in (int, float):
+            return f"{said} has {name}: {zero[name]!r}. Give a number, or auto."
     return ""
 
 

@@ -45,6 +45,6 @@ def refuse_uncallable_rewards(reward_funcs: Any, dataset: Any, environments: boo
 def signature_of(function: Callable) -> inspect.Signature:
     """Returns what a function takes; of one in C, which does not say it, anything."""
     try:
-        return inspect.signature(function)
+        return inspect.signature(function, follow_wrapped=False)  # what is called is the wrapper
     except ValueError:
         return inspect.signature(lambda **rest: rest)

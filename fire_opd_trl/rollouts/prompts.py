@@ -26,7 +26,8 @@ def refuse_malformed(
     prompt = row[column]
     if isinstance(prompt, str):
         if is_blank(prompt):
-            raise ValueError(f"{where}: `{column}` is empty. Give a string or a list of messages, or remove the row.")
+            what = "holds nothing but spaces" if prompt else "is empty"
+            raise ValueError(f"{where}: `{column}` {what}. Give a string or a list of messages, or remove the row.")
         return
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"{where}: `{column}` is {prompt!r}. Give a string or a non-empty list of messages.")

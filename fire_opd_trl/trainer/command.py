@@ -69,8 +69,8 @@ def main(argv: list[str]) -> int:
         parser.error(parser.unknown(stray))
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # it lists the defaults that it takes
     launch, unknown = launcher.parse_known_args([*launch_options, str(script), *script_arguments])
-    if launch.gpu_ids is None and os.environ.get("CUDA_VISIBLE_DEVICES"):
-        launch.gpu_ids = "all"  # of those: accelerate would put the gpu_ids of its configuration in their place
+    if launch.gpu_ids is None and takes_first_card(launch.config_file):
+        launch.gpu_ids = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if unknown or launch.training_script != str(script):
         stray = unknown[0] if unknown else launch.training_script
         parser.error(
@@ -88,6 +88,16 @@ def main(argv: list[str]) -> int:
         then = how_to_go_on(arguments.output_dir or "trainer_output")
         print(f"\n{parser.prog}: {what} {then}", file=sys.stderr)
     return code
+
+
+def takes_first_card(config_file: str | None) -> bool:
+    """
+    Returns whether a configuration is for one process that has named no card of its own. It takes the first one that
+    it may see: TRL refuses one process with several, and accelerate would put card 0 in the place of one that
+    CUDA_VISIBLE_DEVICES names.
+    """
+    config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
+    return config.get("distributed_type") in ("NO", False) and str(config.get("gpu_ids", "all")) in ("all", "0")
 
 
 def unknown_of_machines(config_file: str | None, launch: argparse.Namespace) -> str:

@@ -231,6 +231,28 @@ UNREADABLE = {
 }  # fmt: skip
 
 
+MEANT = "---\nconfigs:\n- config_name: one\n  data_files: a.jsonl\n---\n"
+# Of these everything is read that is meant.
+WHOLE = {
+    "splits": folder_of(train_jsonl=ROW, test_jsonl=ROW, stats_csv="a\n1\n"),
+    "meant": folder_of(a_jsonl=ROW, b_csv="prompt\n1+1=\n", README_md=MEANT),
+    "empty_test": folder_of(train_jsonl=ROW, test_jsonl=""),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_folders_of_which_all_is_read_that_is_meant(name, here):
+    WHOLE[name](here / name)
+    streaming = name == "empty_test"  # `datasets` makes a table of all splits or of none
+    assert len(list(loaded(name, dataset_streaming=streaming)[0])) == 1
+
+
+def test_a_link_is_read_by_its_own_name(here):
+    (here / "blob").write_text(ROW)
+    (here / "rows.jsonl").symlink_to(here / "blob")
+    assert len(loaded("rows.jsonl")[0]) == 1
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_wrong_with_a_file_is_said_with_its_name_in_one_sentence(name, streaming, here, capfd):
@@ -261,7 +283,7 @@ def test_files_and_folders_by_any_sound_name(here, monkeypatch):
 CELLS = {
     "lang": ["no", "de", None], "day": ["2024-01-01", "2024-01-02", "null"], "code": ["007", "7", "10"],
     "topic": ["Algebra: basics", "[1", "*"], "f": [0.5, 1.0, 2.5], "n": [0, 1, 2], "solved": [True, False, None],
-    "when": [date(2024, 1, 1), date(2024, 1, 2), None],
+    "when": [date(2024, 1, 1), date(2024, 1, 2), None], "tags": [["a"], [], ["a", "b"]],
 }  # fmt: skip
 
 
@@ -273,11 +295,13 @@ CELLS = {
         ("day == 2024-01-01", [0]), ("day == 'null'", [2]), ("code == 007", [0]), ("code == 7", [1]),
         ('code > "1"', [1, 2]), ("code > 6", "'007' is a text, and 6 a number"),
         ("topic == Algebra: basics", [0]), ("topic == [1", [1]), ("topic == *", [2]), ("topic == '[1'", [1]),
-        ("f >= 1e0", [1, 2]), ("f == 1", [1]), ("n < 1.5", [0, 1]), ("n != one", [0, 1, 2]),
+        ("f >= 1e0", [1, 2]), ("f == 1", [1]), ("n < 1.5", [0, 1]),
         ("n == null", "leaves no"), ("n > null", "'null' cannot be compared"), ("when > x", "Invalid isoformat"),
         ("solved == true", [0]), ("solved == False", [1]), ("solved != true", [1, 2]), ("solved > 0", [0]),
         ("when > 2024-01-01", [1]), ("when == 2024-01-01", [0]),
-        ("n > x", "'x' cannot be compared"),
+        ("n > x", "'x' cannot be compared"), ("n != one", "'one' cannot be compared"),
+        ("solved != yes", "'yes' cannot be compared"), ("tags != []", "'[]' cannot be compared"),
+        ("tags != null", [0, 1, 2]),
     ],
 )  # fmt: skip
 def test_the_value_of_a_condition_is_read_as_what_a_cell_is(condition, rows, streaming, here):

@@ -35,12 +35,24 @@ def test_an_unknown_accelerate_config_is_answered_with_the_packaged_ones(capsys)
         (FILE_OF_DEEPSPEED.format("acc.yaml"), "deepspeed_config_file acc.yaml, which cannot be read as JSON"),
         (FILE_OF_DEEPSPEED.format("list.json"), "list.json, which has no settings under `zero_optimization`."),
         (FILE_OF_DEEPSPEED.format("empty.json"), "empty.json, which has no settings under `zero_optimization`."),
+        (FILE_OF_DEEPSPEED.format("stage.json"), "stage.json, which has the ZeRO stage 3.0. Give 0, 1, 2 or 3."),
+        (
+            FILE_OF_DEEPSPEED.format("host.json"),
+            "host.json, which has offload_optimizer: 'cpu'. It must hold settings",
+        ),
+        (
+            FILE_OF_DEEPSPEED.format("big.json"),
+            "big.json, which has reduce_bucket_size: 'big'. Give a number, or auto",
+        ),
     ],
 )
 def test_a_wrong_accelerate_config_is_refused_by_every_verb(capsys, tmp_path, monkeypatch, verb, text, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text('{"zero_optimization": [3]}')
     (tmp_path / "empty.json").write_text("{}")
+    for name, zero in (("stage", '"stage": 3.0'), ("host", '"offload_optimizer": "cpu"')):
+        (tmp_path / f"{name}.json").write_text(f'{{"zero_optimization": {{{zero}}}}}')
+    (tmp_path / "big.json").write_text('{"zero_optimization": {"stage": 3, "reduce_bucket_size": "big"}}')
     (tmp_path / "acc.yaml").write_text(text)
     message = refusal(capsys, verb, "--accelerate_config", "acc.yaml")
     assert "error: --accelerate_config acc.yaml" in message and said in message

@@ -1,5 +1,6 @@
 """A reward that GRPO could not call is refused before a model is loaded."""
 
+import functools
 import re
 
 import pytest
@@ -43,7 +44,12 @@ def test_a_reward_that_cannot_be_called_is_a_fault(reward, why, rows):
     assert said.startswith(f"reward_funcs: {why}") and "the columns of the dataset: prompt, answer." in said
 
 
-@pytest.mark.parametrize("reward", [None, of_trl, [of_trl, "org/judge", max, lambda **given: None]])
+@functools.wraps(needs_column)
+def wrapped(**given):
+    return needs_column(given["completions"], solution=None)
+
+
+@pytest.mark.parametrize("reward", [None, of_trl, [of_trl, "org/judge", max, lambda **given: None, wrapped]])
 def test_what_can_be_called_or_is_not_known_to_fail_is_none(reward):
     assert looked(rows=ROWS, others={"reward_funcs": reward}).faults == []
 

@@ -12,7 +12,7 @@ from fire_opd_trl.rollouts.prompts import refuse_malformed
         ({"prompt": None}, "train_dataset row 1: `prompt` is missing"),
         ({"prompt": ""}, "train_dataset row 1: `prompt` is empty"),
         ({"prompt": "1" * 96}, "train_dataset row 1: the prompt has 96 tokens, and 95 fit"),
-        ({"prompt": " \n\t"}, "train_dataset row 1: `prompt` is empty"),
+        ({"prompt": " \n\t"}, "train_dataset row 1: `prompt` holds nothing but spaces"),
     ],
 )
 def test_f12_f47_a_bad_row_is_named_before_a_model_is_loaded(monkeypatch, tmp_path, row, sentence):

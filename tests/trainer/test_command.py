@@ -72,7 +72,7 @@ def test_an_accelerate_config_may_be_a_file(launched, tmp_path):
     assert launched().config_file is None
 
 
-def test_one_of_several_cards_is_taken_and_a_choice_of_the_environment_stays(launched, monkeypatch):
+def test_one_of_several_cards_is_taken_and_a_choice_of_the_environment_stays(launched, monkeypatch, tmp_path):
     from accelerate.commands.launch import _validate_launch_command
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
@@ -86,8 +86,13 @@ def test_one_of_several_cards_is_taken_and_a_choice_of_the_environment_stays(lau
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (cards(), cards("--gpu_ids", "5")) == ("0", "5")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert (cards(), cards("--gpu_ids", "5")) == ("3", "5")
+    for visible, first in (("3", "3"), ("6,7", "6"), ("", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert (cards(), cards("--gpu_ids", "5")) == (first, "5")
+    several = {"distributed_type": "MULTI_GPU", "num_processes": 2, "gpu_ids": "4,5"}
+    for own in ({"distributed_type": "NO", "num_processes": 1, "gpu_ids": "4"}, several):
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump({"num_machines": 1, "mixed_precision": "bf16", **own}))
+        assert launched("--accelerate_config", str(tmp_path / "own.yaml")).gpu_ids is None  # the file's own stay
 
 
 def test_the_launcher_does_not_judge_windows_by_its_one_process(launched):

@@ -148,7 +148,10 @@ def gathered(run: PlannedRun, model: Placed, phase: str) -> float:
       CPU gloo has a copy of the module that it brings.
     - FSDP 2 gathers a layer, and the next one ahead of it; embeddings and head, which are in the root, stay gathered.
     - What is streamed brings a layer.
+    - A student that is its own teacher is brought as when it scores.
     """
+    if model.placement == "student":
+        model, phase = student_of(run), "student scoring"
     shape, weight = model.shape, model.bits / 8
     if model.placement == "offload" and run.sharding != "zero3":
         return shape.largest_layer * weight

@@ -94,6 +94,6 @@ def hardware_here(device: str) -> Hardware:
         if re.search(spelled, card, re.IGNORECASE) and abs(memory / known.memory - 1) < SAME_CARD:
             return replace(known, memory=memory)
     raise ValueError(
-        f"The card of this machine, {card} with {memory / 1e9:.1f} GB, is none whose rates are known. Say --hardware "
-        f"with one of: {', '.join(HARDWARE)}, or with a file of `fire-opd plan --calibrate`."
+        f"The card of this machine, {card} with {memory / 1e9:.1f} GB, is none whose rates are known. Give `fire-opd "
+        f"plan` --hardware with one of: {', '.join(HARDWARE)}, or with a file of `fire-opd plan --calibrate`."
     )

@@ -21,7 +21,6 @@ from .shapes import ModelShape, config_for, file_of, shape_of
 PROMPT, LONGEST_PROMPT = 256, 1024  # tokens
 LONGEST_TO_MEAN = 4  # of completions, as in `make bench`
 SERVER_SHARE = 0.9  # of a GPU that a vLLM server takes by default; TRL's setting is for colocation alone
-# Bits of a weight in packages that pack them, with their scales: bitsandbytes has a float32 for 64 weights of 4 bits.
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
     said = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
     deepspeed = said.get("deepspeed_config") or {}
     # Where nothing is said, accelerate takes stage 2 (DeepSpeedPlugin), and a file of DeepSpeed's own means 0.
-    zero: dict[str, Any] = {"stage": deepspeed.get("zero_stage", 2)}
+    zero: dict[str, Any] = {"stage": int(deepspeed.get("zero_stage", 2))}
     for what in ("optimizer", "param"):
         zero[f"offload_{what}"] = {"device": deepspeed.get(f"offload_{what}_device", "none")}
     if (own := deepspeed.get("deepspeed_config_file")) is not None:
@@ -190,10 +189,10 @@ def read_accelerate(file: Path | None) -> dict[str, Any]:
         zero |= {"stage": 0, **settings}
         if zero["stage"] == "auto":
             zero["stage"] = 2
-    kind, machines = str(said.get("distributed_type", "NO")), said.get("num_machines", 1)
+    kind, machines = str(said.get("distributed_type", "NO")), int(said.get("num_machines", 1))
     fsdp = said.get("fsdp_config") or {}
     sharding = {"DEEPSPEED": f"zero{zero['stage']}" if zero["stage"] else "none", "FSDP": "fsdp2"}.get(kind, "none")
-    gpus = said.get("num_processes", 1)
+    gpus = int(said.get("num_processes", 1))
 
     def on_host(what: str) -> bool:
         return (zero[f"offload_{what}"] or {}).get("device", "none") not in ("none", "auto")
@@ -407,8 +406,9 @@ def weight_bits(config: PretrainedConfig, dtype: Any, quantization: Any, shape: 
     packed = quantization or getattr(config, "quantization_config", None)
     if packed is not None:
         said = packed if isinstance(packed, dict) else packed.to_dict()
-        how = str(said.get("quant_method", "bitsandbytes")).rpartition(".")[2].lower()
-        if how in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+        how = said.get("quant_method", "bitsandbytes")
+        how = str(getattr(how, "value", how)).lower()
+        if how == "bitsandbytes":  # a float32 for 64 weights of 4 bits
             bits, inside = 4.5 if said.get("load_in_4bit") else 8.0, shape.in_linear
         else:
             bits, inside = packed_bits(said, how), shape.parameters - shape.outside
@@ -425,7 +425,7 @@ def packed_bits(said: dict[str, Any], how: str) -> float:
         return 4.25  # 32 weights share a scale of 8 bits
     bits = said.get("bits", said.get("w_bit"))
     if not isinstance(bits, int):
-        raise ValueError(f"how many bits a weight has in quantization {how!r} is not known. Plan without it.")
+        raise ValueError(f"how many bits a weight has with quantization {how!r} is not known. Plan with 16 bits.")
     group = said.get("group_size", said.get("q_group_size", 128))
     return bits + ((16 + bits) / group if isinstance(group, int) and group > 0 else 0)
 

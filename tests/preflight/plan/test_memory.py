@@ -67,6 +67,14 @@ def test_what_stays_of_a_teacher(placement, bits, expected):
     assert resident(run)["teacher"] == expected
 
 
+def test_a_student_that_is_its_own_teacher_is_gathered_as_when_it_scores():
+    run = PlannedRun(SHAPE, {"teacher": Placed(SHAPE, 16, "student")}, gpus=8, sharding="zero3", **BF16)
+    found = memory(run)
+    assert found["teacher scoring"]["gathered weights"] == found["student scoring"]["gathered weights"] > 0
+    whole = memory(replace(run, gpus=1, sharding="none"))
+    assert "gathered weights" not in whole["teacher scoring"]
+
+
 def test_a_streamed_teacher_has_embeddings_and_head_on_the_device():
     run = PlannedRun(SHAPE, {"teacher": Placed(TEACHER, 16, "offload")})
     assert resident(run)["teacher"] == 2 * 140

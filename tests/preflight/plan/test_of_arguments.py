@@ -45,7 +45,9 @@ def test_hardware_is_what_is_said_or_what_is_here(monkeypatch):
     [("NVIDIA A100-SXM4-40GB", 42e9), ("NVIDIA GH200 480GB", 102e9), ("NVIDIA GH200", 150e9), ("Tesla T4", 15.6e9)],
 )
 def test_a_card_of_unknown_rates_is_no_other_card(monkeypatch, card, memory):
-    with pytest.raises(ValueError, match=f"{card} with .* GB, is none whose rates are known. Say --hardware"):
+    with pytest.raises(
+        ValueError, match=f"{card} with .* GB, is none whose rates are known. Give `fire-opd plan` --hardware"
+    ):
         made(monkeypatch, card=card, memory=memory)
 
 

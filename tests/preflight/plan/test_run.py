@@ -5,7 +5,7 @@ import json
 import pytest
 from peft import LoraConfig
 from support.inspections import STUDENT, TEACHER, settings
-from transformers import AutoConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 
 from fire_opd_trl.preflight.packaged import accelerate_configs
 from fire_opd_trl.preflight.plan.run import PlannedRun, read_accelerate, run_of_arguments, weight_bits
@@ -95,13 +95,15 @@ def test_precisions():
     eight = shape_of(config_for("Qwen/Qwen3-8B"), "Qwen/Qwen3-8B")
     assert weight_bits(config, "bfloat16", None, eight) == 16
     # 8.19e9 parameters, of which embeddings and head are 2 x 151 936 x 4096 = 1.245e9: those have 2 bytes.
-    packed = weight_bits(config, "auto", {"load_in_4bit": True}, eight) / 8 * eight.parameters
-    assert packed == pytest.approx((8.191e9 - 1.245e9) * 4.5 / 8 + 1.245e9 * 2, rel=1e-3)
+    for bits, said in ((4.5, {"load_in_4bit": True}), (8, {"load_in_8bit": True})):
+        for given in (said, BitsAndBytesConfig(**said)):
+            packed = weight_bits(config, "auto", given, eight) / 8 * eight.parameters
+            assert packed == pytest.approx((8.191e9 - 1.245e9) * bits / 8 + 1.245e9 * 2, rel=1e-3)
     # GPTQ: groups of 128 weights share a scale of 16 bits and a zero as wide as a weight.
     gptq = {"quant_method": "gptq", "bits": 8, "group_size": 128}
     packed = weight_bits(config, "auto", gptq, eight) / 8 * eight.parameters
     assert packed == pytest.approx((8.191e9 - 1.245e9) * (8 + 24 / 128) / 8 + 1.245e9 * 2, rel=1e-3)
-    with pytest.raises(ValueError, match="how many bits a weight has in quantization 'torchao' is not known"):
+    with pytest.raises(ValueError, match="how many bits a weight has with quantization 'torchao' is not known"):
         weight_bits(config, "auto", {"quant_method": "torchao"}, eight)
 
 
