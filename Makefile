@@ -8,9 +8,9 @@ BENCH_ARGS ?=
 GPU_ARGS ?=
 VLLM_VENV := .venv-vllm
 GPU_VENV := .venv-gpu
-# `make gpu GPU_PYTHON=...` uses an environment that is there. Without a GPU that of the tests will do.
+# `make gpu GPU_PYTHON=...` uses an environment that is there. Without a GPU it is that of the tests with vLLM.
 GPU_PYTHON ?=
-GPU_READY := $(if $(GPU_PYTHON),,$(if $(shell command -v nvidia-smi),$(GPU_VENV)/.ready,$(VENV)/.with-test))
+GPU_READY := $(if $(GPU_PYTHON),,$(if $(shell command -v nvidia-smi),$(GPU_VENV)/.ready,$(VLLM_VENV)/.ready))
 EVALPLUS_VENV := .venv-evalplus
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait for each other give up their core: on a busy machine spinning ones make a step ten times slower.

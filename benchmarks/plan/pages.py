@@ -75,7 +75,7 @@ def cards() -> str:
         rates = (card.link, card.network, card.host)
         numbers = [f"{card.memory / 1e9:.1f}", f"{card.operations / 1e12:.3g}", f"{card.bandwidth / 1e12:.3g}"]
         rows.append([f"`{card.name}`", *numbers, *(f"{rate / 1e9:.3g}" for rate in rates), card.source])
-    return markdown(rows)
+    return markdown(rows).replace("---: |\n", "--- |\n", 1)  # a source is a text
 
 
 # Published: model, cards, completions of a window, optimizer steps of it, cards of an engine, longest and mean
